@@ -1,0 +1,105 @@
+"""The configuration: one TOML file into frozen Structs, refused with the path of the wrong field.
+
+Every runtime's own part is its Spec (see runtimes); `kind` says which. `$HEADRACE_STATE` overrides `[state] path`.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+import runtimes
+from gateway.call import Bounds
+
+Struct = msgspec.Struct
+Address = Annotated[str, Meta(pattern=r"^(\[[0-9a-fA-F:]+\]|[A-Za-z0-9.-]+):[0-9]{1,5}$", description="host:port")]
+
+
+class ConfigError(Exception):
+    """The file can't be used; the message names the file and the field."""
+
+
+class Server(Struct, frozen=True, forbid_unknown_fields=True):
+    """`[server]`: the listeners. Port 0 takes a free one, which the ready line names."""
+
+    listen: Address = "127.0.0.1:8000"
+    """OpenAI's HTTP API."""
+    grpc: Address = "127.0.0.1:8001"
+    """Kept for the Open Inference Protocol over gRPC, which this version does not serve yet."""
+    admin: Address = "127.0.0.1:8002"
+    """Health, metrics and the admin API; never on the data listener."""
+    drain_s_max: Annotated[float, Meta(ge=0)] = 30.0
+    """How long calls under way may go on after SIGTERM."""
+    bounds: Bounds = Bounds()
+
+
+class State(Struct, frozen=True, forbid_unknown_fields=True):
+    """`[state]`: where everything that must outlive the process is kept."""
+
+    path: str = ".headrace"
+
+
+class Model(Struct, frozen=True, forbid_unknown_fields=True):
+    """`[[models]]`: a name clients call, and the replicas that answer it."""
+
+    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$")]
+    replicas: Annotated[tuple[runtimes.Spec, ...], Meta(min_length=1)]
+    waiting_max: Annotated[int, Meta(ge=0)] = 256
+    """Calls that may wait for a place at once; more are refused with 503."""
+    wait_s_max: Annotated[float, Meta(gt=0)] = 60.0
+    """How long one may wait before it is given up with 504."""
+    tokens_out_default: Annotated[int, Meta(ge=1)] = 512
+    """Reserved from the token quota for a call that sets no `max_tokens`."""
+
+
+class Tracing(Struct, frozen=True, forbid_unknown_fields=True):
+    """`[trace]`: spans go nowhere unless a collector is named."""
+
+    otlp: str | None = None
+    """OTLP/HTTP endpoint, e.g. `http://127.0.0.1:4318/v1/traces`."""
+    sample: Annotated[float, Meta(ge=0, le=1)] = 1.0
+    """Share of calls traced; a caller's own sampling decision comes first."""
+
+
+class Config(Struct, frozen=True, forbid_unknown_fields=True):
+    models: Annotated[tuple[Model, ...], Meta(min_length=1)]
+    server: Server = Server()
+    state: State = State()
+    trace: Tracing = Tracing()
+
+    @property
+    def state_path(self) -> Path:
+        return Path(os.environ.get("HEADRACE_STATE") or self.state.path).expanduser().absolute()
+
+
+def load(path: Path) -> Config:
+    """Raises ConfigError, whose message names the file and the path of the wrong field."""
+    try:
+        data = tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: there is no such file; name one with --config.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: can't be read: {error}.") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not TOML: {error}.") from None
+    try:
+        config = msgspec.convert(data, Config)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{path}: {field_error(str(error))}") from None
+    names = [model.name for model in config.models]
+    for number, name in enumerate(names):
+        if name in names[:number]:
+            raise ConfigError(f"{path}: models[{number}].name: {name!r} is used twice.")
+    return config
+
+
+def field_error(message: str) -> str:
+    """msgspec's `what - at `$.a[0].b`` as `a[0].b: what`."""
+    what, at, where = message.rpartition(" - at `$")
+    field = where.rstrip("`").lstrip(".") if at else ""
+    return f"{field}: {what}." if field else f"{(what or message).rstrip('.')}."

@@ -1,0 +1,131 @@
+"""Every way the gateway says no, and how each is told on the wire.
+
+GatewayError
+├── BadRequest 400               malformed JSON, wrong types, a bad Host
+│   └── Unsupported 400          the model exists but does not answer this route
+├── Unauthenticated 401          no key, not a key, revoked
+├── Forbidden 403                a real key that may not do this
+│   └── KeyExpired 403
+├── NotFound 404                 unknown path
+│   └── ModelNotFound 404        unknown model, or one this key may not see
+├── MethodNotAllowed 405
+├── RequestTimeout 408           the client was too slow to send its request
+├── TooLarge 413
+├── HeaderTooLarge 431
+├── QuotaExceeded 429            retry after the stated time
+│   └── QuotaTooSmall 429        can never fit the limit: not retryable
+├── EngineFailed 502             the engine answered nonsense, or broke off
+├── EngineUnavailable 503        no replica can answer now
+├── QueueFull 503                the model's bounded queue is full
+├── TooManyConnections 503
+├── Draining 503                 this gateway is stopping
+├── JournalFull 503              usage can't be recorded, so nothing is served
+└── DeadlineExceeded 504         waited or ran too long
+
+The edge reads the attributes, nothing else: `status`, `type`, `code`, `param`, `retryable`, `retry_after_s`.
+`retryable` becomes `x-should-retry`, which OpenAI's SDKs obey over their own table of statuses.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class GatewayError(Exception):
+    """A refusal or failure with a message that is safe to show to the client."""
+
+    status = 500
+    type = "server_error"
+    code = "internal_error"
+    retryable = False
+
+    def __init__(self, message: str, *, param: str | None = None, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.retry_after_s = retry_after_s
+
+    def body(self) -> bytes:
+        """OpenAI's error object; the `type` beside it is what Anthropic's clients look for."""
+        error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
+        return msgspec.json.encode({"type": "error", "error": error})
+
+
+class BadRequest(GatewayError):
+    status, type, code = 400, "invalid_request_error", "invalid_request"
+
+
+class Unsupported(BadRequest):
+    code = "unsupported_route"
+
+
+class Unauthenticated(GatewayError):
+    status, type, code = 401, "invalid_request_error", "invalid_api_key"
+
+
+class Forbidden(GatewayError):
+    status, type, code = 403, "permission_error", "insufficient_permissions"
+
+
+class KeyExpired(Forbidden):
+    code = "key_expired"
+
+
+class NotFound(GatewayError):
+    status, type, code = 404, "invalid_request_error", "not_found"
+
+
+class ModelNotFound(NotFound):
+    code = "model_not_found"
+
+
+class MethodNotAllowed(GatewayError):
+    status, type, code = 405, "invalid_request_error", "method_not_allowed"
+
+
+class RequestTimeout(GatewayError):
+    status, type, code, retryable = 408, "invalid_request_error", "request_timeout", True
+
+
+class TooLarge(GatewayError):
+    status, type, code = 413, "invalid_request_error", "request_too_large"
+
+
+class HeaderTooLarge(GatewayError):
+    status, type, code = 431, "invalid_request_error", "header_too_large"
+
+
+class QuotaExceeded(GatewayError):
+    status, type, code, retryable = 429, "rate_limit_error", "rate_limit_exceeded", True
+
+
+class QuotaTooSmall(QuotaExceeded):
+    code, retryable = "request_exceeds_limit", False
+
+
+class EngineFailed(GatewayError):
+    status, type, code, retryable = 502, "server_error", "engine_failed", True
+
+
+class EngineUnavailable(GatewayError):
+    status, type, code, retryable = 503, "server_error", "engine_unavailable", True
+
+
+class QueueFull(GatewayError):
+    status, type, code, retryable = 503, "server_error", "queue_full", True
+
+
+class TooManyConnections(GatewayError):
+    status, type, code, retryable = 503, "server_error", "too_many_connections", True
+
+
+class Draining(GatewayError):
+    status, type, code, retryable = 503, "server_error", "draining", True
+
+
+class JournalFull(GatewayError):
+    status, type, code, retryable = 503, "server_error", "journal_full", True
+
+
+class DeadlineExceeded(GatewayError):
+    status, type, code, retryable = 504, "server_error", "deadline_exceeded", False

@@ -1,0 +1,131 @@
+"""Whose turn it is: a bounded queue for every model, served round-robin over tenants.
+
+Engines queue without limit and in order of arrival. Here a model's engines get no more calls than they have
+places for; the rest wait where order, deadline and cancellation still mean something. One waiting tenant gets
+every place, two get every other one, however many calls each has sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+import msgspec
+
+from gateway.call import Call
+from gateway.errors import DeadlineExceeded, QueueFull
+from runtimes.clock import Clock
+
+
+class Queue(msgspec.Struct, frozen=True):
+    """A frozen look at one model's line."""
+
+    running: int
+    running_max: int
+    waiting: int
+    waiting_max: int
+    tenants_waiting: int
+
+
+class Fairness:
+    """A line for every model; `lines` is fixed at start."""
+
+    def __init__(self, *, lines: Mapping[str, Line]) -> None:
+        self.lines = lines
+
+    def turn(self, call: Call) -> AbstractAsyncContextManager[None]:
+        """Hold one of the model's places while inside; see Line.turn."""
+        return self.lines[call.model].turn(call)
+
+
+class Line:
+    """One model's places and the calls waiting for them."""
+
+    def __init__(self, *, model: str, running_max: int, waiting_max: int, wait_s_max: float, clock: Clock) -> None:
+        self.model = model
+        self.running_max = running_max
+        self.waiting_max = waiting_max
+        self.wait_s_max = wait_s_max
+        self.clock = clock
+        self.running = 0
+        self.waiting = 0
+        self.served_s = 1.0
+        """Moving mean of how long a place is held; only for telling the refused when to come back."""
+        # First tenant is next. A tenant is in here only while it has a call waiting; dicts keep order and
+        # give up any entry in constant time.
+        self.tenants: dict[str, dict[asyncio.Future[None], None]] = {}
+
+    @asynccontextmanager
+    async def turn(self, call: Call) -> AsyncIterator[None]:
+        """Hold one of the model's places.
+
+        Raises QueueFull if too many wait already, DeadlineExceeded if none came free in time.
+        """
+        if self.running < self.running_max and not self.waiting:
+            self.running += 1
+        else:
+            await self._wait(call)
+        since_s = self.clock.now_s()
+        try:
+            yield
+        finally:
+            self.served_s += 0.1 * (self.clock.now_s() - since_s - self.served_s)
+            self._leave()
+
+    def look(self) -> Queue:
+        return Queue(self.running, self.running_max, self.waiting, self.waiting_max, len(self.tenants))
+
+    async def _wait(self, call: Call) -> None:
+        if self.waiting >= self.waiting_max:
+            ahead_s = self.served_s * self.waiting / max(1, self.running_max)
+            raise QueueFull(
+                f"{self.waiting} calls already wait for model {call.model!r}, which is its limit; retry later.",
+                retry_after_s=min(60.0, max(1.0, ahead_s)),
+            )
+        tenant = call.principal.tenant_id
+        place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.tenants.setdefault(tenant, {})[place] = None
+        self.waiting += 1
+        since_s = self.clock.now_s()
+        until_s = min(call.deadline_s, since_s + self.wait_s_max)
+        timer = asyncio.get_running_loop().call_later(max(0.0, until_s - since_s), self._give_up, tenant, place)
+        try:
+            await place
+        except BaseException:
+            # Cancelled while waiting, or, if the place is already ours, in the very step that gave it.
+            if place.done() and not place.cancelled() and place.exception() is None:
+                self._leave()
+            else:
+                self._forget(tenant, place)
+            raise
+        finally:
+            timer.cancel()
+            call.wait_s = self.clock.now_s() - since_s
+
+    def _give_up(self, tenant: str, place: asyncio.Future[None]) -> None:
+        if not place.done():
+            self._forget(tenant, place)
+            place.set_exception(
+                DeadlineExceeded(f"No place for model {self.model!r} came free in time; retry when it is less busy.")
+            )
+
+    def _forget(self, tenant: str, place: asyncio.Future[None]) -> None:
+        waiting = self.tenants.get(tenant)
+        if waiting is not None and place in waiting:
+            del waiting[place]
+            self.waiting -= 1
+            if not waiting:
+                del self.tenants[tenant]
+
+    def _leave(self) -> None:
+        self.running -= 1
+        while self.waiting and self.running < self.running_max:
+            tenant, waiting = next(iter(self.tenants.items()))
+            place = next(iter(waiting))
+            self._forget(tenant, place)
+            if waiting:  # back to the end of the round
+                self.tenants[tenant] = self.tenants.pop(tenant)
+            if not place.done():
+                self.running += 1
+                place.set_result(None)

@@ -1,0 +1,138 @@
+"""A runtime as the gateway sees it: is it up, how busy is it, can it be trusted just now."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import logging
+
+import msgspec
+
+from runtimes.clock import Clock
+from runtimes.contract import Generator, Predictor, RuntimeFault
+
+log = logging.getLogger("headrace.replica")
+
+
+class State(enum.StrEnum):
+    starting = "starting"
+    ready = "ready"
+    down = "down"
+
+
+class Health(msgspec.Struct, frozen=True):
+    """A frozen look at one replica."""
+
+    name: str
+    kind: str
+    state: State
+    reason: str
+    running: int
+    slots: int
+    ejected: bool
+
+
+class Replica:
+    """One runtime, opened and watched in the background.
+
+    Only faults of the runtime itself count against it; what a client does wrong never does. After
+    FAILURES_MAX of them in a row it is left alone for a while, longer each time, and one success clears it.
+    """
+
+    def __init__(
+        self, *, name: str, model: str, kind: str, runtime: Generator | Predictor, slots: int, clock: Clock
+    ) -> None:
+        self.name = name
+        self.model = model
+        self.kind = kind
+        self.runtime = runtime
+        # Told apart once: asking a runtime which protocol it meets costs more than the rest of a dispatch.
+        self.generator = runtime if isinstance(runtime, Generator) else None
+        self._predictor = runtime if not isinstance(runtime, Generator) else None
+        self.slots = slots
+        self.clock = clock
+        self.state = State.starting
+        self.reason = "it is starting"
+        self.running = 0
+        self.failures = 0
+        self.ejected_until_s = 0.0
+        self.up = asyncio.Event()
+        """Set once it has been ready."""
+        self.watch: asyncio.Task[None] | None = None
+
+    @property
+    def predictor(self) -> Predictor:
+        assert self._predictor is not None
+        return self._predictor
+
+    def start(self) -> None:
+        self.watch = asyncio.create_task(self._watch(), name=f"watch {self.name}")
+
+    async def aclose(self) -> None:
+        if self.watch is not None:
+            self.watch.cancel()
+            await asyncio.gather(self.watch, return_exceptions=True)
+        await self.runtime.aclose()
+
+    def look(self) -> Health:
+        ejected = self.clock.now_s() < self.ejected_until_s
+        return Health(self.name, self.kind, self.state, self.reason, self.running, self.slots, ejected)
+
+    def trusted(self) -> bool:
+        return self.state is State.ready and self.clock.now_s() >= self.ejected_until_s
+
+    def succeeded(self) -> None:
+        self.failures = 0
+        self.ejected_until_s = 0.0
+
+    def failed(self, why: str) -> None:
+        self.failures += 1
+        if self.failures >= FAILURES_MAX:
+            away_s = min(EJECTION_S_MAX, 2.0 ** (self.failures - FAILURES_MAX))
+            self.ejected_until_s = self.clock.now_s() + away_s
+            log.warning(
+                "replica %s failed %d times in a row, left alone for %.0f s: %s",
+                self.name,
+                self.failures,
+                away_s,
+                why,
+            )
+
+    async def _watch(self) -> None:
+        """Open the runtime, then keep `state` true. A runtime that can restart its engine does so itself."""
+        opened = False
+        retry_s = 1.0
+        while True:
+            try:
+                if not opened:
+                    await self.runtime.open()
+                    opened = True
+                await self.runtime.ready()
+            except RuntimeFault as fault:
+                self._become(State.down, str(fault))
+                pause_s = PROBE_S if opened else retry_s
+                retry_s = min(REOPEN_S_MAX, retry_s * 2)
+            else:
+                self._become(State.ready, "")
+                self.up.set()
+                pause_s = PROBE_S
+            await self.clock.sleep(pause_s)
+
+    def _become(self, state: State, reason: str) -> None:
+        if state is not self.state:
+            log.log(
+                logging.INFO if state is State.ready else logging.WARNING,
+                "replica %s is %s%s",
+                self.name,
+                state,
+                f": {reason}" if reason else "",
+            )
+        self.state, self.reason = state, reason
+
+
+#: Faults in a row before a replica is left alone, and the longest it then is.
+FAILURES_MAX = 5
+EJECTION_S_MAX = 30.0
+#: Pause between two looks at a running replica, and the longest between two tries to open one.
+PROBE_S = 1.0
+REOPEN_S_MAX = 30.0

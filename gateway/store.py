@@ -1,0 +1,480 @@
+"""Where tenants, keys and usage rest: the Store protocol, and SQLite as the embedded default.
+
+Nothing here is asked while a call runs. `gateway.tenant` keeps a snapshot in memory and polls `version`;
+usage arrives in batches from the journal. Several processes may hold the same file: the running gateway
+and every `headrace` command.
+"""
+
+from __future__ import annotations
+
+import logging
+import operator
+import os
+import sqlite3
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy.dialects import sqlite
+from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
+
+from gateway.call import Limits, Outcome, Record
+
+#: The newest migration; `open` asks for Alembic only when the file is older than this.
+HEAD = "0001"
+
+By = Literal["tenant", "model", "key", "none"]
+
+
+@runtime_checkable
+class Store(Protocol):
+    """Tenants, keys and usage, durable once a method has returned.
+
+    Every method raises Unreachable when the database cannot answer; those that name a row raise Missing when
+    it is not there, those that add one raise Taken when it is. Each change is one transaction. Safe to use
+    concurrently, by several tasks and several processes.
+    """
+
+    async def open(self) -> None:
+        """Connect, and create or migrate the schema. Two processes may do so at once."""
+
+    async def aclose(self) -> None: ...
+
+    async def ready(self) -> None:
+        """Return if the database answers."""
+
+    async def version(self) -> int:
+        """A number that differs after anyone, in any process, changed tenants or keys. Cheap: meant to be
+        polled several times a second."""
+
+    async def snapshot(self) -> Snapshot:
+        """Everything authentication needs, all of one instant."""
+
+    async def tenants(self) -> list[TenantRow]: ...
+    async def tenant(self, name: str) -> TenantRow: ...
+    async def add_tenant(self, row: TenantRow) -> None: ...
+    async def set_tenant(self, row: TenantRow) -> None:
+        """Replace name, limits and `disabled` of the tenant with this id."""
+
+    async def remove_tenant(self, tenant_id: str) -> None:
+        """Remove a tenant and its keys. Its usage stays: a bill outlives its customer."""
+
+    async def keys(self, *, tenant_id: str | None = None) -> list[KeyRow]: ...
+    async def key(self, key_id: str) -> KeyRow: ...
+    async def add_key(self, row: KeyRow) -> None: ...
+    async def revoke_key(self, key_id: str, *, at_s: float) -> None:
+        """Refuse the key from now on. Revoking twice keeps the first time."""
+
+    async def rotate_key(self, key_id: str, *, digest: bytes, previous_until_s: float) -> None:
+        """Make `digest` the key's secret and keep the one before valid until then; any older one ends now."""
+
+    async def append_usage(self, records: Sequence[Record]) -> None:
+        """Keep these records; ids that are already there are left as they are, so a repeat counts once."""
+
+    async def usage(self, where: UsageFilter, *, limit: int) -> list[Record]:
+        """Matching records, newest first."""
+
+    async def usage_totals(self, where: UsageFilter, *, by: By) -> list[UsageTotal]:
+        """Sums over the matching records, one for each value of `by`, in its order; `none` is one sum."""
+
+
+class TenantRow(msgspec.Struct, frozen=True, kw_only=True):
+    id: str
+    name: str
+    """Unique; what people call it by."""
+    limits: Limits = Limits()
+    disabled: bool = False
+    created_s: float
+    """Unix time."""
+
+
+class KeyRow(msgspec.Struct, frozen=True, kw_only=True):
+    """A key as it is kept: enough to recognise the secret, not enough to use it."""
+
+    id: str
+    tenant_id: str
+    env: str
+    digest: bytes
+    """HMAC-SHA-256 of the secret under the pepper, which is not in the store."""
+    previous: bytes | None = None
+    """Digest of the secret before the last rotation."""
+    previous_until_s: float | None = None
+    """Unix time; until then `previous` is valid too."""
+    name: str = ""
+    models: tuple[str, ...] = ("*",)
+    routes: tuple[str, ...] = ("*",)
+    limits: Limits = Limits()
+    created_s: float
+    expires_s: float | None = None
+    revoked_s: float | None = None
+
+
+class Snapshot(msgspec.Struct, frozen=True):
+    version: int
+    tenants: tuple[TenantRow, ...]
+    keys: tuple[KeyRow, ...]
+
+
+class UsageFilter(msgspec.Struct, frozen=True, kw_only=True):
+    """Which records; None matches all."""
+
+    tenant: str | None = None
+    """The tenant's name at the time of the call."""
+    key: str | None = None
+    model: str | None = None
+    since_s: float | None = None
+    """Unix time, inclusive."""
+    until_s: float | None = None
+    """Unix time, exclusive."""
+
+
+class UsageTotal(msgspec.Struct, frozen=True):
+    name: str
+    """The tenant, model or key id summed over; empty for the sum of all."""
+    calls: int
+    served: int
+    rejected: int
+    refused: int
+    failed: int
+    cancelled: int
+    estimated: int
+    """Calls whose tokens the gateway counted because the engine did not say."""
+    tokens_in: int
+    tokens_out: int
+    tokens_cached: int
+
+
+class StoreFault(Exception):
+    """The store's refusal; the message is safe to show and holds no row's secrets."""
+
+
+class Unreachable(StoreFault):
+    """The database did not answer, or not in time."""
+
+
+class Missing(StoreFault):
+    """No such row."""
+
+
+class Taken(StoreFault):
+    """A row of that name or id exists."""
+
+
+METADATA = sa.MetaData()
+
+_COLUMN_TYPES = {str: sa.String, Outcome: sa.String, int: sa.Integer, float: sa.Float, bool: sa.Boolean}
+
+REVISION = sa.Table("revision", METADATA, sa.Column("number", sa.Integer, nullable=False))
+
+TENANTS = sa.Table(
+    "tenants",
+    METADATA,
+    sa.Column("id", sa.String, primary_key=True),
+    sa.Column("name", sa.String, nullable=False, unique=True),
+    sa.Column("rpm", sa.Integer),
+    sa.Column("tpm", sa.Integer),
+    sa.Column("concurrent", sa.Integer),
+    sa.Column("disabled", sa.Boolean, nullable=False),
+    sa.Column("created_s", sa.Float, nullable=False),
+)
+
+KEYS = sa.Table(
+    "keys",
+    METADATA,
+    sa.Column("id", sa.String, primary_key=True),
+    sa.Column(
+        "tenant_id", sa.String, sa.ForeignKey("tenants.id", ondelete="CASCADE"), nullable=False, index=True
+    ),
+    sa.Column("env", sa.String, nullable=False),
+    sa.Column("digest", sa.LargeBinary, nullable=False),
+    sa.Column("previous", sa.LargeBinary),
+    sa.Column("previous_until_s", sa.Float),
+    sa.Column("name", sa.String, nullable=False),
+    sa.Column("models", sa.JSON, nullable=False),
+    sa.Column("routes", sa.JSON, nullable=False),
+    sa.Column("rpm", sa.Integer),
+    sa.Column("tpm", sa.Integer),
+    sa.Column("concurrent", sa.Integer),
+    sa.Column("created_s", sa.Float, nullable=False),
+    sa.Column("expires_s", sa.Float),
+    sa.Column("revoked_s", sa.Float),
+)
+
+#: One column a field of Record. Tenant and key are no foreign keys: records outlive both.
+USAGE = sa.Table(
+    "usage",
+    METADATA,
+    *(
+        sa.Column(field.name, _COLUMN_TYPES[field.type], primary_key=field.name == "id", nullable=False)
+        for field in msgspec.structs.fields(Record)
+    ),
+    sa.Index("ix_usage_at_s", "at_s"),
+    sa.Index("ix_usage_tenant_at_s", "tenant", "at_s"),
+)
+
+
+class SqliteStore:
+    """A Store in one SQLite file (WAL), readable by its owner only.
+
+    A writer waits up to `busy_s_max` for another process's transaction to end, then raises Unreachable.
+    """
+
+    def __init__(self, path: Path, *, busy_s_max: float = 5.0) -> None:
+        self.path = path
+        self._reader = create_async_engine(
+            sa.URL.create("sqlite+aiosqlite", database=str(path)),
+            # isolation_level None: transactions are begun by `_begin` below, not guessed by the driver.
+            connect_args={"timeout": busy_s_max, "isolation_level": None},
+            pool_size=3,
+            max_overflow=0,
+            pool_timeout=busy_s_max,
+            # A failing statement must not carry its parameters into a traceback.
+            hide_parameters=True,
+        )
+        self._writer = self._reader.execution_options(writes=True)
+        sa.event.listen(self._reader.sync_engine, "connect", _prepare)
+        sa.event.listen(self._reader.sync_engine, "begin", _begin)
+
+    async def open(self) -> None:
+        # At debug level the driver logs every statement with its parameters, digests among them.
+        logging.getLogger("aiosqlite").setLevel(logging.INFO)
+        try:
+            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _create_private(self.path)
+        except OSError as fault:
+            raise Unreachable(f"the store {self.path} cannot be made: {fault.strerror}") from None
+        with self._faults():
+            if await self._schema() != HEAD:
+                from gateway.migrations.upgrade import upgrade
+
+                async with self._writer.begin() as connection:
+                    await connection.run_sync(upgrade)
+
+    async def aclose(self) -> None:
+        await self._reader.dispose()
+
+    async def ready(self) -> None:
+        await self.version()
+
+    async def version(self) -> int:
+        with self._faults():
+            async with self._reader.connect() as connection:
+                return await _revision(connection)
+
+    async def snapshot(self) -> Snapshot:
+        with self._faults():
+            async with self._reader.connect() as connection:
+                return Snapshot(
+                    version=await _revision(connection),
+                    tenants=tuple(_tenant(row) for row in await connection.execute(sa.select(TENANTS))),
+                    keys=tuple(_key(row) for row in await connection.execute(sa.select(KEYS))),
+                )
+
+    async def tenants(self) -> list[TenantRow]:
+        rows = await self._read(sa.select(TENANTS).order_by(TENANTS.c.name))
+        return [_tenant(row) for row in rows]
+
+    async def tenant(self, name: str) -> TenantRow:
+        rows = await self._read(sa.select(TENANTS).where(TENANTS.c.name == name))
+        if not rows:
+            raise Missing(f"there is no tenant {name!r}; `headrace tenant list` shows those there are")
+        return _tenant(rows[0])
+
+    async def add_tenant(self, row: TenantRow) -> None:
+        async with self._change(f"there is already a tenant {row.name!r}; choose another name") as change:
+            await change.execute(sa.insert(TENANTS).values(_flat(row)))
+
+    async def set_tenant(self, row: TenantRow) -> None:
+        values = {name: value for name, value in _flat(row).items() if name != "created_s"}
+        async with self._change(f"there is already a tenant {row.name!r}; choose another name") as change:
+            done = await change.execute(sa.update(TENANTS).where(TENANTS.c.id == row.id).values(values))
+            _require(done.rowcount, f"there is no tenant with id {row.id!r}")
+
+    async def remove_tenant(self, tenant_id: str) -> None:
+        async with self._change() as change:
+            done = await change.execute(sa.delete(TENANTS).where(TENANTS.c.id == tenant_id))
+            _require(done.rowcount, f"there is no tenant with id {tenant_id!r}")
+
+    async def keys(self, *, tenant_id: str | None = None) -> list[KeyRow]:
+        query = sa.select(KEYS).order_by(KEYS.c.created_s, KEYS.c.id)
+        if tenant_id is not None:
+            query = query.where(KEYS.c.tenant_id == tenant_id)
+        return [_key(row) for row in await self._read(query)]
+
+    async def key(self, key_id: str) -> KeyRow:
+        rows = await self._read(sa.select(KEYS).where(KEYS.c.id == key_id))
+        _require(len(rows), f"there is no key with id {key_id!r}; `headrace key list` shows those there are")
+        return _key(rows[0])
+
+    async def add_key(self, row: KeyRow) -> None:
+        taken = f"key {row.id!r} cannot be added: its id is taken, or its tenant is gone"
+        async with self._change(taken) as change:
+            await change.execute(sa.insert(KEYS).values(_flat(row)))
+
+    async def revoke_key(self, key_id: str, *, at_s: float) -> None:
+        async with self._change() as change:
+            done = await change.execute(
+                sa.update(KEYS)
+                .where(KEYS.c.id == key_id)
+                .values(revoked_s=sa.func.coalesce(KEYS.c.revoked_s, at_s))
+            )
+            _require(done.rowcount, f"there is no key with id {key_id!r}")
+
+    async def rotate_key(self, key_id: str, *, digest: bytes, previous_until_s: float) -> None:
+        async with self._change() as change:
+            done = await change.execute(
+                sa.update(KEYS)
+                .where(KEYS.c.id == key_id)
+                .values(digest=digest, previous=KEYS.c.digest, previous_until_s=previous_until_s)
+            )
+            _require(done.rowcount, f"there is no key with id {key_id!r}")
+
+    async def append_usage(self, records: Sequence[Record]) -> None:
+        if not records:
+            return
+        with self._faults():
+            async with self._writer.begin() as connection:
+                await connection.execute(
+                    sqlite.insert(USAGE).on_conflict_do_nothing(index_elements=["id"]),
+                    [msgspec.to_builtins(record) for record in records],
+                )
+
+    async def usage(self, where: UsageFilter, *, limit: int) -> list[Record]:
+        newest = sa.select(USAGE).where(*_matches(where)).order_by(USAGE.c.at_s.desc(), USAGE.c.id)
+        return [_record(row) for row in await self._read(newest.limit(limit))]
+
+    async def usage_totals(self, where: UsageFilter, *, by: By) -> list[UsageTotal]:
+        groups = {"tenant": USAGE.c.tenant, "model": USAGE.c.model, "key": USAGE.c.key_id}
+        if by == "none":
+            query = sa.select(sa.literal("").label("name"), *_sums())
+        else:
+            query = sa.select(groups[by].label("name"), *_sums()).group_by(groups[by]).order_by(groups[by])
+        return [UsageTotal(**row._asdict()) for row in await self._read(query.where(*_matches(where)))]
+
+    async def _schema(self) -> str | None:
+        """The migration the file is at, asked with one select; None for a new file."""
+        stamp = sa.select(sa.column("version_num", sa.String)).select_from(sa.table("alembic_version"))
+        async with self._reader.connect() as connection:
+            with suppress(sa.exc.OperationalError):
+                return await connection.scalar(stamp)
+        return None
+
+    async def _read(self, query: sa.Executable) -> Sequence[sa.Row[Any]]:
+        with self._faults():
+            async with self._reader.connect() as connection:
+                rows: Sequence[sa.Row[Any]] = (await connection.execute(query)).all()
+                return rows
+
+    @asynccontextmanager
+    async def _change(self, taken: str = "that row exists already") -> AsyncIterator[AsyncConnection]:
+        """One transaction that changes tenants or keys, and says so in the revision."""
+        with self._faults():
+            try:
+                async with self._writer.begin() as connection:
+                    yield connection
+                    await connection.execute(sa.update(REVISION).values(number=REVISION.c.number + 1))
+            except sa.exc.IntegrityError:
+                raise Taken(taken) from None
+
+    @contextmanager
+    def _faults(self) -> Iterator[None]:
+        try:
+            yield
+        except sa.exc.SQLAlchemyError as fault:
+            why = str(fault.orig) if isinstance(fault, sa.exc.DBAPIError) else type(fault).__name__
+            raise Unreachable(f"the store {self.path} does not answer: {why}") from fault
+
+
+def _create_private(path: Path) -> None:
+    """Make the file before SQLite does, with nobody else's permissions; -wal and -shm take after it."""
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    except FileExistsError:
+        # By path: closing a descriptor of an open database would drop this process's locks on it.
+        path.chmod(0o600)
+
+
+def _prepare(connection: Any, _: object) -> None:
+    """Give a new connection its settings; FULL because a journal is deleted once its fold is committed."""
+    try:
+        cursor = connection.cursor()
+        for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+    except sqlite3.Error:
+        connection.close()
+        raise
+
+
+def _begin(connection: sa.Connection) -> None:
+    # A writer takes the lock at once: one that reads first and upgrades later may fail without waiting.
+    writes = connection.get_execution_options().get("writes", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+async def _revision(connection: AsyncConnection) -> int:
+    number: int = (await connection.execute(sa.select(REVISION.c.number))).scalar_one()
+    return number
+
+
+def _tenant(row: sa.Row[Any]) -> TenantRow:
+    columns = row._asdict()
+    return TenantRow(limits=_limits(columns), **columns)
+
+
+def _key(row: sa.Row[Any]) -> KeyRow:
+    columns = row._asdict()
+    models, routes = (tuple(columns.pop(name)) for name in ("models", "routes"))
+    return KeyRow(limits=_limits(columns), models=models, routes=routes, **columns)
+
+
+def _limits(columns: dict[str, Any]) -> Limits:
+    return Limits(**{name: columns.pop(name) for name in Limits.__struct_fields__})
+
+
+def _record(row: sa.Row[Any]) -> Record:
+    columns = row._asdict()
+    return Record(outcome=Outcome(columns.pop("outcome")), **columns)
+
+
+def _flat(row: TenantRow | KeyRow) -> dict[str, Any]:
+    columns = msgspec.structs.asdict(row)
+    limits = msgspec.structs.asdict(columns.pop("limits"))
+    return {**columns, **limits}
+
+
+def _require(found: int, otherwise: str) -> None:
+    if not found:
+        raise Missing(otherwise)
+
+
+def _matches(where: UsageFilter) -> list[sa.ColumnElement[bool]]:
+    conditions = [
+        (USAGE.c.tenant, operator.eq, where.tenant),
+        (USAGE.c.key_id, operator.eq, where.key),
+        (USAGE.c.model, operator.eq, where.model),
+        (USAGE.c.at_s, operator.ge, where.since_s),
+        (USAGE.c.at_s, operator.lt, where.until_s),
+    ]
+    return [compare(column, value) for column, compare, value in conditions if value is not None]
+
+
+def _sums() -> list[sa.Label[int]]:
+    """What UsageTotal holds beside its name."""
+    counted = {outcome.value: USAGE.c.outcome == outcome.value for outcome in Outcome}
+    counted["estimated"] = USAGE.c.estimated.is_(True)
+    return [
+        sa.func.count().label("calls"),
+        *(sa.func.count(sa.case((condition, 1))).label(name) for name, condition in counted.items()),
+        *(
+            sa.func.coalesce(sa.func.sum(USAGE.c[name]), 0).label(name)
+            for name in ("tokens_in", "tokens_out", "tokens_cached")
+        ),
+    ]
+
+
+def _conforms(it: SqliteStore) -> Store:
+    return it

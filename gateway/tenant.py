@@ -1,0 +1,304 @@
+"""Who is calling: a presented key becomes a Principal, from a snapshot in memory.
+
+Authentication fails closed for whatever the snapshot does not know. If the store fails, the last snapshot
+stands: known keys keep working, `trouble` says since when, and revocations wait until the store is back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import re
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+
+import msgspec
+
+from gateway.call import Limits, Principal
+from gateway.errors import Forbidden, KeyExpired, Unauthenticated
+from gateway.key import Minted, Pepper, Unfit, mint, parse, random_id
+from gateway.key import kept as kept
+from gateway.key import pepper_of as pepper_of
+from gateway.store import KeyRow, Snapshot, Store, StoreFault, TenantRow
+from runtimes.clock import Clock
+
+log = logging.getLogger("headrace.tenant")
+
+
+class Tenants:
+    """The keys of this gateway. `open` before use; a change in any process is seen within POLL_S and the time
+    the store takes to answer."""
+
+    def __init__(self, *, store: Store, pepper: Pepper, clock: Clock) -> None:
+        self.store = store
+        self.clock = clock
+        self.pepper = pepper
+        self._entries: dict[str, Entry] = {}
+        self._version: int | None = None
+        self._fault = ""
+        self._seen_s = clock.now_s()
+        self._follower: asyncio.Task[None] | None = None
+
+    async def open(self) -> None:
+        """Load the keys and keep following them. Raises Unreachable: without keys there is nothing to serve."""
+        await self.refresh()
+        self._follower = asyncio.create_task(self._follow(), name="follow tenants")
+
+    async def aclose(self) -> None:
+        if self._follower is not None:
+            self._follower.cancel()
+            await asyncio.gather(self._follower, return_exceptions=True)
+
+    def authenticate(self, key: str | None) -> Principal:
+        """Raises Unauthenticated (401) for whatever is not a live key, alike in words and in time for an unknown
+        id and a wrong secret; Forbidden (403) for a live key whose time or tenant has ended."""
+        if not key:
+            raise Unauthenticated("No API key was given; send it as `Authorization: Bearer hr_…`.")
+        presented = parse(key)
+        if presented is None:
+            raise Unauthenticated(_UNKNOWN)
+        env, id, secret = presented
+        entry = self._entries.get(id, NOBODY)
+        digest = self.pepper.digest(secret)
+        # Both are always compared, and for an unknown id too, so that time tells nothing.
+        current = hmac.compare_digest(digest, entry.digest)
+        previous = hmac.compare_digest(digest, entry.previous)
+        if not (current or (previous and self.clock.wall_s() < entry.previous_until_s)) or entry.env != env:
+            raise Unauthenticated(_UNKNOWN)
+        principal = entry.principal
+        if entry.disabled:
+            raise Forbidden(f"Tenant {principal.tenant!r} is disabled; ask whoever runs this gateway.")
+        if principal.expires_s is not None and self.clock.wall_s() >= principal.expires_s:
+            raise KeyExpired(f"Key {principal.key_id} has expired; ask for a new one.")
+        return principal
+
+    def authorize(self, principal: Principal, model: str, route: str) -> None:
+        """Raises Forbidden (403) if the key's scopes leave out the model or the route."""
+        if not _covered(principal.models, model):
+            may = ", ".join(principal.models) or "none"
+            raise Forbidden(
+                f"Key {principal.key_id} may not use model {model[:200]!r}; it may use: {may}.", param="model"
+            )
+        if not _covered(principal.routes, route):
+            may = ", ".join(principal.routes) or "none"
+            raise Forbidden(f"Key {principal.key_id} may not use {route}; it may use: {may}.")
+
+    async def refresh(self) -> None:
+        """Take over what the store holds, if it has changed."""
+        version = await self.store.version()
+        if version != self._version:
+            snapshot = await self.store.snapshot()
+            self._entries = _entries(snapshot)
+            self._version = snapshot.version
+        self._seen_s = self.clock.now_s()
+        if self._fault:
+            log.warning("the store answers again: keys and tenants are current")
+            self._fault = ""
+
+    def trouble(self) -> str | None:
+        """Why keys and tenants may be out of date; None if they are not."""
+        if not self._fault and self.age_s() < STALE_S:
+            return None
+        why = self._fault or "the store takes long to answer"
+        return f"keys and tenants are as of {self.age_s():.0f} s ago: {why}"
+
+    def age_s(self) -> float:
+        """Seconds since the snapshot was last known to be current."""
+        return self.clock.now_s() - self._seen_s
+
+    async def _follow(self) -> None:
+        while True:
+            await self.clock.sleep(POLL_S)
+            try:
+                await self.refresh()
+            except StoreFault as fault:
+                if not self._fault:
+                    log.error("keys and tenants stay as they are: %s", fault)
+                self._fault = str(fault)
+
+
+#: Pause between two looks at the store's version.
+POLL_S = 0.4
+#: Age from which the snapshot is called old even if the store has not failed, only not answered.
+STALE_S = 2.0
+
+_UNKNOWN = "This API key is not valid; check it, or ask whoever runs this gateway for one."
+
+
+def _covered(globs: tuple[str, ...], name: str) -> bool:
+    return "*" in globs or name in globs or any(fnmatchcase(name, glob) for glob in globs)
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """One key as authentication needs it."""
+
+    principal: Principal
+    env: str
+    digest: bytes
+    previous: bytes
+    previous_until_s: float
+    disabled: bool
+
+
+NOBODY = Entry(Principal("", "", ""), "", bytes(32), bytes(32), 0.0, True)
+
+
+def _entries(snapshot: Snapshot) -> dict[str, Entry]:
+    tenants = {tenant.id: tenant for tenant in snapshot.tenants}
+    return {
+        key.id: Entry(
+            principal=Principal(
+                tenant_id=tenant.id,
+                tenant=tenant.name,
+                key_id=key.id,
+                tenant_limits=tenant.limits,
+                key_limits=key.limits,
+                models=key.models,
+                routes=key.routes,
+                expires_s=key.expires_s,
+            ),
+            env=key.env,
+            digest=key.digest,
+            previous=key.previous or NOBODY.previous,
+            previous_until_s=key.previous_until_s or 0.0,
+            disabled=tenant.disabled,
+        )
+        for key in snapshot.keys
+        if key.revoked_s is None and (tenant := tenants.get(key.tenant_id)) is not None
+    }
+
+
+# ---- issuing -----------------------------------------------------------------------------------------------
+
+
+class Issuer:
+    """Makes and changes tenants and keys; the command and the admin API both go through it.
+
+    Every method raises Unfit for a value that can't be kept, and what the Store raises.
+    """
+
+    def __init__(self, *, store: Store, pepper: Pepper, clock: Clock) -> None:
+        self.store = store
+        self.clock = clock
+        self._pepper = pepper
+
+    async def add_tenant(self, name: str, limits: Limits) -> TenantRow:
+        _require_name(name)
+        _require_limits(limits)
+        row = TenantRow(id=random_id(), name=name, limits=limits, created_s=self.clock.wall_s())
+        await self.store.add_tenant(row)
+        return row
+
+    async def set_tenant(self, name: str, *, limits: Mapping[str, int | None], disabled: bool | None) -> TenantRow:
+        """Change the limits that are named, and `disabled` unless it is None; the rest stays."""
+        row = await self.store.tenant(name)
+        row = msgspec.structs.replace(
+            row,
+            limits=msgspec.structs.replace(row.limits, **limits),
+            disabled=row.disabled if disabled is None else disabled,
+        )
+        _require_limits(row.limits)
+        await self.store.set_tenant(row)
+        return row
+
+    async def remove_tenant(self, name: str) -> None:
+        await self.store.remove_tenant((await self.store.tenant(name)).id)
+
+    async def keys(self, *, tenant: str | None = None) -> list[KeyView]:
+        names = {row.id: row.name for row in await self.store.tenants()}
+        tenant_id = None if tenant is None else (await self.store.tenant(tenant)).id
+        return [_view(row, names.get(row.tenant_id, "")) for row in await self.store.keys(tenant_id=tenant_id)]
+
+    async def add_key(
+        self,
+        *,
+        tenant: str,
+        name: str = "",
+        env: str = "live",
+        models: tuple[str, ...] = ("*",),
+        routes: tuple[str, ...] = ("*",),
+        limits: Limits = Limits(),  # noqa: B008  frozen
+        lifetime_s: float | None = None,
+    ) -> Minted:
+        _require_limits(limits)
+        if lifetime_s is not None and not lifetime_s > 0:
+            raise Unfit(f"a key can't expire after {lifetime_s:g} s; give it a time above 0")
+        for glob in (*models, *routes):
+            if not 0 < len(glob) <= GLOB_CHARS_MAX:
+                raise Unfit(f"a glob has 1 to {GLOB_CHARS_MAX} characters, {glob[:40]!r} has {len(glob)}")
+        now_s = self.clock.wall_s()
+        minted = mint(pepper=self._pepper, env=env)
+        await self.store.add_key(
+            KeyRow(
+                id=minted.id,
+                tenant_id=(await self.store.tenant(tenant)).id,
+                env=env,
+                digest=minted.digest,
+                name=name[:LABEL_CHARS_MAX],
+                models=models,
+                routes=routes,
+                limits=limits,
+                created_s=now_s,
+                expires_s=None if lifetime_s is None else now_s + lifetime_s,
+            )
+        )
+        return minted
+
+    async def rotate_key(self, id: str, *, overlap_s: float) -> Minted:
+        """A new secret for the key; the one before stays valid for `overlap_s`, any older one ends now."""
+        row = await self.store.key(id)
+        if row.revoked_s is not None:
+            raise Unfit(f"key {id} has been revoked; add a new one instead")
+        if not overlap_s >= 0:
+            raise Unfit(f"the overlap can't be {overlap_s:g} s; give 0 to end the old secret now")
+        minted = mint(pepper=self._pepper, env=row.env, id=id)
+        until_s = self.clock.wall_s() + overlap_s
+        await self.store.rotate_key(id, digest=minted.digest, previous_until_s=until_s)
+        return minted
+
+    async def revoke_key(self, id: str) -> None:
+        await self.store.revoke_key(id, at_s=self.clock.wall_s())
+
+
+class KeyView(msgspec.Struct, frozen=True):
+    """A key as its operators see it: nothing in it helps to use or to forge it."""
+
+    id: str
+    tenant: str
+    name: str
+    env: str
+    models: tuple[str, ...]
+    routes: tuple[str, ...]
+    limits: Limits
+    created_s: float
+    expires_s: float | None
+    revoked_s: float | None
+    previous_until_s: float | None
+
+
+LABEL_CHARS_MAX = 100
+GLOB_CHARS_MAX = 200
+
+
+def _view(row: KeyRow, tenant: str) -> KeyView:
+    fields = {name: getattr(row, name) for name in KeyView.__struct_fields__ if name != "tenant"}
+    return KeyView(tenant=tenant, **fields)
+
+
+def _require_name(name: str) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
+        raise Unfit(
+            f"{name[:80]!r} is no name for a tenant; use 1 to 64 letters, digits, dots, dashes and underscores, "
+            "beginning with a letter or digit"
+        )
+
+
+def _require_limits(limits: Limits) -> None:
+    for name, value in msgspec.structs.asdict(limits).items():
+        if value is not None and not 0 <= value <= LIMIT_MAX:
+            raise Unfit(f"{name} can't be {value}; give a whole number from 0 to {LIMIT_MAX}, or none")
+
+
+#: What every database's integer column holds.
+LIMIT_MAX = 2**31 - 1

@@ -1,0 +1,80 @@
+"""Exactly one record of every call, whatever becomes of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from gateway.call import Call, Outcome, Record
+from gateway.errors import EngineFailed, EngineUnavailable, GatewayError
+from gateway.journal import Journal
+from runtimes.clock import Clock
+
+
+class Usage:
+    """Makes exactly one record of every call, whatever becomes of it."""
+
+    def __init__(self, *, journal: Journal, clock: Clock) -> None:
+        self.journal = journal
+        self.clock = clock
+
+    @asynccontextmanager
+    async def record(self, call: Call) -> AsyncIterator[None]:
+        """Raises JournalFull if records can no longer be kept."""
+        self.journal.require_room()
+        try:
+            yield
+            call.outcome = _ended(call)
+        except GatewayError as error:
+            call.outcome = _failed(call, error)
+            raise
+        except (asyncio.CancelledError, GeneratorExit):
+            call.outcome, call.code = Outcome.cancelled, "client_left"
+            raise
+        except BaseException:
+            call.outcome, call.code = Outcome.failed, "internal_error"
+            call.status = call.status or 500
+            raise
+        finally:
+            call.total_s = self.clock.now_s() - call.received_s
+            self.journal.append(_record(call))
+
+
+def _ended(call: Call) -> Outcome:
+    if not call.complete:
+        return Outcome.cancelled
+    if call.status < 400:
+        return Outcome.served
+    return Outcome.rejected if call.status < 500 else Outcome.failed
+
+
+def _failed(call: Call, error: GatewayError) -> Outcome:
+    call.status, call.code = call.status or error.status, error.code
+    engines_fault = isinstance(error, EngineFailed | EngineUnavailable)
+    return Outcome.failed if engines_fault or (call.replica and error.status >= 500) else Outcome.refused
+
+
+def _record(call: Call) -> Record:
+    principal = call.principal
+    return Record(
+        id=call.id,
+        at_s=call.at_s,
+        tenant_id=principal.tenant_id,
+        tenant=principal.tenant,
+        key_id=principal.key_id,
+        model=call.model,
+        route=call.route,
+        stream=call.stream,
+        replica=call.replica,
+        outcome=call.outcome,
+        status=call.status,
+        code=call.code,
+        tokens_in=call.tokens_in,
+        tokens_out=call.tokens_out,
+        tokens_cached=call.tokens_cached,
+        estimated=call.estimated,
+        wait_s=round(call.wait_s, 6),
+        first_byte_s=round(call.first_byte_s, 6),
+        total_s=round(call.total_s, 6),
+    )

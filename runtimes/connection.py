@@ -1,0 +1,329 @@
+"""One HTTP/1.1 connection, seen from the client: a request out, the bytes of its answer in.
+
+httptools (llhttp in its strict mode) says where an answer ends; what it leaves to its caller is decided here:
+which framings are believed (RFC 9112 §6.3), how much may be said that is not body, and what a cut connection
+means. Nothing here raises into the event loop and nothing waits but `ask` and `news`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable
+from typing import NoReturn, cast
+
+import httptools
+
+from runtimes.clock import Clock
+
+#: Whatever of an answer is not body, in one piece: head, interim (1xx) answers, trailers, chunk extensions.
+HEAD_BYTES_MAX = 65_536
+HEADERS_MAX = 128
+#: Body bytes held for a reader that is slower than the upstream, before the upstream is made to wait.
+AHEAD_BYTES_MAX = 262_144
+#: Below this, copying the body behind the head is cheaper than handing over two buffers.
+JOIN_BYTES_MAX = 65_536
+
+_HOP_BY_HOP = frozenset(
+    {
+        b"connection",
+        b"content-length",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+    }
+)
+
+
+class Connection(asyncio.Protocol):
+    """Answers one call at a time: `ask`, then `take` and `news` until `ended` or `stopped`, then `leave`.
+
+    `made` and `lost` are called with it when its socket opens and when it is gone. One timer looks after
+    both bounds of a call, deadline and silence; it outlives the call, because setting a timer for every
+    call costs more than one idle look per deadline. Writing waits for nobody: a request is one buffer that
+    is in memory anyway, so there is no more to hold back; `leave` sees whether all of it was sent.
+    """
+
+    __slots__ = (
+        "_asked",
+        "_bodiless",
+        "_clock",
+        "_deadline_s",
+        "_dry_bytes",
+        "_fields",
+        "_heard_s",
+        "_idle_s_max",
+        "_keep",
+        "_loop",
+        "_lost",
+        "_made",
+        "_parser",
+        "_paused",
+        "_refusal",
+        "_timer",
+        "_timer_s",
+        "_transport",
+        "_unread_bytes",
+        "_until_close",
+        "_waiter",
+        "chunks",
+        "ended",
+        "headers",
+        "heard",
+        "late",
+        "parked_s",
+        "status",
+        "stopped",
+    )
+
+    def __init__(
+        self,
+        *,
+        loop: asyncio.AbstractEventLoop,
+        clock: Clock,
+        idle_s_max: float,
+        made: Callable[[Connection], None],
+        lost: Callable[[Connection], None],
+    ) -> None:
+        self._loop = loop
+        self._clock = clock
+        self._idle_s_max = idle_s_max
+        self._made = made
+        self._lost = lost
+        self._transport: asyncio.Transport | None = None
+        self._parser = httptools.HttpResponseParser(self)
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_s = 0.0
+        self._waiter: asyncio.Future[None] | None = None
+        self._paused = False
+        self._refusal = ""
+        self.stopped = ""
+        """Why nothing more will come, for people; empty while something may."""
+        self.late = False
+        """It was the deadline that stopped it."""
+        self.parked_s = 0.0
+        self._asked = False
+        self._reset(bodiless=False, deadline_s=0.0)
+
+    def _reset(self, *, bodiless: bool, deadline_s: float) -> None:
+        self._bodiless = bodiless
+        self._deadline_s = deadline_s
+        self._fields: list[tuple[bytes, bytes]] = []
+        self._dry_bytes = 0
+        self._unread_bytes = 0
+        self._heard_s = math.inf
+        self._keep = False
+        self._until_close = False
+        self.heard = False
+        """Any byte of an answer has come."""
+        self.status = 0
+        self.headers: tuple[tuple[bytes, bytes], ...] = ()
+        self.chunks: list[bytes] = []
+        """Body bytes that nobody has taken yet."""
+        self.ended = False
+        """The body is here to its true end."""
+
+    async def ask(self, head: bytes, body: bytes, *, bodiless: bool, deadline_s: float) -> None:
+        """Send a request and return when its answer has begun or never will. Writes before it waits, so
+        that nothing can come between choosing a parked connection and using it."""
+        assert self._transport is not None, "asked before it was connected"
+        self._reset(bodiless=bodiless, deadline_s=deadline_s)
+        self._asked = True
+        if not self.closing:
+            if len(body) < JOIN_BYTES_MAX:
+                self._transport.write(head + body)
+            else:
+                self._transport.writelines((head, body))
+        self._look_by(deadline_s)
+        while not (self.chunks or self.ended or self.stopped):
+            await self.news()
+        if self.chunks and not self.ended:
+            self._look_by(self._heard_s + self._idle_s_max)
+
+    @property
+    def begun(self) -> bool:
+        """The first body bytes are here, or the end of an empty body."""
+        return self.ended or bool(self.chunks)
+
+    @property
+    def closing(self) -> bool:
+        return bool(self.stopped) or self._transport is None or self._transport.is_closing()
+
+    async def news(self) -> None:
+        """Wait for body bytes, the end, or a stop. For one reader at a time."""
+        self._waiter = self._loop.create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def take(self) -> bytes:
+        """All that has come since it was last asked."""
+        chunks = self.chunks
+        frame = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        chunks.clear()
+        self._unread_bytes = 0
+        if self._paused and self._transport is not None and not self.closing:
+            self._paused = False
+            # While it was held back, its silence was not its own.
+            self._heard_s = self._clock.now_s()
+            self._transport.resume_reading()
+        return frame
+
+    def leave(self) -> bool:
+        """End the call. True if the connection may serve another: the answer is here to its end, nothing
+        came after it, all of the request was sent, and the upstream means to stay. Otherwise it is closed."""
+        self._asked = False
+        if (
+            self.ended
+            and self._keep
+            and not self._paused
+            and not self.closing
+            and self._transport is not None
+            and not self._transport.get_write_buffer_size()
+        ):
+            self.chunks.clear()
+            return True
+        self.stop("its call was left")
+        return False
+
+    def stop(self, why: str) -> None:
+        """Close at once, without waiting for anything to be flushed; the first reason stays."""
+        if not self.stopped:
+            self.stopped = why
+        if self._transport is not None:
+            self._transport.abort()
+        self._wake()
+
+    def _look_by(self, when_s: float) -> None:
+        if self.stopped:
+            return
+        if self._timer is not None:
+            if self._timer_s <= when_s:
+                return
+            self._timer.cancel()
+        self._timer_s = when_s
+        self._timer = self._loop.call_later(max(0.0, when_s - self._clock.now_s()), self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        if not self._asked or self.ended or self.stopped:
+            return
+        now_s = self._clock.now_s()
+        # What lies here untaken is the reader's slowness, not the upstream's silence.
+        silent_s = (now_s if self.chunks else self._heard_s) + self._idle_s_max
+        if now_s >= self._deadline_s:
+            self.late = True
+            self.stop("the deadline passed before the end of the answer")
+        elif now_s >= silent_s:
+            self.stop(f"nothing came for {self._idle_s_max:g} s in the midst of the answer")
+        else:
+            self._look_by(min(self._deadline_s, silent_s))
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    # asyncio calls these.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's transports only look like asyncio's
+        self._made(self)
+        if self.stopped:
+            self._transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        if self.stopped:
+            return
+        if not self._asked or self.ended:
+            self.stop("it sent what nobody asked for")
+            return
+        self.heard = True
+        self._dry_bytes += len(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError as error:
+            self.stop(f"its answer is not valid HTTP/1.1: {self._refusal or error}")
+            return
+        if self.begun:
+            self._heard_s = self._clock.now_s()
+            self._wake()
+        if self._dry_bytes > HEAD_BYTES_MAX:
+            self.stop(f"it sent more than {HEAD_BYTES_MAX} bytes of framing without any body")
+        elif self._unread_bytes > AHEAD_BYTES_MAX and not self._paused and self._transport is not None:
+            self._paused = True
+            self._transport.pause_reading()
+
+    def eof_received(self) -> None:
+        # With TLS this is the peer's close_notify, so that a cut connection cannot pass for an end.
+        if self._asked and self._until_close and not self.stopped:
+            self.ended = True
+            self._wake()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self.stop(f"the connection failed: {error}" if error else "it closed the connection before the answer's end")
+        self._lost(self)
+
+    # httptools calls these, from within feed_data.
+
+    def on_message_begin(self) -> None:
+        if self.ended:
+            self._refuse("more bytes than the answer")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self.status:  # else it is a trailer: nobody downstream could still use it
+            self._fields.append((name.lower(), value.strip()))
+
+    def on_headers_complete(self) -> None:
+        status = self._parser.get_status_code()
+        fields, self._fields = self._fields, []
+        if status < 200:
+            if status == 101:
+                self._refuse("an upgrade that was not asked for")
+            return
+        if status > 599:
+            self._refuse(f"status {status}")
+        if len(fields) > HEADERS_MAX or sum(len(n) + len(v) for n, v in fields) > HEAD_BYTES_MAX:
+            self._refuse(f"more than {HEADERS_MAX} headers or {HEAD_BYTES_MAX} bytes of them")
+        named = _HOP_BY_HOP
+        framed = False
+        for name, value in fields:
+            if name == b"content-length":
+                framed = True
+            elif name == b"transfer-encoding":
+                # Other codings would need decoding, and twice is a smuggler's trick; a 1.0 peer cannot mean it.
+                if framed or value.lower() != b"chunked" or self._parser.get_http_version() != "1.1":
+                    self._refuse("a Transfer-Encoding other than one `chunked`")
+                framed = True
+            elif name == b"connection":
+                named = named.union(token.strip() for token in value.lower().split(b","))
+        self.headers = tuple(field for field in fields if field[0] not in named)
+        self.status = status
+        self._until_close = not framed
+        if self._bodiless:
+            # llhttp does not know that this answers a HEAD: end here, and let the connection go with it.
+            self.ended = True
+            self._refuse("an answer to HEAD")
+
+    def on_body(self, body: bytes) -> None:
+        self.chunks.append(body)
+        self._unread_bytes += len(body)
+        self._dry_bytes = 0
+
+    def on_message_complete(self) -> None:
+        if self.status:
+            self.ended = True
+            # Valid only here: llhttp forgets the connection's flags with the message.
+            self._keep = self._parser.should_keep_alive()
+
+    def _refuse(self, why: str) -> NoReturn:
+        """Make feed_data raise; httptools wraps whatever a callback raises and loses its words."""
+        self._refusal = why
+        raise ValueError(why)

@@ -1,0 +1,172 @@
+"""What the gateway may ask of a runtime, and how a runtime says no.
+
+There are two kinds, told apart by what they speak: a Generator speaks OpenAI's HTTP dialect (vLLM, any
+OpenAI-compatible server), a Predictor speaks named tensors (ONNX Runtime, Triton). Neither knows tenants,
+quotas or the HTTP server in front of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import msgspec
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from runtimes.artifact import Shelf
+
+    Array = np.ndarray[Any, np.dtype[Any]]
+
+#: Every upstream path the gateway ever asks for. Nothing a client sends can add to it.
+PATHS = frozenset(
+    {"/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses", "/v1/messages"}
+)
+
+
+class Site(msgspec.Struct, frozen=True):
+    """Where a runtime lives: what building one needs beside its Spec."""
+
+    model: str
+    """The name clients call it by, and the name an engine must serve it under."""
+    replica: str
+    """Unique in this gateway and stable over restarts, e.g. `chat-0`; names logs, sockets and pid files."""
+    state: Path
+    """The state folder: engines, shelf, logs, run."""
+    shelf: Shelf
+
+
+class Exchange(msgspec.Struct, frozen=True):
+    """One HTTP call in OpenAI's dialect, to be relayed as it is."""
+
+    path: str
+    """One of PATHS; the method is POST."""
+    body: bytes
+    deadline_s: float
+    """Clock time after which the answer is of no use to anyone."""
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+    """Extra request headers, e.g. `traceparent`; lower case. Never a client's own headers."""
+
+
+class Reply(msgspec.Struct):
+    """The answer to an Exchange, open: status and headers are here, the body is still arriving."""
+
+    status: int
+    headers: tuple[tuple[bytes, bytes], ...]
+    """End-to-end headers, names lower case, hop-by-hop and framing headers removed."""
+    frames: AsyncIterator[bytes]
+    """Body bytes as they were read. Ends only at the true end of the body (RFC 9112 §6.3): a connection
+    cut before that raises `Broken`, so a clean end is never mistaken for a whole answer."""
+
+
+class InferRequest(msgspec.Struct, frozen=True):
+    """Named arrays in. Text goes in as one object array of `str` named `text`, shape [n]."""
+
+    inputs: Mapping[str, Array]
+    deadline_s: float
+    """Clock time after which the answer is of no use to anyone."""
+
+
+class InferReply(msgspec.Struct, frozen=True):
+    """Named arrays out, first axis n as in the request; e.g. `embedding` [n, width] float32 or
+    `scores` [n, labels] float32 in the order of the Manifest's labels."""
+
+    outputs: Mapping[str, Array]
+    tokens_in: int
+    """Tokens the model read, padding not counted."""
+
+
+class Spec(Protocol):
+    """A runtime's part of the configuration: a frozen msgspec Struct, tagged by `kind`. Decoding one checks it,
+    `build` has no side effects, and the runtime's own `open` starts it."""
+
+    @property
+    def slots(self) -> int:
+        """How many calls it can work on at once; more than these wait in the gateway, not in the engine."""
+
+    def build(self, site: Site) -> Generator | Predictor: ...
+
+
+class Load(msgspec.Struct, frozen=True):
+    """How busy a runtime is, at one instant, as it knows it itself."""
+
+    running: int
+    waiting: int
+
+
+@runtime_checkable
+class Runtime(Protocol):
+    """What both kinds have in common. Building one has no side effects; `open` starts it."""
+
+    async def open(self) -> None:
+        """Start, and return once the first call can be answered. Raises Unavailable when it cannot start."""
+
+    def load(self) -> Load: ...
+
+    async def ready(self) -> None:
+        """Return at once if a call would be answered now; otherwise raise Unavailable saying why."""
+
+    async def aclose(self) -> None:
+        """Drain, stop and free everything. Safe to call twice and after a failed `open`."""
+
+
+@runtime_checkable
+class Generator(Runtime, Protocol):
+    """Speaks OpenAI's dialect."""
+
+    meters_each_chunk: bool
+    """True if `stream_options.continuous_usage_stats` is understood, so that every streamed chunk can carry
+    the exact usage so far (vLLM's extension); a stream that is cut short can then be billed exactly."""
+    upstream_model: str | None
+    """The name the engine knows the model by, None if it is the gateway's own."""
+
+    def exchange(self, request: Exchange) -> AbstractAsyncContextManager[Reply]:
+        """Send the call. Entering waits for the status line and the first body bytes, so whatever keeps the
+        answer from starting raises there (Unavailable, Expired) and failover is a loop around `async with`.
+        An HTTP error is a Reply with its status, not an exception. Leaving early closes the connection, which
+        is how an engine learns that nobody wants the rest. Safe to run concurrently."""
+
+
+@runtime_checkable
+class Predictor(Runtime, Protocol):
+    """Speaks tensors."""
+
+    task: str
+    """`classify` or `embed`: which outputs, and so which routes, it can answer. Known once it is open."""
+    labels: tuple[str, ...]
+    """What the columns of `scores` mean; empty for an embedder."""
+
+    async def infer(self, request: InferRequest) -> InferReply:
+        """Run the model. Raises Invalid, Expired, Overloaded or Unavailable. Safe to run concurrently."""
+
+
+class RuntimeFault(Exception):
+    """A runtime's refusal. The message says what happened to which replica, without any of the payload."""
+
+
+class Unavailable(RuntimeFault):
+    """Nothing has been answered and another replica may do it: not started, refused, reset, crashed."""
+
+
+class Overloaded(RuntimeFault):
+    """A bounded queue inside the runtime is full; another replica may do it."""
+
+
+class Expired(RuntimeFault):
+    """The deadline passed first."""
+
+
+class Broken(RuntimeFault):
+    """The answer stopped after it had begun. Never retried."""
+
+
+class Invalid(RuntimeFault):
+    """The request can never work on this model; retrying it anywhere is useless."""
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+        """The request's field, or the input tensor, that is wrong."""

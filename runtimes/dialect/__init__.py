@@ -1,0 +1,61 @@
+"""Pure translations between the wire dialects, and what all of them share. Imports no numpy."""
+
+import re
+from typing import Annotated, TypeVar
+
+import msgspec
+
+from runtimes.contract import Invalid
+
+T = TypeVar("T")
+
+TokenId = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
+TextOrTokens = str | list[str | TokenId | list[TokenId]]
+"""What OpenAI calls `input` or `prompt`: a text, texts, token ids, or lists of token ids; never mixed."""
+
+
+def decoded(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
+    """The body as the decoder's type. Raises Invalid that names the parameter and quotes no value of it."""
+    try:
+        return decoder.decode(body)
+    except msgspec.ValidationError as error:
+        raise Invalid(f"{error}.", param=_parameter(str(error))) from None
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        raise Invalid("The body is not valid JSON in UTF-8. Send one JSON object.") from None
+    except RecursionError:
+        raise Invalid("The body is nested too deeply. Send flatter JSON.") from None
+
+
+def rows(given: TextOrTokens, *, param: str, rows_max: int) -> list[str] | list[list[int]]:
+    """One entry per input. Raises Invalid if kinds are mixed, an entry is empty or there are too many."""
+    if isinstance(given, str):
+        texts: list[str] | list[list[int]] = [given]
+    elif given and all(isinstance(row, int) for row in given):
+        texts = [[row for row in given if isinstance(row, int)]]
+    else:
+        texts = _uniform(given, param=param)
+    if len(texts) > rows_max:
+        raise Invalid(f"`{param}` holds {len(texts)} entries; at most {rows_max} go at once.", param=param)
+    if not texts or not all(texts):
+        raise Invalid(f"`{param}` is empty or holds an empty entry. Leave empty ones out.", param=param)
+    return texts
+
+
+def _uniform(given: list[str | int | list[int]], *, param: str) -> list[str] | list[list[int]]:
+    strings = [row for row in given if isinstance(row, str)]
+    lists = [row for row in given if isinstance(row, list)]
+    if len(strings) == len(given):
+        return strings
+    if len(lists) == len(given):
+        return lists
+    raise Invalid(f"`{param}` mixes texts and token ids. Send one kind per request.", param=param)
+
+
+_PATH = re.compile(r"at `\$\.([^.\[`]+)[^`]*`$")
+_FIELD = re.compile(r"field `([^`]+)`$")
+
+
+def _parameter(complaint: str) -> str | None:
+    """The top-level field that a msgspec message is about."""
+    found = _PATH.search(complaint) or _FIELD.search(complaint)
+    return found.group(1) if found else None

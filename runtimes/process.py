@@ -1,0 +1,433 @@
+"""Supervises one engine: starts it, waits until it answers, restarts it, stops it, and ends its orphans.
+
+An engine is a foreign program of several processes. Each start is a session of its own, led by `keeper.py`, which
+writes the log and ends everything in it when this process goes away, however it goes. Linux only: processes
+are told apart by what /proc says of them, because a number alone may by now belong to somebody else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import msgspec
+
+from runtimes import keeper
+from runtimes.clock import Clock
+from runtimes.contract import Unavailable
+
+Phase = Literal["stopped", "starting", "ready", "restarting", "failed"]
+
+#: What an engine may inherit of the gateway's environment. Everything else stays here: provider keys, above all.
+ENVIRONMENT_KEPT = ("PATH", "HOME", "USER", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "LD_PRELOAD")
+
+
+class Command(msgspec.Struct, frozen=True):
+    """How to start an engine."""
+
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+    """The whole environment; see `environment`."""
+    socket: Path | None = None
+    """Where it will listen; a socket left there by an earlier run is removed before each start."""
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """How long, how often, how much."""
+
+    start_s_max: float = 300.0
+    """From start to the first good probe."""
+    stop_s_max: float = 15.0
+    """From SIGTERM to SIGKILL."""
+    probe_start_s: float = 0.1
+    """Pause between probes while starting."""
+    probe_s: float = 5.0
+    """Pause between probes when ready."""
+    hung_s_max: float = 60.0
+    """A ready engine without a good probe for so long is restarted."""
+    restart_s: float = 1.0
+    """Pause before the first restart; doubled for each further failure in the window, ± 20 %."""
+    restart_s_max: float = 60.0
+    failures_max: int = 5
+    """With so many failures within `failures_s` it stays down until `retry` is called."""
+    failures_s: float = 600.0
+    log_bytes_max: int = 32 << 20
+
+
+class Snapshot(msgspec.Struct, frozen=True):
+    """What there is to know about an engine, at one instant."""
+
+    phase: Phase
+    attempt: int
+    """1 for the first start, 2 for the first restart …; back to 1 when the failures are older than the window."""
+    since_s: float
+    """Clock time of the last change of phase."""
+    pid: int | None = None
+    """Of the session that holds all of the engine's processes."""
+    retry_at_s: float | None = None
+    """Clock time of the next start, while restarting."""
+    reason: str = ""
+    """Why it is down or was restarted, with the engine's last line; empty if it never failed."""
+
+
+class Process:
+    """One supervised engine. Building it has no side effects.
+
+    `probe` returns if the engine would answer now and raises Unavailable if not; it bounds its own wait. The state
+    folder gets `logs/<name>.log` and `run/<name>.pid`; the latter is locked, so that of two gateways on
+    one state folder only one runs the engine.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        state: Path,
+        command: Command,
+        probe: Callable[[], Awaitable[None]],
+        clock: Clock,
+        limits: Limits | None = None,
+    ) -> None:
+        self.name = name
+        self.log = state / "logs" / f"{name}.log"
+        self._pid_file = PidFile(state / "run" / f"{name}.pid")
+        self._state = state
+        self._command = command
+        self._probe = probe
+        self._clock = clock
+        self._limits = limits or Limits()
+        self._snapshot = Snapshot("stopped", attempt=0, since_s=clock.now_s())
+        self._task: asyncio.Task[None] | None = None
+        self._tried = asyncio.Event()
+        self._asked = asyncio.Event()
+
+    async def open(self) -> None:
+        """Start, and return when the first probe was good. Raises Unavailable when the first start fails, or
+        another gateway runs this engine; after a failed start, supervision goes on until `aclose`."""
+        if self._task is not None:
+            raise Unavailable(f"{self.name} has been opened already")
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        if not self._pid_file.lock():
+            raise Unavailable(
+                f"{self.name}: another gateway uses the state folder {self._state}; "
+                "stop it, or give this one another state.path"
+            )
+        try:
+            if orphan := self._pid_file.read():
+                await end(orphan, stop_s_max=self._limits.stop_s_max, clock=self._clock)
+        except BaseException:
+            self._pid_file.unlock()
+            raise
+        self._task = asyncio.create_task(self._supervise(), name=f"supervise {self.name}")
+        await first(self._tried.wait(), asyncio.shield(self._task))
+        if self._snapshot.phase != "ready":
+            raise Unavailable(f"{self.name} did not start: {self._snapshot.reason}. Its log is {self.log}")
+
+    def snapshot(self) -> Snapshot:
+        return self._snapshot
+
+    def check(self) -> None:
+        """Raise Unavailable unless the engine is ready, saying what it is instead; costs next to nothing."""
+        if self._snapshot.phase != "ready":
+            raise Unavailable(f"{self.name} is {self.describe()}")
+
+    def describe(self) -> str:
+        """The snapshot in words fit for a client: nothing the engine said is in it."""
+        it = self._snapshot
+        if it.retry_at_s is not None:
+            wait_s = max(0.0, it.retry_at_s - self._clock.now_s())
+            return f"restarting, attempt {it.attempt}, next try in {wait_s:.0f} s"
+        if it.phase == "starting" and it.attempt > 1:
+            return f"restarting, attempt {it.attempt} is under way"
+        if it.phase == "failed":
+            return f"down: it failed {it.attempt} times and waits to be asked to try again; see its log"
+        return it.phase
+
+    def retry(self) -> None:
+        """Start again now, if it is waiting to, or has given up."""
+        self._asked.set()
+
+    async def aclose(self) -> None:
+        """Stop the engine and everything it started. Safe to call twice and after a failed `open`."""
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+            self._task = None
+            self._turn("stopped", attempt=0)
+        self._pid_file.unlock()
+
+    async def _supervise(self) -> None:
+        limits = self._limits
+        failures: deque[float] = deque(maxlen=limits.failures_max)
+        while True:
+            self._turn("starting", attempt=len(failures) + 1, reason=self._snapshot.reason)
+            try:
+                reason = await self._live()
+            except (OSError, Unavailable) as error:  # no memory, no process to be had, a process that will not end
+                reason = str(error)
+            now_s = self._clock.now_s()
+            failures.append(now_s)
+            while failures[0] < now_s - limits.failures_s:
+                failures.popleft()
+            self._asked.clear()
+            if len(failures) == limits.failures_max:
+                self._turn("failed", attempt=len(failures), reason=reason)
+                self._tried.set()
+                await self._asked.wait()
+                failures.clear()
+                continue
+            wait_s = backoff_s(len(failures), limits) * random.uniform(0.8, 1.2)  # noqa: S311 - not a secret
+            self._turn("restarting", attempt=len(failures) + 1, reason=reason, retry_at_s=now_s + wait_s)
+            self._tried.set()
+            await first(self._clock.sleep(wait_s), self._asked.wait())
+
+    async def _live(self) -> str:
+        """One life of the engine, from start to the reason for its end. Nothing of it is left afterwards."""
+        if self._command.socket is not None:
+            self._command.socket.unlink(missing_ok=True)
+        child = self._spawn()
+        session = Session(child.pid, start_ticks(child.pid) or 0, boot_id())
+        self._pid_file.write(session)
+        self._snapshot = msgspec.structs.replace(self._snapshot, pid=child.pid)
+        exited = asyncio.create_task(exit_of(child.pid))
+        try:
+            reason: str | None = await first(self._probing(), asyncio.shield(exited))
+            if reason is None:
+                status = child.wait()
+                how = f"it was killed by signal {status - 128}" if status > 128 else f"it exited with {status}"
+                return f"{how}; its last line: {last_line(self.log)}"
+            return reason
+        finally:
+            # Closing the lifeline is all it takes: the keeper sees to the rest, or `end` does.
+            assert child.stdin is not None
+            child.stdin.close()
+            patience = self._clock.sleep(2 * self._limits.stop_s_max + 5)
+            await first(asyncio.shield(exited), patience)
+            exited.cancel()
+            await end(session, stop_s_max=0.0, clock=self._clock)
+            child.wait()
+            self._pid_file.write(None)
+
+    async def _probing(self) -> str:
+        """Probe for as long as the answers are good enough; return why they no longer are."""
+        limits, attempt = self._limits, self._snapshot.attempt
+        good_s = self._clock.now_s()
+        while True:
+            try:
+                await self._probe()
+            except Unavailable as error:
+                bad_s = self._clock.now_s() - good_s
+                if self._snapshot.phase != "ready" and bad_s > limits.start_s_max:
+                    last = last_line(self.log)
+                    return f"it was not ready within {limits.start_s_max:.0f} s; its last line: {last}"
+                if self._snapshot.phase == "ready" and bad_s > limits.hung_s_max:
+                    return f"it has not answered for {bad_s:.0f} s ({error})"
+            else:
+                good_s = self._clock.now_s()
+                if self._snapshot.phase != "ready":
+                    self._turn("ready", attempt=attempt, pid=self._snapshot.pid, reason=self._snapshot.reason)
+                    self._tried.set()
+            ready = self._snapshot.phase == "ready"
+            await self._clock.sleep(limits.probe_s if ready else limits.probe_start_s)
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        limits = self._limits
+        return subprocess.Popen(  # noqa: S603 - argv comes from the operator's config, never from a client
+            [
+                sys.executable, "-I", "-S", keeper.__file__,
+                str(self.log), str(limits.log_bytes_max), str(limits.stop_s_max), *self._command.argv,
+            ],
+            env=dict(self._command.env),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )  # fmt: skip
+
+    def _turn(
+        self,
+        phase: Phase,
+        *,
+        attempt: int,
+        pid: int | None = None,
+        retry_at_s: float | None = None,
+        reason: str = "",
+    ) -> None:
+        self._snapshot = Snapshot(phase, attempt, self._clock.now_s(), pid, retry_at_s, reason)
+
+
+class Session(msgspec.Struct, frozen=True):
+    """One start of an engine, so named that nobody else can be taken for it."""
+
+    pid: int
+    """Of its keeper, which is also the number of its session."""
+    start_ticks: int
+    """When the kernel started the keeper: field 22 of /proc/<pid>/stat."""
+    boot: str
+    """Start times count from boot."""
+
+
+class PidFile:
+    """Says which session a replica has, and by its lock whose replica it is. Never removed: two gateways
+    could then each hold the lock on a file of that name."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: IO[bytes] | None = None
+
+    def lock(self) -> bool:
+        """False if another process has it. The kernel frees it when its holder dies."""
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        file = self._path.open("a+b", buffering=0)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            return False
+        self._file = file
+        return True
+
+    def unlock(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def read(self) -> Session | None:
+        assert self._file is not None
+        self._file.seek(0)
+        try:
+            return msgspec.json.decode(self._file.read(4096), type=Session)
+        except msgspec.DecodeError:
+            return None  # empty, or cut short by a power failure: then nothing of that boot is alive
+
+    def write(self, session: Session | None) -> None:
+        assert self._file is not None
+        self._file.truncate(0)
+        if session is not None:
+            self._file.write(msgspec.json.encode(session))
+
+
+async def end(session: Session, *, stop_s_max: float, clock: Clock) -> None:
+    """End every process of a session that is really this one: SIGTERM to its keeper, then SIGKILL to all."""
+    if not (pids := members(session)):
+        return
+    give_up_s = clock.now_s() + stop_s_max + 5
+    if stop_s_max and session.pid in pids:
+        kill([session.pid], signal.SIGTERM)
+        kill_s = clock.now_s() + stop_s_max
+        while clock.now_s() < kill_s and members(session):
+            await clock.sleep(0.05)
+    while pids := members(session):
+        kill(pids, signal.SIGKILL)
+        if clock.now_s() > give_up_s:
+            raise Unavailable(f"processes {pids} of an earlier engine cannot be ended; end them, then start again")
+        await clock.sleep(0.02)
+
+
+def members(session: Session) -> list[int]:
+    """Its live processes. The kernel hands out no number that still names a session, so while one of its
+    processes lives the number is its own: unless it has been taken anew, which the start time tells."""
+    if session.boot != boot_id():
+        return []
+    leader = start_ticks(session.pid)
+    if leader is not None and leader != session.start_ticks:
+        return []
+    return [
+        pid
+        for pid, (_, state, own_session, ticks) in processes()
+        if own_session == session.pid and ticks >= session.start_ticks and state not in "ZX"
+    ]
+
+
+def processes() -> Iterable[tuple[int, tuple[str, str, int, int]]]:
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdecimal() and (it := stat(int(folder.name))):
+            yield int(folder.name), it
+
+
+def stat(pid: int) -> tuple[str, str, int, int] | None:
+    """Name, state, session and start time of a process; None if there is none. See proc_pid_stat(5)."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    name, _, rest = text.partition("(")[2].rpartition(")")
+    fields = rest.split()
+    return name, fields[0], int(fields[3]), int(fields[19])
+
+
+def start_ticks(pid: int) -> int | None:
+    found = stat(pid)
+    return found and found[3]
+
+
+def boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def kill(pids: Iterable[int], number: signal.Signals) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+async def exit_of(pid: int) -> None:
+    """Return when a child has exited. A pidfd works in any thread and loop, and needs no signal handler."""
+    loop = asyncio.get_running_loop()
+    exited: asyncio.Future[None] = loop.create_future()
+    pidfd = os.pidfd_open(pid)
+    loop.add_reader(pidfd, lambda: None if exited.done() else exited.set_result(None))
+    try:
+        await exited
+    finally:
+        loop.remove_reader(pidfd)
+        os.close(pidfd)
+
+
+async def first(*waits: Awaitable[Any]) -> Any:
+    """Wait for whichever is done first, cancel the others and return its result."""
+    tasks = [asyncio.ensure_future(it) for it in waits]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        return next(it for it in tasks if it in done).result()
+    finally:
+        for it in tasks:
+            it.cancel()
+        await asyncio.wait(tasks)
+
+
+def backoff_s(failures: int, limits: Limits) -> float:
+    """Pause after so many failures in a row."""
+    return float(min(limits.restart_s_max, limits.restart_s * 2 ** (failures - 1)))
+
+
+def environment(extra: Mapping[str, str], *, kept: Iterable[str] = ENVIRONMENT_KEPT) -> dict[str, str]:
+    """What an engine gets to see: some of ours by name, and what it is given."""
+    return {name: os.environ[name] for name in kept if name in os.environ} | dict(extra)
+
+
+def last_line(log: Path) -> str:
+    """The engine's last words, cut to 300 characters."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - 8192))
+            lines = file.read().splitlines()
+    except FileNotFoundError:
+        return "none"
+    for line in reversed(lines):
+        if line.startswith(keeper.START):
+            break
+        if line.strip():
+            return line.decode(errors="replace").strip()[:300]
+    return "none"

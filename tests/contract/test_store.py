@@ -1,0 +1,439 @@
+"""What every Store promises. A new one joins by its name in STORES and a line in the `reach` fixture."""
+
+import asyncio
+import sqlite3
+import stat
+import sys
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from gateway.call import Limits, Outcome, Record
+from gateway.store import (
+    HEAD,
+    METADATA,
+    KeyRow,
+    Missing,
+    SqliteStore,
+    Store,
+    Taken,
+    TenantRow,
+    Unreachable,
+    UsageFilter,
+)
+
+STORES = ["sqlite"]
+ALL = UsageFilter()
+
+
+@pytest.fixture(params=STORES)
+def reach(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], Store]:
+    """Makes stores, not yet open, that all reach the same empty database."""
+    makers: dict[str, Callable[[], Store]] = {"sqlite": lambda: SqliteStore(tmp_path / "store.db")}
+    return makers[request.param]
+
+
+@pytest.fixture
+async def store(reach: Callable[[], Store]) -> AsyncIterator[Store]:
+    store = reach()
+    await store.open()
+    yield store
+    await store.aclose()
+
+
+@pytest.fixture
+async def neighbour(reach: Callable[[], Store], store: Store) -> AsyncIterator[Store]:
+    """Another process's store on the same database."""
+    neighbour = reach()
+    await neighbour.open()
+    yield neighbour
+    await neighbour.aclose()
+
+
+ACME = TenantRow(id="t1", name="acme", limits=Limits(rpm=10, tpm=None, concurrent=2), created_s=1.5)
+ZEBRA = TenantRow(id="t2", name="zebra", disabled=True, created_s=2.5)
+KEY = KeyRow(
+    id="k1",
+    tenant_id="t1",
+    env="live",
+    digest=b"\x00digest",
+    name="laptop",
+    models=("chat", "support-*"),
+    routes=("/v1/chat/*",),
+    limits=Limits(tpm=5),
+    created_s=3.5,
+    expires_s=99.0,
+)
+
+
+def record(id: str, **fields: object) -> Record:
+    base = Record(
+        id=id,
+        at_s=100.0,
+        tenant_id="t1",
+        tenant="acme",
+        key_id="k1",
+        model="chat",
+        route="/v1/chat/completions",
+        stream=True,
+        replica="chat-0",
+        outcome=Outcome.served,
+        status=200,
+        code="",
+        tokens_in=7,
+        tokens_out=3,
+        tokens_cached=2,
+        estimated=False,
+        wait_s=0.25,
+        first_byte_s=0.5,
+        total_s=1.0,
+    )
+    return msgspec.structs.replace(base, **fields)
+
+
+async def test_a_tenant_comes_back_as_it_was_added(store: Store) -> None:
+    await store.add_tenant(ZEBRA)
+    await store.add_tenant(ACME)
+    assert await store.tenants() == [ACME, ZEBRA]
+    assert await store.tenant("zebra") == ZEBRA
+
+
+async def test_a_second_tenant_of_the_same_name_is_refused_by_name(store: Store) -> None:
+    await store.add_tenant(ACME)
+    with pytest.raises(Taken, match="'acme'"):
+        await store.add_tenant(msgspec.structs.replace(ACME, id="t9"))
+    assert await store.tenants() == [ACME]
+
+
+async def test_setting_a_tenant_changes_limits_and_keeps_its_birthday(store: Store) -> None:
+    await store.add_tenant(ACME)
+    await store.set_tenant(TenantRow(id="t1", name="acme", disabled=True, created_s=777.0))
+    assert await store.tenants() == [TenantRow(id="t1", name="acme", disabled=True, created_s=ACME.created_s)]
+
+
+async def test_renaming_onto_another_tenant_is_refused(store: Store) -> None:
+    await store.add_tenant(ACME)
+    await store.add_tenant(ZEBRA)
+    with pytest.raises(Taken, match="'acme'"):
+        await store.set_tenant(msgspec.structs.replace(ZEBRA, name="acme"))
+
+
+async def test_removing_a_tenant_removes_its_keys_and_keeps_its_usage(store: Store) -> None:
+    await store.add_tenant(ACME)
+    await store.add_key(KEY)
+    await store.append_usage([record("a")])
+    await store.remove_tenant("t1")
+    assert await store.tenants() == []
+    assert await store.keys() == []
+    assert await store.usage(ALL, limit=10) == [record("a")]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda store: store.tenant("nobody"),
+        lambda store: store.set_tenant(ACME),
+        lambda store: store.remove_tenant("t1"),
+        lambda store: store.key("k1"),
+        lambda store: store.revoke_key("k1", at_s=1.0),
+        lambda store: store.rotate_key("k1", digest=b"d", previous_until_s=1.0),
+    ],
+    ids=["tenant", "set_tenant", "remove_tenant", "key", "revoke_key", "rotate_key"],
+)
+async def test_naming_what_is_not_there_is_missing_and_changes_nothing(store: Store, change) -> None:  # type: ignore[no-untyped-def]
+    before = await store.version()
+    with pytest.raises(Missing):
+        await change(store)
+    assert await store.version() == before
+
+
+async def test_a_key_comes_back_as_it_was_added(store: Store) -> None:
+    await store.add_tenant(ACME)
+    await store.add_key(KEY)
+    assert await store.key("k1") == KEY
+    assert await store.keys(tenant_id="t1") == [KEY]
+    assert await store.keys(tenant_id="t2") == []
+
+
+async def test_a_key_needs_its_tenant(store: Store) -> None:
+    with pytest.raises(Taken, match="tenant is gone"):
+        await store.add_key(KEY)
+    assert await store.keys() == []
+
+
+async def test_revoking_twice_keeps_the_first_time(store: Store) -> None:
+    await store.add_tenant(ACME)
+    await store.add_key(KEY)
+    await store.revoke_key("k1", at_s=10.0)
+    await store.revoke_key("k1", at_s=20.0)
+    assert (await store.key("k1")).revoked_s == 10.0
+
+
+async def test_rotating_keeps_exactly_the_secret_before(store: Store) -> None:
+    await store.add_tenant(ACME)
+    await store.add_key(KEY)
+    await store.rotate_key("k1", digest=b"second", previous_until_s=50.0)
+    await store.rotate_key("k1", digest=b"third", previous_until_s=60.0)
+    assert await store.key("k1") == msgspec.structs.replace(
+        KEY, digest=b"third", previous=b"second", previous_until_s=60.0
+    )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda store: store.add_tenant(ZEBRA),
+        lambda store: store.set_tenant(msgspec.structs.replace(ACME, disabled=True)),
+        lambda store: store.remove_tenant("t1"),
+        lambda store: store.add_key(msgspec.structs.replace(KEY, id="k2")),
+        lambda store: store.revoke_key("k1", at_s=1.0),
+        lambda store: store.rotate_key("k1", digest=b"d", previous_until_s=1.0),
+    ],
+    ids=["add_tenant", "set_tenant", "remove_tenant", "add_key", "revoke_key", "rotate_key"],
+)
+async def test_a_neighbours_change_is_a_new_version(store: Store, neighbour: Store, change) -> None:  # type: ignore[no-untyped-def]
+    await store.add_tenant(ACME)
+    await store.add_key(KEY)
+    before = await store.version()
+    assert await neighbour.version() == before
+    await change(neighbour)
+    assert await store.version() != before
+    assert await store.version() == await neighbour.version()
+
+
+async def test_usage_is_no_new_version(store: Store) -> None:
+    before = await store.version()
+    await store.append_usage([record("a")])
+    assert await store.version() == before
+
+
+async def test_a_snapshot_holds_everything_at_its_version(store: Store, neighbour: Store) -> None:
+    await store.add_tenant(ACME)
+    await neighbour.add_key(KEY)
+    snapshot = await store.snapshot()
+    assert snapshot.version == await neighbour.version()
+    assert (snapshot.tenants, snapshot.keys) == ((ACME,), (KEY,))
+
+
+async def test_many_writers_lose_no_change(store: Store, neighbour: Store) -> None:
+    rows = [TenantRow(id=f"t{i}", name=f"tenant-{i:02}", created_s=0.0) for i in range(40)]
+    before = await store.version()
+    await asyncio.gather(*((store, neighbour)[i % 2].add_tenant(row) for i, row in enumerate(rows)))
+    assert await store.tenants() == rows
+    assert await store.version() == before + 40
+
+
+async def test_records_come_back_newest_first_and_whole(store: Store) -> None:
+    old, new = record("a"), record("b", at_s=200.0, outcome=Outcome.cancelled, status=0, estimated=True)
+    await store.append_usage([old, new])
+    assert await store.usage(ALL, limit=10) == [new, old]
+    assert await store.usage(ALL, limit=1) == [new]
+
+
+async def test_appending_again_counts_once(store: Store, neighbour: Store) -> None:
+    first = [record(f"r{i}") for i in range(5)]
+    await asyncio.gather(store.append_usage(first), neighbour.append_usage(first))
+    await store.append_usage([*first, record("new"), record("new")])
+    totals = await store.usage_totals(ALL, by="none")
+    assert [(total.calls, total.tokens_in) for total in totals] == [(6, 42)]
+
+
+async def test_appending_nothing_is_nothing(store: Store) -> None:
+    await store.append_usage([])
+    assert await store.usage(ALL, limit=1) == []
+
+
+@pytest.mark.parametrize(
+    ("where", "ids"),
+    [
+        (UsageFilter(tenant="acme"), {"a", "c"}),
+        (UsageFilter(key="k2"), {"b"}),
+        (UsageFilter(model="relay"), {"c"}),
+        (UsageFilter(since_s=200.0), {"b", "c"}),
+        (UsageFilter(until_s=200.0), {"a"}),
+        (UsageFilter(tenant="acme", since_s=150.0, until_s=301.0), {"c"}),
+        (UsageFilter(tenant="' or 1=1 --"), set()),
+    ],
+    ids=["tenant", "key", "model", "since", "until", "together", "injection"],
+)
+async def test_a_filter_keeps_what_matches(store: Store, where: UsageFilter, ids: set[str]) -> None:
+    await store.append_usage(
+        [
+            record("a"),
+            record("b", tenant="zebra", key_id="k2", at_s=200.0),
+            record("c", model="relay", at_s=300.0),
+        ]
+    )
+    assert {found.id for found in await store.usage(where, limit=10)} == ids
+    assert [total.calls for total in await store.usage_totals(where, by="none")] == [len(ids)]
+
+
+@pytest.mark.parametrize(
+    ("by", "sums"),
+    [
+        ("tenant", [("acme", 3, 21), ("zebra", 1, 7)]),
+        ("model", [("chat", 2, 14), ("relay", 2, 14)]),
+        ("key", [("k1", 3, 21), ("k2", 1, 7)]),
+        ("none", [("", 4, 28)]),
+    ],
+)
+async def test_totals_are_sums_by_name(store: Store, by, sums) -> None:  # type: ignore[no-untyped-def]
+    await store.append_usage(
+        [
+            record("a"),
+            record("b", tenant="zebra", key_id="k2"),
+            record("c", model="relay"),
+            record("d", model="relay"),
+        ]
+    )
+    totals = await store.usage_totals(ALL, by=by)
+    assert [(total.name, total.calls, total.tokens_in) for total in totals] == sums
+
+
+async def test_totals_count_every_outcome_in_its_own_column(store: Store) -> None:
+    outcomes = list(Outcome)
+    await store.append_usage(
+        [record(f"{o}{i}", outcome=o) for n, o in enumerate(outcomes, 1) for i in range(n)]
+    )
+    (total,) = await store.usage_totals(ALL, by="none")
+    assert {o: getattr(total, o.value) for o in outcomes} == {o: n for n, o in enumerate(outcomes, 1)}
+    assert total.calls == sum(range(len(outcomes) + 1))
+    assert (total.tokens_out, total.tokens_cached, total.estimated) == (total.calls * 3, total.calls * 2, 0)
+
+
+async def test_totals_of_nothing_are_zero_not_null(store: Store) -> None:
+    (total,) = await store.usage_totals(ALL, by="none")
+    assert (total.calls, total.tokens_in) == (0, 0)
+    assert await store.usage_totals(ALL, by="tenant") == []
+
+
+async def test_what_was_written_outlives_the_process(reach: Callable[[], Store]) -> None:
+    first = reach()
+    await first.open()
+    await first.add_tenant(ACME)
+    await first.aclose()
+    second = reach()
+    await second.open()
+    assert await second.tenants() == [ACME]
+    await second.aclose()
+
+
+async def test_two_that_open_a_new_database_at_once_both_succeed(reach: Callable[[], Store]) -> None:
+    stores = [reach() for _ in range(4)]
+    await asyncio.gather(*(store.open() for store in stores))
+    assert [await store.tenants() for store in stores] == [[], [], [], []]
+    for store in stores:
+        await store.aclose()
+
+
+# What follows is SQLite's own.
+
+
+async def test_the_files_are_their_owners_alone(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "state" / "store.db")
+    await store.open()
+    await store.add_tenant(ACME)
+    files = sorted((tmp_path / "state").iterdir())
+    assert [file.name for file in files] == ["store.db", "store.db-shm", "store.db-wal"]
+    assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}
+    assert stat.S_IMODE((tmp_path / "state").stat().st_mode) == 0o700
+    await store.aclose()
+
+
+async def test_a_file_that_others_could_read_is_closed_to_them(tmp_path: Path) -> None:
+    (tmp_path / "store.db").touch(mode=0o644)
+    store = SqliteStore(tmp_path / "store.db")
+    await store.open()
+    assert stat.S_IMODE((tmp_path / "store.db").stat().st_mode) == 0o600
+    await store.aclose()
+
+
+async def test_a_file_that_is_no_database_is_unreachable_and_named(tmp_path: Path) -> None:
+    (tmp_path / "store.db").write_bytes(b"not a database at all" * 100)
+    store = SqliteStore(tmp_path / "store.db")
+    with pytest.raises(Unreachable, match=r"store\.db does not answer: file is not a database"):
+        await store.open()
+    await store.aclose()
+
+
+async def test_a_folder_that_cannot_be_made_is_unreachable(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(Unreachable, match="cannot be made"):
+        await SqliteStore(tmp_path / "file" / "store.db").open()
+
+
+async def test_a_writer_that_never_ends_makes_the_others_unreachable(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "store.db", busy_s_max=0.05)
+    await store.open()
+    hog = sqlite3.connect(tmp_path / "store.db", isolation_level=None)
+    hog.execute("BEGIN IMMEDIATE")
+    with pytest.raises(Unreachable, match="locked"):
+        await store.add_tenant(ACME)
+    assert await store.tenants() == []
+    hog.execute("ROLLBACK")
+    hog.close()
+    await store.add_tenant(ACME)
+    assert await store.tenants() == [ACME]
+    await store.aclose()
+
+
+async def test_a_failing_statement_keeps_its_parameters_to_itself(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "store.db")
+    await store.open()
+    await store.add_tenant(ACME)
+    with sqlite3.connect(tmp_path / "store.db") as other:
+        other.execute("DROP TABLE keys")
+    other.close()
+    with pytest.raises(Unreachable) as fault:
+        await store.add_key(KEY)
+    chain = f"{fault.value!r} {fault.value.__cause__}"
+    assert "digest" not in chain.replace("keys.digest", "").replace("env, digest", "")
+    assert "laptop" not in chain
+    await store.aclose()
+
+
+async def test_the_migrations_make_exactly_the_tables_of_the_code(tmp_path: Path) -> None:
+    import sqlalchemy as sa
+    from alembic.autogenerate import compare_metadata
+    from alembic.migration import MigrationContext
+
+    store = SqliteStore(tmp_path / "store.db")
+    await store.open()
+    await store.aclose()
+    engine = sa.create_engine(f"sqlite:///{tmp_path / 'store.db'}")
+    with engine.connect() as connection:
+        context = MigrationContext.configure(connection)
+        assert compare_metadata(context, METADATA) == []
+    engine.dispose()
+
+
+def test_head_is_the_newest_migration() -> None:
+    from alembic.script import ScriptDirectory
+
+    from gateway.migrations.upgrade import configuration
+
+    assert ScriptDirectory.from_config(configuration()).get_heads() == [HEAD]
+
+
+async def test_a_current_schema_asks_for_no_migration_tool(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "store.db")
+    await store.open()
+    await store.aclose()
+    program = (
+        "import asyncio, pathlib, sys\n"
+        "from gateway.store import SqliteStore\n"
+        "async def main():\n"
+        "    store = SqliteStore(pathlib.Path(sys.argv[1]))\n"
+        "    await store.open()\n"
+        "    await store.aclose()\n"
+        "asyncio.run(main())\n"
+        "print('alembic' in sys.modules)\n"
+    )
+    root = Path(__file__).parents[2]
+    python = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", program, tmp_path / "store.db", cwd=root, stdout=asyncio.subprocess.PIPE
+    )
+    out, _ = await python.communicate()
+    assert (python.returncode, out) == (0, b"False\n")

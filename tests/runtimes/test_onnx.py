@@ -1,0 +1,296 @@
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from runtimes.artifact import Shelf, seal
+from runtimes.contract import Expired, InferReply, InferRequest, Invalid, Load, Overloaded, Site, Unavailable
+from runtimes.onnx import Onnx, OnnxRuntime
+from runtimes.session import batches
+from tests import tiny
+from tests.fakes import FakeClock, until
+
+DEADLINE_S = 1_060.0
+
+
+class HeldClock(FakeClock):
+    """A clock at which every thread but the test's own waits its turn: the worker asks it before each batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = 0
+        self._ours = threading.get_ident()
+        self._turns = threading.Semaphore(0)
+
+    def now_s(self) -> float:
+        if threading.get_ident() != self._ours:
+            self.asked += 1
+            self._turns.acquire()
+        return super().now_s()
+
+    def let_go(self, batches: int = 1_000) -> None:
+        self._turns.release(batches)
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    shelf = Shelf(tmp_path / "shelf")
+    (tmp_path / "folder").mkdir()
+    tiny.publish(shelf, tmp_path / "folder")
+    return Site(model="intent", replica="intent-0", state=tmp_path, shelf=shelf)
+
+
+@asynccontextmanager
+async def opened(spec: Onnx, site: Site, clock: FakeClock | None = None) -> AsyncIterator[OnnxRuntime]:
+    runtime = spec.build(site, clock=clock or FakeClock())
+    await runtime.open()
+    try:
+        yield runtime
+    finally:
+        await runtime.aclose()
+
+
+def texts(*rows: str, deadline_s: float = DEADLINE_S) -> InferRequest:
+    return InferRequest({"text": np.array(rows, object)}, deadline_s)
+
+
+def tokens(ids: Any, mask: Any) -> InferRequest:
+    return InferRequest({"input_ids": np.array(ids), "attention_mask": np.array(mask)}, DEADLINE_S)
+
+
+async def test_a_classifier_says_what_it_is_and_scores_each_label(site: Site) -> None:
+    async with opened(Onnx(artifact="tiny"), site) as runtime:
+        reply = await runtime.infer(texts("refund my money", "password"))
+    assert (runtime.task, runtime.labels) == ("classify", tiny.LABELS)
+    assert reply.outputs["scores"].shape == reply.outputs["logits"].shape == (2, 3)
+    assert reply.outputs["scores"].dtype == np.float32
+    assert [tiny.LABELS[it] for it in reply.outputs["scores"].argmax(axis=1)] == ["refund", "login"]
+
+
+async def test_an_embedder_answers_vectors_of_length_one(site: Site, tmp_path: Path) -> None:
+    (tmp_path / "embedder").mkdir()
+    tiny.publish(site.shelf, tmp_path / "embedder", task="embed")
+    async with opened(Onnx(artifact="tiny@stable"), site) as runtime:
+        reply = await runtime.infer(texts("refund", "my card please"))
+    assert (runtime.task, runtime.labels) == ("embed", ())
+    np.testing.assert_allclose(np.linalg.norm(reply.outputs["embedding"], axis=1), 1, atol=1e-6)
+
+
+async def test_an_artifact_is_also_found_as_a_folder(site: Site) -> None:
+    folder = site.shelf.resolve("tiny").path
+    async with opened(Onnx(artifact=str(folder)), site) as runtime:
+        assert (await runtime.infer(texts("card"))).outputs["scores"].shape == (1, 3)
+
+
+async def test_tokens_are_counted_without_padding_and_after_truncation(site: Site) -> None:
+    async with opened(Onnx(artifact="tiny"), site) as runtime:
+        assert (await runtime.infer(texts("card", "my card please"))).tokens_in == 3 + 5
+        assert (await runtime.infer(texts("card " * 1_000))).tokens_in == tiny.TOKENS_MAX
+
+
+async def test_ids_answer_as_their_text_does(site: Site) -> None:
+    async with opened(Onnx(artifact="tiny"), site) as runtime:
+        text = await runtime.infer(texts("my card", "login"))
+        ids = await runtime.infer(tokens([[2, 8, 5, 3], [2, 6, 3, 0]], [[1, 1, 1, 1], [1, 1, 1, 0]]))
+    np.testing.assert_allclose(ids.outputs["scores"], text.outputs["scores"], atol=1e-6)
+    assert ids.tokens_in == text.tokens_in == 7
+
+
+@pytest.mark.parametrize(
+    ("request_", "param"),
+    [
+        (InferRequest({"text": np.array(["a"])}, DEADLINE_S), "text"),
+        (InferRequest({"text": np.array(["a", None], object)}, DEADLINE_S), "text"),
+        (InferRequest({"text": np.array([["a"]], object)}, DEADLINE_S), "text"),
+        (InferRequest({"text": np.array([], object)}, DEADLINE_S), "text"),
+        (tokens([[1.0]], [[1]]), "input_ids"),
+        (tokens([1, 2], [1, 1]), "input_ids"),
+        (tokens([[]], [[]]), "input_ids"),
+        (tokens([[-1]], [[1]]), "input_ids"),
+        (tokens([[len(tiny.WORDS)]], [[1]]), "input_ids"),
+        (tokens([[1] * (tiny.TOKENS_MAX + 1)], [[1] * (tiny.TOKENS_MAX + 1)]), "input_ids"),
+        (tokens([[1, 2]], [[1]]), "attention_mask"),
+        (tokens([[1, 2]], [[0, 1]]), "attention_mask"),
+        (tokens([[1, 2]], [[0, 0]]), "attention_mask"),
+        (tokens([[1, 2]], [[2, 0]]), "attention_mask"),
+        (tokens([[1, 2]], [[1.0, 1.0]]), "attention_mask"),
+        (InferRequest({"image": np.zeros((1, 3))}, DEADLINE_S), None),
+        (InferRequest({"input_ids": np.ones((1, 1), np.int64)}, DEADLINE_S), None),
+        (InferRequest({}, DEADLINE_S), None),
+    ],
+)
+async def test_an_input_that_does_not_fit_is_refused_by_name(
+    site: Site, request_: InferRequest, param: str | None
+) -> None:
+    async with opened(Onnx(artifact="tiny"), site) as runtime:
+        with pytest.raises(Invalid) as refused:
+            await runtime.infer(request_)
+        assert refused.value.param == param
+        assert runtime.load() == Load(running=0, waiting=0)
+
+
+async def test_the_answer_does_not_depend_on_how_rows_are_batched(site: Site) -> None:
+    rows = ["my card " * size for size in (1, 20, 2, 30, 5)] + ["login", "money"] * 10
+    async with opened(Onnx(artifact="tiny", batch_max=4), site) as runtime:
+        together = await runtime.infer(texts(*rows))
+        alone = [await runtime.infer(texts(row)) for row in rows]
+    np.testing.assert_allclose(
+        together.outputs["scores"], np.concatenate([it.outputs["scores"] for it in alone]), atol=1e-5
+    )
+    assert together.tokens_in == sum(it.tokens_in for it in alone)
+
+
+async def test_a_cancelled_call_that_waits_never_runs(site: Site) -> None:
+    clock = HeldClock()
+    async with opened(Onnx(artifact="tiny"), site, clock) as runtime:
+        first = asyncio.create_task(runtime.infer(texts("card")))
+        second = asyncio.create_task(runtime.infer(texts("login")))
+        await until(lambda: runtime.load() == Load(running=1, waiting=1))
+        second.cancel()
+        await asyncio.gather(second, return_exceptions=True)
+        assert runtime.load() == Load(running=1, waiting=0)
+        clock.let_go()
+        await first
+    assert clock.asked == 2  # the first call's tokens and its batch
+
+
+async def test_a_call_that_waits_past_its_deadline_never_runs(site: Site) -> None:
+    clock = HeldClock()
+    async with opened(Onnx(artifact="tiny"), site, clock) as runtime:
+        first = asyncio.create_task(runtime.infer(texts("card")))
+        late = asyncio.create_task(runtime.infer(texts("login", deadline_s=1_001.0)))
+        await until(lambda: runtime.load() == Load(running=1, waiting=1))
+        clock.advance(2)
+        clock.let_go()
+        await first
+        with pytest.raises(Expired):
+            await late
+    assert runtime.load() == Load(running=0, waiting=0)
+
+
+async def test_one_call_more_than_may_wait_is_refused(site: Site) -> None:
+    clock = HeldClock()
+    async with opened(Onnx(artifact="tiny", waiting_max=2), site, clock) as runtime:
+        calls = [asyncio.create_task(runtime.infer(texts("card"))) for _ in range(3)]
+        await until(lambda: runtime.load() == Load(running=1, waiting=2))
+        with pytest.raises(Overloaded):
+            await runtime.infer(texts("card"))
+        clock.let_go()
+        assert all(isinstance(reply, InferReply) for reply in await asyncio.gather(*calls))
+
+
+async def test_a_short_call_overtakes_the_rest_of_a_long_one(site: Site) -> None:
+    clock = HeldClock()
+    done: list[str] = []
+    async with opened(Onnx(artifact="tiny", batch_max=1), site, clock) as runtime:
+        long = asyncio.create_task(runtime.infer(texts(*["card"] * 20)))
+        long.add_done_callback(lambda _: done.append("long"))
+        await until(lambda: clock.asked == 1)
+        short = asyncio.create_task(runtime.infer(texts("login")))
+        short.add_done_callback(lambda _: done.append("short"))
+        await until(lambda: runtime.load().waiting == 1)
+        clock.let_go()
+        await asyncio.gather(long, short)
+    assert done == ["short", "long"]
+
+
+async def test_closing_lets_calls_under_way_finish(site: Site) -> None:
+    clock = HeldClock()
+    runtime = Onnx(artifact="tiny", batch_max=1).build(site, clock=clock)
+    await runtime.open()
+    call = asyncio.create_task(runtime.infer(texts("card", "login")))
+    await until(lambda: runtime.load().running == 1)
+    closing = asyncio.create_task(runtime.aclose())
+    await asyncio.sleep(0)
+    with pytest.raises(Unavailable):
+        await runtime.infer(texts("card"))
+    clock.let_go()
+    await closing
+    assert (await call).outputs["scores"].shape == (2, 3)
+
+
+async def test_cuda_that_was_asked_for_is_never_replaced_by_the_cpu(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A machine whose onnxruntime has CUDA and whose driver does not work: the library falls back with a warning.
+    import onnxruntime
+
+    runtime = Onnx(artifact="tiny", provider="cuda").build(site)
+    with pytest.raises(Unavailable, match=r"headrace\[cuda\]"):
+        await runtime.open()
+    await runtime.aclose()
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    with pytest.warns(UserWarning, match="CUDAExecutionProvider"), pytest.raises(Unavailable, match="driver"):
+        await runtime.open()
+    await runtime.aclose()
+
+
+def changed(name: str, content: bytes) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        (folder / name).chmod(0o644)
+        (folder / name).write_bytes(content)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (changed("model.onnx", tiny.graph("embed")), "not the file that was published"),
+        (changed("tokenizer.json", b"{}"), "not the file that was published"),
+        (changed("manifest.json", b"{}"), "not a manifest"),
+        (lambda folder: (folder / "model.onnx").unlink(), "missing"),
+    ],
+)
+async def test_an_artifact_that_changed_is_not_loaded(
+    site: Site, change: Callable[[Path], None], complaint: str
+) -> None:
+    folder = site.shelf.resolve("tiny").path
+    change(folder)
+    with pytest.raises(Unavailable, match=f"intent-0 cannot start.*{complaint}"):
+        await Onnx(artifact=str(folder)).build(site).open()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "task", "complaint"),
+    [
+        ("model.onnx", b"nonsense", "classify", "cannot be loaded"),
+        ("model.onnx", tiny.graph("embed"), "classify", "no output 'scores'"),
+        ("model.onnx", tiny.graph("classify"), "embed", "no output 'embedding'"),
+        ("model.onnx", tiny.graph("classify").replace(b"attention_mask", b"token_type_id_"), "classify", "must take"),
+        ("tokenizer.json", b"{}", "classify", "tokenizer.json"),
+        ("more.onnx", tiny.graph("embed"), "classify", "2 ONNX files"),
+    ],
+)
+async def test_a_model_that_keeps_no_contract_is_not_started(
+    site: Site, tmp_path: Path, name: str, content: bytes, task: Literal["embed", "classify"], complaint: str
+) -> None:
+    folder = tmp_path / "folder"
+    (folder / name).write_bytes(content)
+    seal(folder, tiny.card(task), created_s=0)
+    with pytest.raises(Unavailable, match=complaint):
+        await Onnx(artifact=str(folder)).build(site).open()
+
+
+async def test_an_unknown_artifact_is_an_error_that_says_what_there_is(site: Site) -> None:
+    with pytest.raises(Unavailable, match=r"intent-0 cannot start.*tiny"):
+        await Onnx(artifact="missing@stable").build(site).open()
+    with pytest.raises(Unavailable, match="manifest"):
+        await Onnx(artifact="some/model").build(site).open()
+
+
+@given(lengths=st.lists(st.integers(1, 600), min_size=1, max_size=80), rows_max=st.integers(1, 40))
+def test_batches_hold_every_row_once_with_little_padding(lengths: list[int], rows_max: int) -> None:
+    plan = batches([np.zeros(length, np.int64) for length in lengths], rows_max=rows_max)
+    assert sorted(index for batch in plan for index in batch) == list(range(len(lengths)))
+    for batch in plan:
+        sizes = [lengths[index] for index in batch]
+        assert len(batch) <= rows_max
+        assert max(sizes) <= max(16, 2 * min(sizes))

@@ -1,0 +1,128 @@
+"""Making models small."""
+
+from __future__ import annotations
+
+import io
+import logging
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import onnx
+import torch
+from onnxruntime.quantization import QuantType, quantize_dynamic
+from onnxruntime.quantization.shape_inference import quant_pre_process
+from torch import Tensor
+
+from training import model
+from training.recipe import RecipeError
+from training.spec import W8A8, DynamicInt8, Quantization
+
+LOG = logging.getLogger(__name__)
+
+_OPSET = 17
+
+
+class Graph(msgspec.Struct, frozen=True):
+    """A whole model as one ONNX file."""
+
+    content: bytes
+
+
+class Weights(msgspec.Struct, frozen=True):
+    """Tensors, and what config.json has to say about them."""
+
+    tensors: dict[str, Any]
+    config: dict[str, Any]
+
+
+def quantize(spec: Quantization, trained: model.Model) -> Graph | Weights:
+    """The model in INT8, in the form that its runtime reads."""
+    match spec, trained:
+        case DynamicInt8(), model.Embedder() | model.Classifier():
+            small = dynamic_int8(export(trained))
+            LOG.info("quantization: INT8 ONNX, %.1f MB", len(small.content) / 1e6)
+            return small
+        case W8A8(), model.Generator():
+            LOG.info("quantization: W8A8, round to nearest")
+            return w8a8(trained.network)
+    kind = type(trained).__name__.lower()
+    raise RecipeError(f"quantization {type(spec).__name__} does not fit a model of kind {kind}")
+
+
+def export(trained: model.Embedder | model.Classifier) -> Graph:
+    """The fp32 model as ONNX: `input_ids` and `attention_mask`, int64 [n, tokens], to `embedding` or to `scores` and
+    `logits`."""
+    names = ["scores", "logits"] if isinstance(trained, model.Classifier) else ["embedding"]
+    dynamic = {name: {0: "n", 1: "tokens"} for name in ("input_ids", "attention_mask")}
+    ids, mask = model.tokenize(trained.tokenizer, ["one", "two or three"], tokens_max=trained.tokens_max)
+    content = io.BytesIO()
+    with warnings.catch_warnings():
+        # The tracing exporter is deprecated, and the tracer notes every shape that it reads; but the graphs of the new
+        # exporter do not pass onnxruntime's quantizer, and a test compares this graph with torch at other shapes.
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            trained,
+            (torch.from_numpy(ids), torch.from_numpy(mask)),
+            content,
+            input_names=["input_ids", "attention_mask"],
+            output_names=names,
+            dynamic_axes=dynamic | {name: {0: "n"} for name in names},
+            opset_version=_OPSET,
+            dynamo=False,
+        )
+    return Graph(content.getvalue())
+
+
+def dynamic_int8(graph: Graph) -> Graph:
+    """INT8 weights per channel, the embedding table among them: it is half of the file. Signed weights: unsigned ones
+    are slower than fp32 on CPUs with VNNI."""
+    with tempfile.TemporaryDirectory(prefix="headrace-int8-") as folder:
+        whole, shaped, small = (Path(folder) / name for name in ("whole.onnx", "shaped.onnx", "small.onnx"))
+        whole.write_bytes(graph.content)
+        # Symbolic shapes cannot be inferred through BERT's slice of its positions.
+        quant_pre_process(whole, shaped, skip_symbolic_shape=True)
+        quantize_dynamic(shaped, small, per_channel=True, weight_type=QuantType.QInt8)
+        proto = onnx.load(small)
+        onnx.checker.check_model(proto)
+        return Graph(proto.SerializeToString(deterministic=True))
+
+
+def w8a8(network: Any) -> Weights:
+    """Every linear layer but lm_head to INT8, the rest to bfloat16, in the layout that compressed-tensors calls
+    `int-quantized` (vLLM and transformers read it)."""
+    linear = {name for name, part in network.named_modules() if isinstance(part, torch.nn.Linear)} - {"lm_head"}
+    tied = network.config.tie_word_embeddings
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in network.state_dict().items():
+        layer = name.removesuffix(".weight")
+        if layer in linear:
+            tensors[name], tensors[f"{layer}.weight_scale"] = round_to_nearest(tensor)
+        elif not (tied and name == "lm_head.weight"):
+            tensors[name] = tensor.to(torch.bfloat16).contiguous()
+    return Weights(tensors, {"dtype": "bfloat16", "quantization_config": _W8A8_CONFIG})
+
+
+def round_to_nearest(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """[out, in] → INT8 of the same shape, and fp32 scales [out, 1]: symmetric, the largest weight of a row is ±127."""
+    scale = weight.abs().amax(1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny) / 127
+    return (weight / scale).round().clamp(-127, 127).to(torch.int8), scale.to(torch.float32)
+
+
+_W8A8_CONFIG = {
+    "quant_method": "compressed-tensors",
+    "format": "int-quantized",
+    "quantization_status": "compressed",
+    "ignore": ["lm_head"],
+    "config_groups": {
+        "group_0": {
+            "targets": ["Linear"],
+            "weights": {"num_bits": 8, "type": "int", "symmetric": True, "strategy": "channel", "dynamic": False},
+            "input_activations": {
+                "num_bits": 8, "type": "int", "symmetric": True, "strategy": "token", "dynamic": True,
+            },
+        }
+    },
+}  # fmt: skip
