@@ -20,23 +20,22 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 import uvicorn
 import uvloop
 from prometheus_client import CollectorRegistry
 
 from gateway.config import Config, ConfigError, Model, Tracing
-from gateway.edge.admin import admin_app
+from gateway.edge.admin import ModelLook, admin_app
 from gateway.edge.guard import GuardedProtocol
 from gateway.edge.openai import OpenAI
-from gateway.fairness import Fairness, Line, Queue
+from gateway.fairness import Fairness, Line
 from gateway.journal import Journal
+from gateway.key import kept, pepper_of
 from gateway.pipeline import Pipeline
 from gateway.quota import Quota
-from gateway.replica import Health, Replica
+from gateway.replica import Replica
 from gateway.route import Route, Target
 from gateway.store import SqliteStore
-from gateway.key import kept, pepper_of
 from gateway.tenant import Tenants
 from gateway.trace import Gauge, LiveMetrics, Trace
 from gateway.usage import Usage
@@ -234,14 +233,6 @@ TRACE_EXPORT_S_MAX = 3.0
 
 
 # ---- what it looks like from outside -----------------------------------------------------------------------
-
-
-class ModelLook(msgspec.Struct, frozen=True):
-    """A frozen look at one model, for the admin API."""
-
-    name: str
-    queue: Queue
-    replicas: tuple[Health, ...]
 
 
 def _look(targets: Sequence[Target], lines: Mapping[str, Line]) -> list[ModelLook]:

@@ -137,6 +137,7 @@ class Call(msgspec.Struct):
     """The client asked for usage in every chunk (`stream_options.continuous_usage_stats`)."""
     choices: int = 1
     """`n` times the number of prompts."""
+    prompts: int = 1
     tokens_out_max: int | None = None
     """`max_tokens` or its kin, per choice, if the client set one."""
     traceparent: str | None = None

@@ -7,7 +7,7 @@ GatewayError
 ├── Forbidden 403                a real key that may not do this
 │   └── KeyExpired 403
 ├── NotFound 404                 unknown path
-│   └── ModelNotFound 404        unknown model, or one this key may not see
+│   └── ModelNotFound 404        unknown model
 ├── MethodNotAllowed 405
 ├── RequestTimeout 408           the client was too slow to send its request
 ├── TooLarge 413

@@ -77,13 +77,9 @@ class Line:
         return Queue(self.running, self.running_max, self.waiting, self.waiting_max, len(self.tenants))
 
     async def _wait(self, call: Call) -> None:
-        if self.waiting >= self.waiting_max:
-            ahead_s = self.served_s * self.waiting / max(1, self.running_max)
-            raise QueueFull(
-                f"{self.waiting} calls already wait for model {call.model!r}, which is its limit; retry later.",
-                retry_after_s=min(60.0, max(1.0, ahead_s)),
-            )
         tenant = call.principal.tenant_id
+        if self.waiting >= self.waiting_max:
+            self._make_room(tenant)
         place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.tenants.setdefault(tenant, {})[place] = None
         self.waiting += 1
@@ -102,6 +98,24 @@ class Line:
         finally:
             timer.cancel()
             call.wait_s = self.clock.now_s() - since_s
+
+    def _make_room(self, tenant: str) -> None:
+        """In a full line the newest call of whoever has the most waiting gives way to one who has fewer, so that
+        nobody can keep the others from even standing in line."""
+        longest = max(self.tenants, key=lambda it: len(self.tenants[it]), default=tenant)
+        if len(self.tenants.get(longest, ())) <= len(self.tenants.get(tenant, ())) + 1:
+            raise self._full()
+        newest = next(reversed(self.tenants[longest]))
+        self._forget(longest, newest)
+        if not newest.done():
+            newest.set_exception(self._full())
+
+    def _full(self) -> QueueFull:
+        ahead_s = self.served_s * self.waiting / max(1, self.running_max)
+        return QueueFull(
+            f"{self.waiting_max} calls already wait for model {self.model!r}, which is its limit; retry later.",
+            retry_after_s=min(60.0, max(1.0, ahead_s)),
+        )
 
     def _give_up(self, tenant: str, place: asyncio.Future[None]) -> None:
         if not place.done():

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
@@ -24,28 +25,40 @@ log = logging.getLogger("headrace.journal")
 
 
 class Journal:
-    """Append-only records in `folder`, carried into the store by `fold` in the background."""
+    """Append-only records in `folder`, carried into `sink` by `fold` in the background.
 
-    def __init__(self, *, folder: Path, sink: Callable[[Sequence[Record]], Awaitable[None]], clock: Clock) -> None:
+    `write` is os.write; tests put a full disk in its place.
+    """
+
+    def __init__(
+        self,
+        *,
+        folder: Path,
+        sink: Callable[[Sequence[Record]], Awaitable[None]],
+        clock: Clock,
+        write: Callable[[int, bytearray], int] = os.write,
+    ) -> None:
         self.folder = folder
         self.sink = sink
         self.clock = clock
-        self.unwritten = b""
+        self.write = write
+        self.unwritten = bytearray()
         self.fault = ""
         """Why the last write or fold failed; empty if it did not."""
         self.folded_bytes = 0
         self.written_bytes = 0
         self.path = Path()
         self.file = -1
+        self.left: list[Path] = []
+        """Segments of gateways before this one."""
         self.folding = asyncio.Lock()
 
     async def open(self) -> None:
-        """Start a fresh segment; what a killed gateway left behind is folded with the rest."""
+        """Start a fresh segment, and fold what a killed gateway left behind."""
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for segment in _segments(self.folder):
-            await self.sink(await asyncio.to_thread(_read, segment))
-            segment.unlink()
+        self.left = _segments(self.folder)
         self._start()
+        await self.fold()
 
     async def aclose(self) -> None:
         """Fold everything; a segment that could not be folded stays for the next start."""
@@ -53,7 +66,9 @@ class Journal:
             return
         self._write()
         await self.fold()
-        if self.folded_bytes == self.written_bytes:
+        if self.unwritten:
+            log.critical("%d bytes of usage records are lost: %s", len(self.unwritten), self.fault)
+        elif self.folded_bytes == self.written_bytes:
             self.path.unlink()
         os.close(self.file)
         self.file = -1
@@ -80,36 +95,58 @@ class Journal:
     async def fold(self) -> None:
         """Carry what has been written since the last fold into the store. Doing so twice counts once."""
         async with self.folding:
-            while self.folded_bytes < self.written_bytes:
-                records, read_bytes = await asyncio.to_thread(_read_from, self.path, self.folded_bytes)
-                if not read_bytes:
-                    return
-                try:
-                    await self.sink(records)
-                except StoreFault as fault:
-                    self._failed(f"the store does not take usage records: {fault}")
-                    return
-                self.folded_bytes += read_bytes
-            self.fault = "" if not self.unwritten else self.fault
-            if self.folded_bytes > SEGMENT_BYTES_MAX:
-                os.close(self.file)
-                self.path.unlink()
-                self._start()
+            try:
+                await self._fold_left()
+                await self._fold_own()
+            except StoreFault as fault:
+                self._failed(f"the store does not take usage records: {fault}")
+            except OSError as error:
+                self._failed(f"the usage journal can't be read or begun anew: {error.strerror}")
+            else:
+                if not self.unwritten:
+                    self.fault = ""
+
+    async def _fold_left(self) -> None:
+        while self.left:
+            segment, offset = self.left[0], 0
+            while read_bytes := await self._carry(segment, offset):
+                offset += read_bytes
+            segment.unlink(missing_ok=True)
+            del self.left[0]
+
+    async def _fold_own(self) -> None:
+        while self.folded_bytes < self.written_bytes:
+            read_bytes = await self._carry(self.path, self.folded_bytes)
+            if not read_bytes:  # the disk took half a line; the other half is still to be written
+                return
+            self.folded_bytes += read_bytes
+        if self.folded_bytes > SEGMENT_BYTES_MAX:
+            before, file = self.path, self.file
+            self._start()
+            os.close(file)
+            before.unlink()
+
+    async def _carry(self, segment: Path, offset: int) -> int:
+        """Whole lines from `offset` on into the store; how many bytes they were, 0 at the end."""
+        records, read_bytes = await asyncio.to_thread(_read_from, segment, offset)
+        if records:
+            await self.sink(records)
+        return read_bytes
 
     def _start(self) -> None:
-        self.path = self.folder / f"{int(self.clock.wall_s() * 1e6)}-{os.getpid()}.jsonl"
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
-        self.file = os.open(self.path, flags, 0o600)
+        path = self.folder / f"{int(self.clock.wall_s() * 1e6)}-{secrets.token_hex(4)}.jsonl"
+        self.file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        self.path = path
         self.folded_bytes = self.written_bytes = 0
 
     def _write(self) -> None:
         try:
-            written = os.write(self.file, self.unwritten)
+            written = self.write(self.file, self.unwritten)
         except OSError as error:
             self._failed(f"the usage journal can't be written: {error.strerror}")
         else:
             self.written_bytes += written
-            self.unwritten = self.unwritten[written:]
+            del self.unwritten[:written]
 
     def _failed(self, fault: str) -> None:
         if fault != self.fault:
@@ -137,9 +174,10 @@ def _segments(folder: Path) -> list[Path]:
 def _read(segment: Path) -> list[Record]:
     """Every whole record of a segment. A last line cut by a crash was never completed: it is left out."""
     try:
-        return _records(segment.read_bytes(), segment)
+        lines = segment.read_bytes()
     except FileNotFoundError:  # folded and removed between listing and reading
         return []
+    return _records(lines[: lines.rfind(b"\n") + 1], segment)
 
 
 def _read_from(segment: Path, offset: int) -> tuple[list[Record], int]:

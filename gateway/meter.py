@@ -1,4 +1,4 @@
-"""The reply as the client gets it: relayed, its tokens counted, its errors in one shape.
+"""The reply as the client gets it: relayed, its tokens counted, its errors raised.
 
 Bytes pass through. Only events that say usage, error or end are decoded, and only what the client did not ask for
 is taken out of them. The engine's own counts are what is recorded wherever they arrive: a stream is asked to
@@ -8,46 +8,55 @@ delivered. Elsewhere events are counted, and the record says `estimated`.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
+from typing import Any
 
 import msgspec
 
 from gateway.call import FIELDS, Call
-from gateway.errors import DeadlineExceeded, EngineFailed, GatewayError
+from gateway.errors import BadRequest, DeadlineExceeded, EngineFailed, GatewayError
 from runtimes.clock import Clock
 from runtimes.contract import Broken, Expired, Reply
 
 
 class Answer(msgspec.Struct):
-    """What the edge sends."""
+    """What the edge sends: an answer that went well, at least until its first byte."""
 
     status: int
-    body: bytes | None
-    """The whole of it, or None for a stream."""
+    body: bytes
+    """The whole of it, or of a stream what is at hand already."""
     events: AsyncIterator[bytes] | None = None
-    """Whole server-sent events, the closing one held back. Raises GatewayError if the engine breaks off."""
-    retry_after: bytes | None = None
-    """The engine's own `retry-after`, if it sent one."""
+    """The rest of a stream: whole server-sent events but the closing one. Raises GatewayError if the engine
+    breaks off."""
     end: bytes = b""
     """The closing event. It goes out once everything has been settled: who sees it, has been recorded."""
 
 
 async def meter(call: Call, reply: Reply, clock: Clock) -> Answer:
-    """Raises EngineFailed or DeadlineExceeded if an answer that is not streamed does not arrive whole."""
+    """The answer, once its first event or, without a stream, all of it is here.
+
+    Raises what the engine refused or failed with, in one shape: BadRequest with the engine's own 4xx,
+    EngineFailed with its 5xx or if it breaks off, DeadlineExceeded.
+    """
     call.first_byte_s = clock.now_s() - call.received_s
-    if reply.status < 400 and (_header(reply, b"content-type") or b"").startswith(b"text/event-stream"):
-        call.status = reply.status
-        answer = Answer(reply.status, None)
+    if reply.status < 400 and _header(reply, b"content-type").startswith(b"text/event-stream"):
+        answer = Answer(reply.status, b"")
         answer.events = _stream(call, reply, answer)
+        # Waited for here, because an error that comes first can still be told with a status of its own.
+        answer.body = await anext(answer.events, b"")
+        call.status = reply.status
         return answer
     body = await _whole(call, reply)
-    call.status = reply.status
     if reply.status >= 400:
-        body = _error_body(call, reply.status, body)
-    elif not call.tokens_in:
+        call.complete = True
+        raise _refusal(reply, body)
+    call.status = reply.status
+    if not call.tokens_in:
         _count_whole(call, body)
     call.complete = True
-    return Answer(reply.status, body, retry_after=_header(reply, b"retry-after"))
+    return Answer(reply.status, body)
 
 
 class Details(msgspec.Struct):
@@ -64,6 +73,23 @@ class Counts(msgspec.Struct):
     output_tokens: int | None = None
     input_tokens_details: Details | None = None
     cache_read_input_tokens: int | None = None
+    cache_creation_input_tokens: int | None = None
+
+    @property
+    def tokens_in(self) -> int | None:
+        if self.input_tokens is None:
+            return self.prompt_tokens
+        # Anthropic counts what came out of the cache, or went into it, apart from the rest.
+        return self.input_tokens + (self.cache_read_input_tokens or 0) + (self.cache_creation_input_tokens or 0)
+
+    @property
+    def tokens_out(self) -> int | None:
+        return self.completion_tokens if self.output_tokens is None else self.output_tokens
+
+    @property
+    def tokens_cached(self) -> int | None:
+        details = self.prompt_tokens_details or self.input_tokens_details
+        return self.cache_read_input_tokens if details is None else details.cached_tokens
 
 
 class Carrier(msgspec.Struct):
@@ -72,41 +98,63 @@ class Carrier(msgspec.Struct):
     usage: Counts | None = None
 
 
-ABSENT = msgspec.Raw(b"")
-NOTHING = (b"", b"null")
+class Choice(msgspec.Struct):
+    index: int = 0
 
 
 class Event(msgspec.Struct):
     """The few fields of a streamed event, or of a whole answer, that the gateway reads."""
 
     type: str | None = None
-    # A Raw in a union takes nothing but the other types: absent is the empty one.
-    choices: msgspec.Raw = ABSENT
+    choices: msgspec.Raw | None = None
     usage: Counts | None = None
     response: Carrier | None = None
-    message: msgspec.Raw = ABSENT
-    error: msgspec.Raw = ABSENT
+    message: msgspec.Raw | None = None
+    error: msgspec.Raw | None = None
 
 
-class Fault(msgspec.Struct):
-    """An engine's error, in the shape of OpenAI's or nearly so."""
+class Failure(msgspec.Struct):
+    """An error body: OpenAI's, or one of those that servers without an opinion send (FastAPI's `detail`)."""
 
-    message: str | None = None
-    type: str | None = None
-    param: str | None = None
-    code: str | int | None = None
+    error: msgspec.Raw | None = None
+    detail: msgspec.Raw | None = None
+
+
+class Said(msgspec.Struct):
+    """What an engine says of its error. Nothing is relied upon: a field of another type counts as left out."""
+
+    message: Any = None
+    type: Any = None
+    param: Any = None
+    code: Any = None
+
+
+class Complaint(msgspec.Struct):
+    """An item of FastAPI's `detail`; the rest of it would echo the request."""
+
+    loc: list[str | int]
+    msg: str
 
 
 EVENT = msgspec.json.Decoder(Event)
 CARRIER = msgspec.json.Decoder(Carrier)
-FAULT = msgspec.json.Decoder(Fault)
+CHOICES = msgspec.json.Decoder(list[Choice])
+FAILURE = msgspec.json.Decoder(Failure)
+SAID = msgspec.json.Decoder(Said | str)
+DETAIL = msgspec.json.Decoder(list[Complaint] | str)
 
-#: Longest answer that is not streamed, and longest single event of one that is.
+#: Longest answer that is not streamed, longest single event of one that is, and longest error in plain text.
 ANSWER_BYTES_MAX = 64 * 1024 * 1024
 EVENT_BYTES_MAX = 8 * 1024 * 1024
+PLAIN_ERROR_BYTES_MAX = 1024
+#: How long an engine may take to end its body after its closing event.
+AFTER_END_S_MAX = 1.0
 
 #: Event types that end a stream of the routes that don't use `[DONE]`.
 CLOSING = frozenset({"response.completed", "response.incomplete", "response.failed", "message_stop"})
+
+
+# ---- an answer in one piece --------------------------------------------------------------------------------
 
 
 async def _whole(call: Call, reply: Reply) -> bytes:
@@ -118,9 +166,9 @@ async def _whole(call: Call, reply: Reply) -> bytes:
                 raise EngineFailed(f"Model {call.model!r} answered more than {ANSWER_BYTES_MAX} bytes.")
             parts.append(part)
     except Broken as fault:
-        raise EngineFailed(f"The engine broke off its answer: {fault}.", retry_after_s=1.0) from None
-    except Expired:
-        raise DeadlineExceeded(f"Model {call.model!r} did not finish its answer in time.") from None
+        raise EngineFailed(f"Model {call.model!r} broke off its answer; retry.", retry_after_s=1.0) from fault
+    except Expired as fault:
+        raise DeadlineExceeded(f"Model {call.model!r} did not finish its answer in time.") from fault
     return b"".join(parts)
 
 
@@ -129,69 +177,94 @@ def _count_whole(call: Call, body: bytes) -> None:
         usage = EVENT.decode(body).usage
     except msgspec.MsgspecError:
         usage = None
-    if usage is None:
-        call.estimated = True
-        call.tokens_in, call.tokens_out = call.tokens_in_estimate, len(body) // 4
-    else:
+    if usage is not None:
         _count(call, usage)
+        return
+    call.estimated = True
+    call.tokens_in = call.tokens_in_estimate
+    # Four bytes a token as for the input, but never more than the call could have been given.
+    allowed = len(body) if call.tokens_out_max is None else call.tokens_out_max * call.choices
+    call.tokens_out = min(len(body) // 4, allowed)
 
 
 def _count(call: Call, usage: Counts) -> None:
     """Usage so far, never added up: every mention replaces the one before it."""
     call.estimated = False
-    tokens_in = usage.prompt_tokens if usage.input_tokens is None else usage.input_tokens
-    tokens_out = usage.completion_tokens if usage.output_tokens is None else usage.output_tokens
-    details = usage.prompt_tokens_details or usage.input_tokens_details
-    cached = usage.cache_read_input_tokens if details is None else details.cached_tokens
-    if tokens_in is not None:
+    if (tokens_in := usage.tokens_in) is not None:
         call.tokens_in = tokens_in
-    if tokens_out is not None:
+    if (tokens_out := usage.tokens_out) is not None:
         call.tokens_out = tokens_out
-    if cached is not None:
-        call.tokens_cached = cached
+    if (tokens_cached := usage.tokens_cached) is not None:
+        call.tokens_cached = tokens_cached
+
+
+# ---- a stream of events ------------------------------------------------------------------------------------
 
 
 async def _stream(call: Call, reply: Reply, answer: Answer) -> AsyncIterator[bytes]:
-    """Relay whole events; decode only those that say usage, error or end."""
-    call.estimated = True
-    call.tokens_in = call.tokens_in_estimate
-    pending = b""
+    """Relay whole events up to the closing one, which becomes the answer's `end`."""
+    choices: dict[int, Counts] = {}
+    pending = bytearray()
     try:
         async for part in reply.frames:
-            if answer.end:
-                continue  # read to the true end, so that the connection can be used again
-            pending += part
-            cut = max(pending.rfind(b"\n\n") + 2, pending.rfind(b"\r\n\r\n") + 4 if b"\r" in pending else 0)
-            if cut < 2:
-                if len(pending) > EVENT_BYTES_MAX:
-                    raise EngineFailed(f"The engine sent an event of more than {EVENT_BYTES_MAX} bytes.")
-                continue
-            block, pending = pending[:cut], pending[cut:]
-            relayed = _relay(call, answer, block)
+            if pending or not part.endswith(b"\n\n"):
+                block = _whole_events(pending, part)
+                if not block:
+                    continue
+            else:
+                block = part
+            relayed = _relay(call, answer, choices, block)
             if relayed:
                 yield relayed
+            if answer.end:
+                break
     except Broken as fault:
-        raise EngineFailed(f"The engine broke off its answer: {fault}.") from None
-    except Expired:
-        raise DeadlineExceeded(f"Model {call.model!r} did not finish its answer in time.") from None
+        raise EngineFailed(f"Model {call.model!r} broke off its answer.") from fault
+    except Expired as fault:
+        raise DeadlineExceeded(f"Model {call.model!r} did not finish its answer in time.") from fault
     if not answer.end:
-        raise EngineFailed(f"The engine ended its answer early, without its closing event ({call.replica}).")
+        raise EngineFailed(f"Model {call.model!r} ended its answer early, without the closing event.")
     call.complete = True
+    # Read to the true end, so that the connection can be used again; but nobody waits long for that.
+    with suppress(Broken, Expired, TimeoutError):
+        async with asyncio.timeout(AFTER_END_S_MAX):
+            async for _ in reply.frames:
+                pass
 
 
-def _relay(call: Call, answer: Answer, block: bytes) -> bytes:
+def _whole_events(pending: bytearray, part: bytes) -> bytes:
+    """Add `part` to what is pending, and take the whole events out of it."""
+    searched = max(0, len(pending) - 3)
+    pending += part
+    cut = max(pending.rfind(b"\n\n", searched) + 2, pending.rfind(b"\n\r\n", searched) + 3)
+    if cut < 4:
+        if len(pending) > EVENT_BYTES_MAX:
+            raise EngineFailed(f"The engine sent an event of more than {EVENT_BYTES_MAX} bytes.")
+        return b""
+    block = bytes(pending[:cut])
+    del pending[:cut]
+    return block
+
+
+def _relay(call: Call, answer: Answer, choices: dict[int, Counts], block: bytes) -> bytes:
+    """The events as the client gets them; only those that say usage, error or end are decoded."""
+    if b"\r" in block:
+        block = block.replace(b"\r\n", b"\n")
+    if not call.tokens_in:
+        call.estimated = True
+        call.tokens_in = call.tokens_in_estimate
     if b'"usage"' not in block and b'"error"' not in block and b"[DONE]" not in block and b'"type"' not in block:
         call.tokens_out += block.count(b"\ndata:") + block.startswith(b"data:")
         return block
-    events = block.replace(b"\r\n", b"\n").split(b"\n\n")
-    return b"".join(_relay_event(call, answer, event) for event in events if event and not answer.end)
+    events = block.split(b"\n\n")
+    return b"".join(_relay_event(call, answer, choices, event) for event in events if event and not answer.end)
 
 
-def _relay_event(call: Call, answer: Answer, event: bytes) -> bytes:
+def _relay_event(call: Call, answer: Answer, choices: dict[int, Counts], event: bytes) -> bytes:
     """The event as the client gets it; empty if it gets none, or if it is held back as the closing one."""
     whole = event + b"\n\n"
-    start = 0 if event.startswith(b"data:") else event.find(b"\ndata:") + 1
-    payload = event[start + 5 :].strip()
+    start = (0 if event.startswith(b"data:") else event.find(b"\ndata:") + 1) + len(b"data:")
+    payload = event[start:].strip()
     if payload == b"[DONE]":
         answer.end = whole
         return b""
@@ -199,59 +272,114 @@ def _relay_event(call: Call, answer: Answer, event: bytes) -> bytes:
         seen = EVENT.decode(payload)
     except msgspec.MsgspecError:
         return whole
-    if bytes(seen.error) not in NOTHING:
-        raise _fault(seen.error, EngineFailed("The engine failed amid its answer."))
-    if seen.response is not None and seen.response.usage is not None:
-        _count(call, seen.response.usage)
-    elif seen.usage is not None:
-        _count(call, seen.usage)
-    elif seen.type == "message_start" and seen.message != ABSENT:
-        _count(call, CARRIER.decode(seen.message).usage or Counts())
-    elif call.estimated:
-        call.tokens_out += 1
+    if seen.type == "error" or (seen.error is not None and seen.error != b"null"):
+        raise _fault(payload if seen.error is None else seen.error, None)
+    usage = seen.usage if seen.response is None else seen.response.usage
+    if seen.type == "message_start" and seen.message is not None:
+        usage = CARRIER.decode(seen.message).usage
+    if usage is None:
+        _count_delta(call, seen)
+    elif seen.choices is None or seen.choices == b"[]" or call.choices == 1:
+        _count(call, usage)
+    else:
+        _count_choice(call, choices, CHOICES.decode(seen.choices), usage)
     if seen.type in CLOSING:
         answer.end = whole
         return b""
-    if seen.usage is None or seen.choices == ABSENT:
+    if seen.usage is None or seen.choices is None:
         return whole
-    if bytes(seen.choices) == b"[]":
+    if seen.choices == b"[]":
         return whole if call.usage_asked else b""
     if call.chunk_usage_asked:
         return whole
     fields = FIELDS.decode(payload)
     del fields["usage"]
-    return b"data: " + msgspec.json.encode(fields) + b"\n\n"
+    return event[:start] + b" " + msgspec.json.encode(fields) + b"\n\n"
 
 
-def _error_body(call: Call, status: int, body: bytes) -> bytes:
+def _count_delta(call: Call, seen: Event) -> None:
+    """An event that brings text and says no usage: about one token."""
+    if (seen.choices is not None and seen.choices != b"[]") or (seen.type or "").endswith("delta"):
+        call.estimated = True
+        call.tokens_out += 1
+
+
+def _count_choice(call: Call, choices: dict[int, Counts], seen: list[Choice], usage: Counts) -> None:
+    """A chunk's usage is that of its one choice and its prompt; the call's is the sum of the latest of each.
+
+    So it is in vLLM, whose choices are numbered prompt by prompt.
+    """
+    choices.update((choice.index, usage) for choice in seen)
+    per_prompt = call.choices // call.prompts
+    prompts = {index // per_prompt: latest.tokens_in or 0 for index, latest in choices.items()}
+    call.estimated = False
+    call.tokens_in = sum(prompts.values())
+    call.tokens_out = sum(latest.tokens_out or 0 for latest in choices.values())
+
+
+# ---- an engine's error -------------------------------------------------------------------------------------
+
+
+def _refusal(reply: Reply, body: bytes) -> GatewayError:
     """An engine's error body in OpenAI's shape: one object, `code` a string, nothing lost that it said."""
-    plain = EngineFailed(f"The engine answered {status} without saying why.")
     try:
-        error = EVENT.decode(body).error
+        failure = FAILURE.decode(body)
     except msgspec.MsgspecError:
-        error = ABSENT
-    silent = bytes(error) in NOTHING
-    fault = plain if silent else _fault(error, plain)
-    if silent and status < 500:
-        fault.type = "invalid_request_error"
-    call.code = fault.code
-    return fault.body()
-
-
-def _fault(error: msgspec.Raw, fault: GatewayError) -> GatewayError:
-    try:
-        said = FAULT.decode(error)
-    except msgspec.MsgspecError:
-        try:
-            said = Fault(message=msgspec.json.decode(error, type=str))
-        except msgspec.MsgspecError:
-            return fault
-    fault.message = said.message or fault.message
-    fault.type = said.type or fault.type
-    fault.param = said.param
-    fault.code = fault.code if said.code is None else str(said.code)
+        failure = Failure()
+        body = msgspec.json.encode(_plain(body))
+    if failure.detail is not None and failure.error is None:
+        fault = _fault(msgspec.json.encode(_detail(failure.detail)), reply.status)
+    else:
+        fault = _fault(body if failure.error is None else failure.error, reply.status)
+    after_s = _header(reply, b"retry-after")
+    fault.retry_after_s = float(after_s) if after_s.isdigit() else None
     return fault
 
 
-def _header(reply: Reply, wanted: bytes) -> bytes | None:
-    return next((value for name, value in reply.headers if name == wanted), None)
+def _fault(error: bytes | msgspec.Raw, status: int | None) -> GatewayError:
+    """`status` is the engine's; None amid a stream, where the error's own code may say it."""
+    try:
+        said = SAID.decode(error)
+    except msgspec.MsgspecError:
+        said = Said()
+    if isinstance(said, str):
+        said = Said(message=said)
+    if status is None:
+        status = said.code if isinstance(said.code, int) and 400 <= said.code < 600 else EngineFailed.status
+    fault: GatewayError = BadRequest("") if status < 500 else EngineFailed("")
+    fault.status = status
+    fault.retryable = status in RETRYABLE
+    fault.message = _text(said.message) or f"The engine answered {status} without saying why."
+    fault.type = _text(said.type) if _text(said.type) not in ("", "error") else fault.type
+    fault.param = _text(said.param) or None
+    fault.code = _text(said.code) or fault.code
+    return fault
+
+
+#: Statuses after which the same call may well succeed.
+RETRYABLE = frozenset({408, 409, 429, 500, 502, 503, 504})
+
+
+def _text(value: Any) -> str:
+    return str(value) if isinstance(value, str | int) else ""
+
+
+def _plain(body: bytes) -> str:
+    text = body[:PLAIN_ERROR_BYTES_MAX].decode("utf-8", "replace").strip()
+    return "" if text.startswith("<") else text  # a web page explains nothing to a program
+
+
+def _detail(detail: msgspec.Raw) -> Said:
+    try:
+        said = DETAIL.decode(detail)
+    except msgspec.MsgspecError:
+        return Said()
+    if isinstance(said, str):
+        return Said(message=said)
+    fields = [".".join(str(step) for step in item.loc if step != "body") for item in said]
+    message = "; ".join(f"{field}: {item.msg}" for field, item in zip(fields, said, strict=True))
+    return Said(message=message, param=fields[0] if fields else None)
+
+
+def _header(reply: Reply, wanted: bytes) -> bytes:
+    return next((value for name, value in reply.headers if name == wanted), b"")

@@ -8,6 +8,7 @@ calls can never both take the last of a budget.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -21,7 +22,8 @@ class Quota:
 
     def __init__(self, *, clock: Clock) -> None:
         self.clock = clock
-        self.holders: dict[str, Holder] = {}
+        self.holders: dict[tuple[str, str], Holder] = {}
+        self.holders_max = HOLDERS_KEPT
 
     @asynccontextmanager
     async def hold(self, call: Call, *, tokens_out_default: int) -> AsyncIterator[None]:
@@ -34,38 +36,43 @@ class Quota:
         Raises QuotaExceeded with the exact wait, QuotaTooSmall if no wait would ever be long enough.
         """
         principal = call.principal
-        tokens_out = call.tokens_out_max if call.tokens_out_max is not None else tokens_out_default
+        tokens_out = tokens_out_default if call.tokens_out_max is None else call.tokens_out_max
         reserved = call.tokens_in_estimate + tokens_out * call.choices
-        holders = [
-            self._holder(f"tenant {principal.tenant!r}", principal.tenant_id, principal.tenant_limits),
-            self._holder(f"key {principal.key_id!r}", principal.key_id, principal.key_limits),
-        ]
+        holders = (
+            self._holder("tenant", principal.tenant_id, principal.tenant, principal.tenant_limits),
+            self._holder("key", principal.key_id, principal.key_id, principal.key_limits),
+        )
         now_s = self.clock.now_s()
         for holder in holders:
-            holder.check(reserved, now_s, asked=call.tokens_out_max is not None)
-        for holder in holders:
-            holder.take(reserved, now_s)
+            holder.check(reserved, now_s, asked=bool(call.tokens_out_max))
+        taken = [holder.take(reserved, now_s) for holder in holders]
+        used_at_least = 0
         try:
             yield
+        except asyncio.CancelledError:
+            # The client left before the answer; an engine that had its prompt by then has worked on it.
+            used_at_least = call.tokens_in_estimate if call.replica else 0
+            raise
         finally:
-            used = call.tokens_in + call.tokens_out
-            if call.replica and not call.complete and not used:
-                # An engine has read the prompt even if the client left before the answer: that much was used.
-                used = call.tokens_in_estimate
-            for holder in holders:
-                holder.settle(reserved, used)
+            used = call.tokens_in + call.tokens_out or used_at_least
+            for holder, tokens in zip(holders, taken, strict=True):
+                holder.settle(tokens, used)
 
-    def _holder(self, name: str, id: str, limits: Limits) -> Holder:
-        holder = self.holders.get(id)
-        if holder is None or holder.limits != limits:
-            if len(self.holders) >= HOLDERS_KEPT:
+    def _holder(self, kind: str, id: str, name: str, limits: Limits) -> Holder:
+        holder = self.holders.get((kind, id))
+        if holder is None:
+            if len(self.holders) >= self.holders_max:
                 self._forget_idle()
-            holder = self.holders[id] = Holder(name, limits, holder)
+            holder = self.holders[kind, id] = Holder(f"{kind} {name!r}", limits)
+        elif holder.limits != limits:
+            holder.change(limits, self.clock.now_s())
         return holder
 
     def _forget_idle(self) -> None:
         now_s = self.clock.now_s()
         self.holders = {id: holder for id, holder in self.holders.items() if not holder.idle(now_s)}
+        # Twice what is busy now, so that looking for idle ones stays cheap however many are busy.
+        self.holders_max = max(HOLDERS_KEPT, 2 * len(self.holders))
 
 
 #: Past this many holders the idle ones, whose budgets are full anyway, are forgotten.
@@ -73,18 +80,20 @@ HOLDERS_KEPT = 10_000
 
 
 class Holder:
-    """One tenant's or key's counters. Changed limits keep what is under way and what is owed."""
+    """One tenant's or key's counters."""
 
-    def __init__(self, name: str, limits: Limits, before: Holder | None) -> None:
+    def __init__(self, name: str, limits: Limits) -> None:
         self.name = name
         self.limits = limits
-        self.running: Running = Running() if before is None else before.running
-        self.requests: Gcra = Gcra(limits.rpm, None if before is None else before.requests)
-        self.tokens: Gcra = Gcra(limits.tpm, None if before is None else before.tokens)
+        self.running = 0
+        self.requests = Gcra(limits.rpm)
+        self.tokens = Gcra(limits.tpm)
 
     def check(self, tokens: int, now_s: float, *, asked: bool) -> None:
         limits = self.limits
-        if limits.concurrent is not None and self.running.calls >= limits.concurrent:
+        if 0 in (limits.rpm, limits.tpm, limits.concurrent):
+            raise QuotaTooSmall(f"A limit of {self.name} is 0, so it may make no calls; ask whoever runs this gateway.")
+        if limits.concurrent is not None and self.running >= limits.concurrent:
             raise QuotaExceeded(
                 f"{self.name} already has {limits.concurrent} calls under way, which is its limit; "
                 "wait for one to end.",
@@ -96,7 +105,7 @@ class Holder:
                 f"{self.name} has used its {limits.rpm} requests a minute; retry in {wait_s:.3f} s.",
                 retry_after_s=wait_s,
             )
-        if limits.tpm is not None and tokens > limits.tpm and asked:
+        if asked and limits.tpm is not None and tokens > limits.tpm:
             raise QuotaTooSmall(
                 f"This call may use {tokens} tokens (its input and max_tokens for every choice), more than the "
                 f"{limits.tpm} tokens a minute of {self.name}; lower max_tokens or n.",
@@ -109,54 +118,65 @@ class Holder:
                 retry_after_s=wait_s,
             )
 
-    def take(self, tokens: int, now_s: float) -> None:
-        self.running.calls += 1
+    def take(self, tokens: int, now_s: float) -> int | None:
+        """The tokens that are now reserved, None while they are not limited."""
+        self.running += 1
         self.requests.take(1, now_s)
         self.tokens.take(tokens, now_s)
+        return None if self.limits.tpm is None else tokens
 
-    def settle(self, reserved: int, used: int) -> None:
-        self.running.calls -= 1
-        self.tokens.give_back(reserved - used)
+    def settle(self, reserved: int | None, used: int) -> None:
+        self.running -= 1
+        # A call that began without a limit reserved nothing: there is nothing to return, and no debt.
+        if reserved is not None:
+            self.tokens.give_back(reserved - used)
+
+    def change(self, limits: Limits, now_s: float) -> None:
+        """New limits for calls to come; what is under way, used or owed stays so."""
+        self.limits = limits
+        self.requests.change(limits.rpm, now_s)
+        self.tokens.change(limits.tpm, now_s)
 
     def idle(self, now_s: float) -> bool:
-        return not self.running.calls and self.requests.full(now_s) and self.tokens.full(now_s)
-
-
-class Running:
-    """Calls under way; shared between a holder and its successor when limits change."""
-
-    __slots__ = ("calls",)
-
-    def __init__(self) -> None:
-        self.calls = 0
+        return not self.running and self.requests.full_at_s <= now_s and self.tokens.full_at_s <= now_s
 
 
 class Gcra:
-    """`per_minute` units a minute with a burst of one minute's worth; None is no limit."""
+    """`per_minute` units a minute with a burst of one minute's worth; None, and 0, is no limit."""
 
-    __slots__ = ("burst_s", "full_at_s", "unit_s")
+    __slots__ = ("full_at_s", "unit_s")
 
-    def __init__(self, per_minute: int | None, before: Gcra | None = None) -> None:
-        self.unit_s = None if per_minute is None else (60.0 / per_minute if per_minute else float("inf"))
-        self.burst_s = 60.0
-        self.full_at_s: float = 0.0 if before is None else before.full_at_s
+    def __init__(self, per_minute: int | None) -> None:
+        self.unit_s = _unit_s(per_minute)
+        self.full_at_s = 0.0
         """When the whole burst is there again: the theoretical arrival time."""
 
     def wait_s(self, cost: int, now_s: float) -> float:
         """Seconds until `cost` fits, 0 if it does. A cost above the burst waits for the whole burst."""
-        if self.unit_s is None:
+        if not self.unit_s:
             return 0.0
-        cost_s = min(cost * self.unit_s, self.burst_s)
-        return max(0.0, max(self.full_at_s, now_s) + cost_s - self.burst_s - now_s)
+        wait_s = max(self.full_at_s - now_s, 0.0) + min(cost * self.unit_s, BURST_S) - BURST_S
+        return wait_s if wait_s > ROUNDING_S else 0.0
 
     def take(self, cost: int, now_s: float) -> None:
-        if self.unit_s is not None:
+        if self.unit_s:
             self.full_at_s = max(self.full_at_s, now_s) + cost * self.unit_s
 
     def give_back(self, unused: int) -> None:
         """Return what was reserved and not used; a negative amount is debt."""
-        if self.unit_s is not None:
-            self.full_at_s += -unused * self.unit_s
+        self.full_at_s -= unused * self.unit_s
 
-    def full(self, now_s: float) -> bool:
-        return self.full_at_s <= now_s
+    def change(self, per_minute: int | None, now_s: float) -> None:
+        """Another rate; as many units as were used or owed under the old one still are."""
+        before_s, self.unit_s = self.unit_s, _unit_s(per_minute)
+        if before_s:
+            self.full_at_s = now_s + (self.full_at_s - now_s) / before_s * self.unit_s
+
+
+BURST_S = 60.0
+#: Sums of seconds are true to about a nanosecond: less than this is no wait.
+ROUNDING_S = 1e-6
+
+
+def _unit_s(per_minute: int | None) -> float:
+    return 60.0 / per_minute if per_minute else 0.0

@@ -55,6 +55,9 @@ class Replica:
         self.reason = "it is starting"
         self.running = 0
         self.failures = 0
+        """In a row."""
+        self.ejections = 0
+        """In a row."""
         self.ejected_until_s = 0.0
         self.up = asyncio.Event()
         """Set once it has been ready."""
@@ -82,21 +85,20 @@ class Replica:
         return self.state is State.ready and self.clock.now_s() >= self.ejected_until_s
 
     def succeeded(self) -> None:
-        self.failures = 0
+        self.failures = self.ejections = 0
         self.ejected_until_s = 0.0
 
     def failed(self, why: str) -> None:
+        now_s = self.clock.now_s()
         self.failures += 1
-        if self.failures >= FAILURES_MAX:
-            away_s = min(EJECTION_S_MAX, 2.0 ** (self.failures - FAILURES_MAX))
-            self.ejected_until_s = self.clock.now_s() + away_s
-            log.warning(
-                "replica %s failed %d times in a row, left alone for %.0f s: %s",
-                self.name,
-                self.failures,
-                away_s,
-                why,
-            )
+        if self.failures == 1:
+            log.warning("replica %s failed a call: %s", self.name, why)
+        # Calls that were under way when it was ejected, and fail now, are no reason to stay away longer.
+        if self.failures >= FAILURES_MAX and now_s >= self.ejected_until_s:
+            away_s = EJECTIONS_S[min(self.ejections, len(EJECTIONS_S) - 1)]
+            self.ejections += 1
+            self.ejected_until_s = now_s + away_s
+            log.warning("replica %s failed again, left alone for %.0f s: %s", self.name, away_s, why)
 
     async def _watch(self) -> None:
         """Open the runtime, then keep `state` true. A runtime that can restart its engine does so itself."""
@@ -112,6 +114,10 @@ class Replica:
                 self._become(State.down, str(fault))
                 pause_s = PROBE_S if opened else retry_s
                 retry_s = min(REOPEN_S_MAX, retry_s * 2)
+            except Exception:
+                log.exception("replica %s: its runtime is at fault", self.name)
+                self._become(State.down, "its runtime is at fault; see the gateway's log")
+                pause_s = REOPEN_S_MAX
             else:
                 self._become(State.ready, "")
                 self.up.set()
@@ -120,6 +126,8 @@ class Replica:
 
     def _become(self, state: State, reason: str) -> None:
         if state is not self.state:
+            if state is State.ready:
+                self.succeeded()  # what failed before is another engine's past
             log.log(
                 logging.INFO if state is State.ready else logging.WARNING,
                 "replica %s is %s%s",
@@ -130,9 +138,9 @@ class Replica:
         self.state, self.reason = state, reason
 
 
-#: Faults in a row before a replica is left alone, and the longest it then is.
+#: Faults in a row before a replica is left alone, and for how long the first time, the second, …
 FAILURES_MAX = 5
-EJECTION_S_MAX = 30.0
+EJECTIONS_S = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 #: Pause between two looks at a running replica, and the longest between two tries to open one.
 PROBE_S = 1.0
 REOPEN_S_MAX = 30.0

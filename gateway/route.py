@@ -6,7 +6,7 @@ After that byte nothing is retried: part of an answer may already be with the cl
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from fnmatch import fnmatchcase
 
 import msgspec
@@ -20,11 +20,12 @@ from gateway.errors import (
     ModelNotFound,
     Unsupported,
 )
-from gateway.replica import Replica
+from gateway.replica import Replica, State
 from runtimes.contract import (
     PATHS,
     Broken,
     Expired,
+    Generator,
     Invalid,
     Overloaded,
     Predictor,
@@ -68,103 +69,106 @@ class Route:
     async def dispatch(self, call: Call, target: Target) -> AsyncIterator[Reply]:
         """The reply of the first replica that begins one.
 
-        Raises BadRequest for input the model can never take, EngineUnavailable (503) if no replica is up,
+        Raises Unsupported for a route the model does not answer, EngineUnavailable (503) if no replica is up,
         EngineFailed (502) if those that are could not answer, DeadlineExceeded (504).
         """
         async with AsyncExitStack() as stack:
             reply, replica = await self._first(call, target, stack)
-            call.replica = replica.name
-            replica.running += 1
-            stack.callback(_leave, replica)
             try:
                 yield reply
-            except (Broken, EngineFailed) as fault:
-                replica.failed(str(fault))
+            except EngineFailed as fault:
+                replica.failed(str(fault.__cause__ or fault))
                 raise
+            replica.succeeded()
 
     async def _first(self, call: Call, target: Target, stack: AsyncExitStack) -> tuple[Reply, Replica]:
-        tried: list[str] = []
         candidates = _candidates(target)
         for number, replica in enumerate(candidates, start=1):
-            attempt = AsyncExitStack()
+            _require_route(replica, call)
             call.replica = replica.name
             try:
-                reply = await attempt.enter_async_context(_ask(replica, call))
-            except (Unavailable, Overloaded, Broken) as fault:
-                if not isinstance(fault, Overloaded):
-                    replica.failed(str(fault))
-                tried.append(str(fault))
+                reply = await stack.enter_async_context(_ask(replica, call))
+            except Overloaded:
                 continue
-            except Expired:
-                raise DeadlineExceeded(f"Model {call.model!r} did not begin to answer in time.") from None
-            except Invalid as fault:
-                raise BadRequest(str(fault), param=fault.param) from None
-            if reply.status < 500:
-                replica.succeeded()
-            else:
-                replica.failed(f"it answered {reply.status}")
-                if number < len(candidates):
-                    tried.append(f"{replica.name} answered {reply.status}")
-                    await attempt.aclose()
-                    continue
-            stack.push_async_exit(attempt)
-            return reply, replica
+            except (Unavailable, Broken) as fault:
+                replica.failed(str(fault))
+                continue
+            except Expired as fault:
+                raise DeadlineExceeded(f"Model {call.model!r} did not begin to answer in time.") from fault
+            if reply.status < 500 or number == len(candidates):
+                return reply, replica
+            replica.failed(f"it answered {reply.status}")
+            await stack.aclose()
         call.replica = ""
-        if tried:
-            raise EngineFailed(
-                f"No engine of model {call.model!r} could answer: {'; '.join(tried)}.", retry_after_s=1.0
-            )
-        reasons = "; ".join(f"{replica.name}: {replica.reason}" for replica in target.replicas)
+        if candidates:
+            names = ", ".join(replica.name for replica in candidates)
+            raise EngineFailed(f"No engine of model {call.model!r} could answer ({names}); retry.", retry_after_s=1.0)
+        states = ", ".join(f"{replica.name} is {replica.state}" for replica in target.replicas)
         raise EngineUnavailable(
-            f"No engine of model {call.model!r} is up ({reasons}); it is being started, retry.",
-            retry_after_s=2.0,
+            f"No engine of model {call.model!r} is up ({states}); it is being started, retry.", retry_after_s=2.0
         )
 
 
 def _candidates(target: Target) -> list[Replica]:
-    """Replicas to try, least busy first; those left alone only if there is no other."""
-    ready = [replica for replica in target.replicas if replica.state == "ready"]
-    trusted = [replica for replica in ready if replica.trusted()]
-    return sorted(trusted or ready, key=lambda replica: replica.running / replica.slots)
+    """Replicas to try, least busy first; those that failed lately come last, for when there is no other."""
+    ready = [replica for replica in target.replicas if replica.state is State.ready]
+    return sorted(ready, key=lambda replica: (not replica.trusted(), replica.running / replica.slots))
 
 
-@asynccontextmanager
-async def _ask(replica: Replica, call: Call) -> AsyncIterator[Reply]:
-    generator = replica.generator
-    if generator is None:
-        yield await _infer(replica.predictor, call)
+def _require_route(replica: Replica, call: Call) -> None:
+    if replica.generator is not None:
+        if call.route not in PATHS:
+            raise Unsupported(f"Model {call.model!r} generates text; it does not answer {call.route}.", param="model")
         return
-    if call.route not in PATHS:
-        raise Unsupported(f"Model {call.model!r} generates text; it does not answer {call.route}.", param="model")
-    exchange = call.exchange(model=generator.upstream_model or call.model, each_chunk=generator.meters_each_chunk)
-    async with generator.exchange(exchange) as reply:
-        if reply.status in CREDENTIALS_REFUSED:
-            # Passing it on would tell the client that its own key is wrong.
-            raise Unavailable(f"{replica.name} refused the gateway's own credentials ({reply.status})")
-        yield reply
+    task = replica.predictor.task
+    if call.translation is None or call.translation.task != task:
+        raise Unsupported(f"Model {call.model!r} answers {ROUTE_OF_TASK[task]}, not {call.route}.", param="model")
 
-
-#: An upstream's words for "I don't know you", meant for the gateway and not for its client.
-CREDENTIALS_REFUSED = frozenset({401, 403, 407})
 
 #: What a model that speaks tensors answers, by its artifact's task.
 ROUTE_OF_TASK = {"classify": "/v1/classify", "embed": "/v1/embeddings"}
 
 
+@asynccontextmanager
+async def _ask(replica: Replica, call: Call) -> AsyncIterator[Reply]:
+    """One replica's reply. Busy from here on, so that the next call sees it and goes elsewhere."""
+    replica.running += 1
+    try:
+        if replica.generator is None:
+            yield await _infer(replica.predictor, call)
+        else:
+            async with _exchange(replica.generator, call) as reply:
+                if reply.status in REFUSED or 300 <= reply.status < 400:
+                    # Passing it on would tell the client that its own key, or its address, is wrong.
+                    raise Unavailable(f"{replica.name} answered {reply.status} to the gateway's own credentials")
+                yield reply
+    finally:
+        replica.running -= 1
+
+
+#: An upstream's words for "I don't know you", meant for the gateway and not for its client.
+REFUSED = frozenset({401, 403, 407})
+
+
+def _exchange(generator: Generator, call: Call) -> AbstractAsyncContextManager[Reply]:
+    model = generator.upstream_model or call.model
+    return generator.exchange(call.exchange(model=model, each_chunk=generator.meters_each_chunk))
+
+
 async def _infer(predictor: Predictor, call: Call) -> Reply:
-    translation = call.translation
-    if translation is None or translation.task != predictor.task:
-        answers = ROUTE_OF_TASK[predictor.task]
-        raise Unsupported(f"Model {call.model!r} answers {answers}, not {call.route}.", param="model")
-    asked = translation.parse(call.body, deadline_s=call.deadline_s)
-    reply = await predictor.infer(asked.request)
+    assert call.translation is not None
+    try:
+        asked = call.translation.parse(call.body, deadline_s=call.deadline_s)
+        reply = await predictor.infer(asked.request)
+        body = asked.answer(reply, model=call.model, labels=predictor.labels, id=call.id, created_s=int(call.at_s))
+    except Invalid as fault:
+        # As an engine would say it: a reply with its status, so that it counts as the engine's refusal.
+        return Reply(400, JSON, _once(BadRequest(str(fault), param=fault.param).body()))
     call.tokens_in = reply.tokens_in
-    body = asked.answer(reply, model=call.model, labels=predictor.labels, id=call.id, created_s=int(call.at_s))
-    return Reply(200, ((b"content-type", b"application/json"),), _once(body))
+    return Reply(200, JSON, _once(body))
 
 
-def _leave(replica: Replica) -> None:
-    replica.running -= 1
+JSON = ((b"content-type", b"application/json"),)
 
 
 async def _once(body: bytes) -> AsyncIterator[bytes]:

@@ -185,9 +185,7 @@ KEYS = sa.Table(
     "keys",
     METADATA,
     sa.Column("id", sa.String, primary_key=True),
-    sa.Column(
-        "tenant_id", sa.String, sa.ForeignKey("tenants.id", ondelete="CASCADE"), nullable=False, index=True
-    ),
+    sa.Column("tenant_id", sa.String, sa.ForeignKey("tenants.id", ondelete="CASCADE"), nullable=False, index=True),
     sa.Column("env", sa.String, nullable=False),
     sa.Column("digest", sa.LargeBinary, nullable=False),
     sa.Column("previous", sa.LargeBinary),
@@ -317,9 +315,7 @@ class SqliteStore:
     async def revoke_key(self, key_id: str, *, at_s: float) -> None:
         async with self._change() as change:
             done = await change.execute(
-                sa.update(KEYS)
-                .where(KEYS.c.id == key_id)
-                .values(revoked_s=sa.func.coalesce(KEYS.c.revoked_s, at_s))
+                sa.update(KEYS).where(KEYS.c.id == key_id).values(revoked_s=sa.func.coalesce(KEYS.c.revoked_s, at_s))
             )
             _require(done.rowcount, f"there is no key with id {key_id!r}")
 

@@ -18,8 +18,6 @@ import msgspec
 from gateway.call import Limits, Principal
 from gateway.errors import Forbidden, KeyExpired, Unauthenticated
 from gateway.key import Minted, Pepper, Unfit, mint, parse, random_id
-from gateway.key import kept as kept
-from gateway.key import pepper_of as pepper_of
 from gateway.store import KeyRow, Snapshot, Store, StoreFault, TenantRow
 from runtimes.clock import Clock
 
@@ -297,7 +295,7 @@ def _require_name(name: str) -> None:
 def _require_limits(limits: Limits) -> None:
     for name, value in msgspec.structs.asdict(limits).items():
         if value is not None and not 0 <= value <= LIMIT_MAX:
-            raise Unfit(f"{name} can't be {value}; give a whole number from 0 to {LIMIT_MAX}, or none")
+            raise Unfit(f"the limit {name} can't be {value}; give a whole number from 0 to {LIMIT_MAX}, or none")
 
 
 #: What every database's integer column holds.

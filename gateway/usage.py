@@ -25,7 +25,7 @@ class Usage:
         self.journal.require_room()
         try:
             yield
-            call.outcome = _ended(call)
+            call.outcome = Outcome.served if call.complete else Outcome.cancelled
         except GatewayError as error:
             call.outcome = _failed(call, error)
             raise
@@ -41,18 +41,11 @@ class Usage:
             self.journal.append(_record(call))
 
 
-def _ended(call: Call) -> Outcome:
-    if not call.complete:
-        return Outcome.cancelled
-    if call.status < 400:
-        return Outcome.served
-    return Outcome.rejected if call.status < 500 else Outcome.failed
-
-
 def _failed(call: Call, error: GatewayError) -> Outcome:
     call.status, call.code = call.status or error.status, error.code
-    engines_fault = isinstance(error, EngineFailed | EngineUnavailable)
-    return Outcome.failed if engines_fault or (call.replica and error.status >= 500) else Outcome.refused
+    if not call.replica:
+        return Outcome.failed if isinstance(error, EngineFailed | EngineUnavailable) else Outcome.refused
+    return Outcome.failed if error.status >= 500 else Outcome.rejected
 
 
 def _record(call: Call) -> Record:

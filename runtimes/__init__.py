@@ -6,13 +6,7 @@ Importing this package imports none of the libraries that run models.
 
 from runtimes.echo import Echo
 from runtimes.onnx import Onnx
+from runtimes.remote import Remote
+from runtimes.vllm import Vllm
 
-Spec = Echo | Onnx
-
-
-def specs() -> tuple[type, ...]:
-    """Every Spec that a config may name: ours, and those that installed distributions offer under the entry point group
-    `headrace.runtimes`, each a msgspec Struct with its own `kind` as the tag and a `build(site)`."""
-    from importlib.metadata import entry_points
-
-    return (Echo, Onnx, *(found.load() for found in entry_points(group="headrace.runtimes")))
+Spec = Echo | Onnx | Vllm | Remote

@@ -175,9 +175,7 @@ class Shelf:
         if not isinstance(found, Artifact):
             raise Rejected(f"{found.path} has no {MANIFEST}; publish the artifact again")
         if (found.manifest.name, found.manifest.version) != (name, version):
-            raise Rejected(
-                f"{found.path} holds the manifest of {found.manifest.name}@{found.manifest.version}"
-            )
+            raise Rejected(f"{found.path} holds the manifest of {found.manifest.name}@{found.manifest.version}")
         return found
 
     def verify(self, artifact: Artifact) -> None:
@@ -225,9 +223,7 @@ class Shelf:
         """Names of the artifacts there are."""
         if not self.root.is_dir():
             return []
-        return sorted(
-            it.name for it in self.root.iterdir() if Name.fullmatch(it.name) and self.versions(it.name)
-        )
+        return sorted(it.name for it in self.root.iterdir() if Name.fullmatch(it.name) and self.versions(it.name))
 
     def versions(self, name: str) -> list[str]:
         """Versions of one artifact."""
@@ -235,16 +231,12 @@ class Shelf:
         if not home.is_dir():
             return []
         return sorted(
-            it.name
-            for it in home.iterdir()
-            if Version.fullmatch(it.name) and it.is_dir() and not it.is_symlink()
+            it.name for it in home.iterdir() if Version.fullmatch(it.name) and it.is_dir() and not it.is_symlink()
         )
 
     def list(self) -> list[Artifact]:
         """Every version of every artifact, by name, then by age."""
-        found = [
-            self.resolve(f"{name}@{version}") for name in self.names() for version in self.versions(name)
-        ]
+        found = [self.resolve(f"{name}@{version}") for name in self.names() for version in self.versions(name)]
         return sorted(found, key=lambda it: (it.manifest.name, it.manifest.created_s))
 
     def _home(self, name: str) -> Path:
@@ -277,7 +269,7 @@ def locate(reference: str, shelf: Shelf) -> Artifact | Folder | Hub:
         return open_folder(Path(reference).expanduser())
     if "@" in reference or reference in shelf.names():
         return shelf.resolve(reference)
-    if Path(reference).is_dir():
+    if reference and Path(reference).is_dir():
         return open_folder(Path(reference))
     if HubName.fullmatch(reference):
         return Hub(reference)
@@ -299,9 +291,7 @@ def open_folder(path: Path) -> Artifact | Folder:
     if not (path / "config.json").is_file():
         raise Rejected(f"{path} has neither {MANIFEST} (an artifact) nor config.json (a Hugging Face model)")
     if not any(path.glob("*.safetensors")):
-        raise Rejected(
-            f"{path} has no *.safetensors; other weight formats can execute code: convert it to safetensors"
-        )
+        raise Rejected(f"{path} has no *.safetensors; other weight formats can execute code: convert it to safetensors")
     return Folder(path.absolute())
 
 
@@ -317,22 +307,16 @@ def verify(artifact: Artifact) -> None:
         # Nothing below opens a path that a manifest names; one that tries is not to be believed anyway.
         pure = PurePosixPath(listed)
         if pure.is_absolute() or {"..", "."} & set(listed.split("/")) or str(pure) != listed:
-            raise Rejected(
-                f"{who}: the manifest lists {listed!r}, which is not a plain path inside the folder"
-            )
+            raise Rejected(f"{who}: the manifest lists {listed!r}, which is not a plain path inside the folder")
     found = {it.relative_to(path).as_posix(): it for it in integrity.files(path)}
     found.pop(MANIFEST, None)
     if missing := sorted(manifest.files.keys() - found.keys()):
         raise Rejected(f"{who}: {missing[0]!r} is missing; publish the artifact again")
     if unlisted := sorted(found.keys() - manifest.files.keys()):
-        raise Rejected(
-            f"{who}: {unlisted[0]!r} is not in the manifest; remove it or publish the artifact again"
-        )
+        raise Rejected(f"{who}: {unlisted[0]!r} is not in the manifest; remove it or publish the artifact again")
     for listed, file in found.items():
         if integrity.digest(file) != manifest.files[listed]:
-            raise Rejected(
-                f"{who}: {listed!r} is not the file that was published; publish the artifact again"
-            )
+            raise Rejected(f"{who}: {listed!r} is not the file that was published; publish the artifact again")
         integrity.inspect(file)
     if _version(manifest, manifest.files) != manifest.version:
         raise Rejected(f"{who}: the manifest has been changed; publish the artifact again")

@@ -23,6 +23,8 @@ HEADERS_MAX = 128
 AHEAD_BYTES_MAX = 262_144
 #: Below this, copying the body behind the head is cheaper than handing over two buffers.
 JOIN_BYTES_MAX = 65_536
+#: No loop takes infinity, which is what a deadline may be; looking once too often does no harm.
+LOOK_S_MAX = 3_600.0
 
 _HOP_BY_HOP = frozenset(
     {
@@ -207,7 +209,8 @@ class Connection(asyncio.Protocol):
                 return
             self._timer.cancel()
         self._timer_s = when_s
-        self._timer = self._loop.call_later(max(0.0, when_s - self._clock.now_s()), self._look)
+        delay_s = min(max(0.0, when_s - self._clock.now_s()), LOOK_S_MAX)
+        self._timer = self._loop.call_later(delay_s, self._look)
 
     def _look(self) -> None:
         self._timer = None

@@ -120,14 +120,14 @@ PLANS: dict[tuple[str, Device], Plan] = {
         version="2.13.0",
         torch="torch==2.13.0+cpu",
         lock="train.txt",
-        proves=("torch", "transformers", "onnx", "onnxruntime", "sklearn", "training"),
+        proves=("torch", "transformers", "onnx", "onnxruntime", "tokenizers", "training.recipe"),
         project=True,
     ),
     ("train", "cuda"): Plan(
         version="2.13.0",
         torch="torch==2.13.0",
         lock="train.txt",
-        proves=("torch", "transformers", "onnx", "onnxruntime", "sklearn", "training"),
+        proves=("torch", "transformers", "onnx", "onnxruntime", "tokenizers", "training.recipe"),
         project=True,
     ),
 }

@@ -49,9 +49,7 @@ def files(folder: Path) -> Iterator[Path]:
             elif not stat.S_ISREG(status.st_mode):
                 raise Rejected(f"{path} is a link or a special file; an artifact holds plain files only")
             elif status.st_nlink > 1:
-                raise Rejected(
-                    f"{path} is hard-linked, so it could be changed from elsewhere; copy it instead"
-                )
+                raise Rejected(f"{path} is hard-linked, so it could be changed from elsewhere; copy it instead")
             else:
                 yield path
 

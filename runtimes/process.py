@@ -11,6 +11,7 @@ import asyncio
 import fcntl
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,14 +33,18 @@ Phase = Literal["stopped", "starting", "ready", "restarting", "failed"]
 ENVIRONMENT_KEPT = ("PATH", "HOME", "USER", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "LD_PRELOAD")
 
 
+class Dead(Unavailable):
+    """An engine that still answers says that it will never work again."""
+
+
 class Command(msgspec.Struct, frozen=True):
     """How to start an engine."""
 
     argv: tuple[str, ...]
     env: Mapping[str, str]
     """The whole environment; see `environment`."""
-    socket: Path | None = None
-    """Where it will listen; a socket left there by an earlier run is removed before each start."""
+    scratch: Path | None = None
+    """A folder for its sockets and temporary files, closed to other users, made anew before each start."""
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -51,7 +56,7 @@ class Limits(msgspec.Struct, frozen=True):
     """From SIGTERM to SIGKILL."""
     probe_start_s: float = 0.1
     """Pause between probes while starting."""
-    probe_s: float = 5.0
+    probe_s: float = 1.0
     """Pause between probes when ready."""
     hung_s_max: float = 60.0
     """A ready engine without a good probe for so long is restarted."""
@@ -83,9 +88,9 @@ class Snapshot(msgspec.Struct, frozen=True):
 class Process:
     """One supervised engine. Building it has no side effects.
 
-    `probe` returns if the engine would answer now and raises Unavailable if not; it bounds its own wait. The state
-    folder gets `logs/<name>.log` and `run/<name>.pid`; the latter is locked, so that of two gateways on
-    one state folder only one runs the engine.
+    `probe` returns if the engine would answer now, and raises Unavailable if not, or Dead to have it restarted
+    at once; it bounds its own wait. The state folder gets `logs/<name>.log` and `run/<name>.pid`; the latter is
+    locked, so that of two gateways on one state folder only one runs the engine.
     """
 
     def __init__(
@@ -165,7 +170,8 @@ class Process:
                 await self._task
             self._task = None
             self._turn("stopped", attempt=0)
-        self._pid_file.unlock()
+        if self._pid_file.unlock() and self._command.scratch is not None:
+            shutil.rmtree(self._command.scratch, ignore_errors=True)
 
     async def _supervise(self) -> None:
         limits = self._limits
@@ -194,8 +200,9 @@ class Process:
 
     async def _live(self) -> str:
         """One life of the engine, from start to the reason for its end. Nothing of it is left afterwards."""
-        if self._command.socket is not None:
-            self._command.socket.unlink(missing_ok=True)
+        if self._command.scratch is not None:
+            shutil.rmtree(self._command.scratch, ignore_errors=True)
+            self._command.scratch.mkdir(mode=0o700)
         child = self._spawn()
         session = Session(child.pid, start_ticks(child.pid) or 0, boot_id())
         self._pid_file.write(session)
@@ -228,6 +235,8 @@ class Process:
                 await self._probe()
             except Unavailable as error:
                 bad_s = self._clock.now_s() - good_s
+                if isinstance(error, Dead):
+                    return f"{error}; its last line: {last_line(self.log)}"
                 if self._snapshot.phase != "ready" and bad_s > limits.start_s_max:
                     last = last_line(self.log)
                     return f"it was not ready within {limits.start_s_max:.0f} s; its last line: {last}"
@@ -298,10 +307,13 @@ class PidFile:
         self._file = file
         return True
 
-    def unlock(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+    def unlock(self) -> bool:
+        """Whether it was locked by us."""
+        if self._file is None:
+            return False
+        self._file.close()
+        self._file = None
+        return True
 
     def read(self) -> Session | None:
         assert self._file is not None

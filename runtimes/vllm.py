@@ -9,8 +9,8 @@ process instead of a worker's, which saves a third of the start and half a gigab
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
-import shutil
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -21,10 +21,10 @@ import msgspec
 
 from runtimes.artifact import Artifact, Folder, Hub, locate, verify
 from runtimes.clock import Clock, SystemClock
-from runtimes.contract import Exchange, Generator, Load, Reply, RuntimeFault, Site, Unavailable
+from runtimes.contract import Broken, Exchange, Generator, Load, Reply, RuntimeFault, Site, Unavailable
 from runtimes.environment import Environment, EnvironmentFault, Environments
 from runtimes.integrity import ShelfFault
-from runtimes.process import ENVIRONMENT_KEPT, Command, Limits, Process, Snapshot, environment, first
+from runtimes.process import ENVIRONMENT_KEPT, Command, Dead, Limits, Process, Snapshot, environment, first
 from runtimes.wire import Wire
 
 MODULE = "vllm.entrypoints.launchers.api_server.entry"
@@ -32,6 +32,11 @@ MODULE = "vllm.entrypoints.launchers.api_server.entry"
 
 SOCKET_BYTES_MAX = 107
 """Longest path that the kernel takes for a Unix socket; see unix(7)."""
+SOCKET_NAME_BYTES = 37
+"""Of that, vLLM's processes use so many for the names of the sockets between them."""
+
+FAILED = (b'data: {"error"', b"event: error")
+"""How vLLM says amid a stream that its engine is dead. It then ends the stream as if all were well."""
 
 HUB_ENVIRONMENT = ("HF_HOME", "HF_TOKEN", "HF_ENDPOINT", "HTTPS_PROXY", "https_proxy", "NO_PROXY", "no_proxy")
 """What an engine that fetches its model gets to see in addition."""
@@ -68,7 +73,7 @@ class Vllm(msgspec.Struct, tag="vllm", tag_field="kind", frozen=True, forbid_unk
     tokens_max: Annotated[int, msgspec.Meta(ge=16)] | None = None
     """Longest prompt and completion together; None takes as many as the model and the cache allow."""
     running_max: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 16
-    """Calls that the engine computes at once; what comes on top waits in the engine."""
+    """Calls that the engine computes at once; what comes on top waits in the gateway, where it is fair."""
     kv_cache_bytes: Annotated[int, msgspec.Meta(ge=1 << 24)] | None = None
     """Memory for attention keys and values, taken at the start; None is 512 MiB on a CPU and vLLM's own
     choice on a GPU."""
@@ -93,6 +98,10 @@ class Vllm(msgspec.Struct, tag="vllm", tag_field="kind", frozen=True, forbid_unk
             if option.startswith("--") and (hit := [it for it in REFUSED if it.startswith(option)]):
                 raise ValueError(f"args must not hold {arg!r}: {min(hit)} is Headrace's to set, or unsafe")
 
+    @property
+    def slots(self) -> int:
+        return self.running_max
+
     def build(self, site: Site, *, clock: Clock | None = None) -> VllmRuntime:
         return VllmRuntime(spec=self, site=site, clock=clock or SystemClock())
 
@@ -110,7 +119,6 @@ class VllmRuntime:
         self._process: Process | None = None
         self._wire: Wire | None = None
         self._probe_wire: Wire | None = None
-        self._private: Path | None = None
         self._running = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -127,7 +135,7 @@ class VllmRuntime:
             engine = environments.find("vllm", self._spec.version)
         except (ShelfFault, EnvironmentFault) as error:
             raise Unavailable(f"{self._site.replica}: {error}") from error
-        socket = self._socket()
+        socket = scratch(self._site) / "api.sock"
         self._wire = self._connect(socket, connections_max=max(64, 4 * self._spec.running_max))
         # A pool of its own: a probe that waits behind calls would take a busy engine for a hung one.
         self._probe_wire = self._connect(socket, connections_max=1)
@@ -135,7 +143,7 @@ class VllmRuntime:
         self._process = Process(
             name=self._site.replica,
             state=self._site.state.absolute(),
-            command=command(self._spec, self._site, model, engine, python, socket),
+            command=command(self._spec, self._site, model, engine, python, socket=socket),
             probe=self._probe,
             clock=self._clock,
             limits=Limits(start_s_max=self._spec.start_s_max),
@@ -150,6 +158,9 @@ class VllmRuntime:
         self._idle.clear()
         try:
             async with wire.exchange("POST", request.path, headers, request.body, request.deadline_s) as reply:
+                if reply.status >= 500:
+                    await self._probe()  # an engine that has just died says 500 to all; others may do it
+                reply.frames = Watched(reply.frames, self._site.replica)
                 yield reply
         finally:
             self._running -= 1
@@ -183,8 +194,6 @@ class VllmRuntime:
                 await wire.aclose()
         if self._process is not None:
             await self._process.aclose()
-        if self._private is not None:
-            shutil.rmtree(self._private, ignore_errors=True)
 
     def _admit(self) -> Wire:
         if self._process is None or self._wire is None:
@@ -206,7 +215,7 @@ class VllmRuntime:
         except RuntimeFault as error:
             raise Unavailable(f"{who} does not answer: {error}") from error
         if reply.status != 200:
-            raise Unavailable(f"{who} says of itself that it is not well (HTTP {reply.status})")
+            raise Dead(f"{who} answers, but says that its engine is dead (HTTP {reply.status})")
 
     def _model(self) -> Artifact | Folder | Hub:
         """What to serve; on the Shelf, proven to be what was published."""
@@ -220,13 +229,6 @@ class VllmRuntime:
             verify(found)
         return found
 
-    def _socket(self) -> Path:
-        socket = self._site.state.absolute() / "run" / f"{self._site.replica}.sock"
-        if len(os.fsencode(socket)) > SOCKET_BYTES_MAX:
-            self._private = Path(tempfile.mkdtemp(prefix="headrace-"))
-            socket = self._private / "engine.sock"
-        return socket
-
     def _connect(self, socket: Path, *, connections_max: int) -> Wire:
         return Wire(
             "http://localhost",
@@ -238,8 +240,48 @@ class VllmRuntime:
         )
 
 
+class Watched:
+    """The frames of a reply, of which none pretends that an answer cut short is whole."""
+
+    __slots__ = ("_failed", "_next", "_replica")
+
+    def __init__(self, frames: AsyncIterator[bytes], replica: str) -> None:
+        self._next = frames.__anext__
+        self._replica = replica
+        self._failed = False
+
+    def __aiter__(self) -> Watched:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if self._failed:
+            raise Broken(f"{self._replica}: the engine failed amid the answer; it is being restarted")
+        frame = await self._next()
+        for mark in FAILED:
+            at = frame.find(mark)
+            if at == 0 or (at > 0 and frame[at - 1] == 10):  # at the start of a line
+                self._failed = True
+                return frame[:at] or await self.__anext__()
+        return frame
+
+
+def scratch(site: Site) -> Path:
+    """Where the engine's sockets will be. In a deep state folder their names would be too long."""
+    folder = site.state.absolute() / "run" / site.replica
+    if len(os.fsencode(folder)) + SOCKET_NAME_BYTES <= SOCKET_BYTES_MAX:
+        return folder
+    name = hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
+    return Path(tempfile.gettempdir()) / f"headrace-{os.getuid()}-{name}"
+
+
 def command(
-    spec: Vllm, site: Site, model: Artifact | Folder | Hub, engine: Environment, python: Path, socket: Path
+    spec: Vllm,
+    site: Site,
+    model: Artifact | Folder | Hub,
+    engine: Environment,
+    python: Path,
+    *,
+    socket: Path,
 ) -> Command:
     """How to start vLLM for this. A pure function, but for what it inherits of the environment."""
     hub = isinstance(model, Hub)
@@ -262,6 +304,7 @@ def command(
         "DO_NOT_TRACK": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "NO_COLOR": "1",
+        "TMPDIR": str(socket.parent),
         # Holds what vLLM finds out about a model's class, which takes it 10 s the first time.
         "VLLM_CACHE_ROOT": str(site.state.absolute() / "cache" / "vllm"),
     }
@@ -285,7 +328,7 @@ def command(
     kept = (*ENVIRONMENT_KEPT, "CUDA_VISIBLE_DEVICES", *(HUB_ENVIRONMENT if hub else ()))
     # -P: modules come from the engine's environment, never from the folder the gateway was started in.
     argv = [str(python), "-P", "-m", MODULE, *(part for pair in options.items() for part in pair), *flags]
-    return Command((*argv, *spec.args), environment(env, kept=kept), socket)
+    return Command((*argv, *spec.args), environment(env, kept=kept), socket.parent)
 
 
 def cpu_dtype(model: Artifact | Folder | Hub) -> str:

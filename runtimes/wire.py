@@ -12,6 +12,7 @@ rules keep the pool honest:
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 import ssl
 from collections import deque
@@ -153,8 +154,9 @@ class Wire:
         place: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._waiting[place] = None
         granted = False
+        left_s = deadline_s - self.clock.now_s()
         try:
-            async with asyncio.timeout(deadline_s - self.clock.now_s()):
+            async with asyncio.timeout(left_s if math.isfinite(left_s) else None):
                 granted = await place
         except TimeoutError:
             raise Expired(

@@ -45,6 +45,7 @@ def run(
             _elsewhere()
         # Everything is on this disk already; nothing may go and look for it on a hub.
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
+        os.environ.setdefault("TQDM_DISABLE", "1")  # its bars tear our lines apart
         logging.getLogger("training").setLevel(logging.INFO)
         manifest = recipes_.run(wanted, place)
     _print_manifest(manifest, place, as_json=json_)
@@ -113,10 +114,8 @@ def _elsewhere() -> NoReturn:
         python = Environments(_state()).python("train")
     except EnvironmentFault as error:
         sys.exit(f"headrace-train: {error}")
-    # Our packages come last on its path, so that its own torch, numpy and the rest win over this environment's.
-    home = str(Path(__file__).parent.parent)
-    start = f"import sys; sys.path.append({home!r}); from training.__main__ import main; main()"
-    os.execv(python, [str(python), "-P", "-c", start, *sys.argv[1:]])  # noqa: S606 - no shell is what is meant
+    # -P: a file that happens to lie in the working folder must not stand in for a package.
+    os.execv(python, [str(python), "-P", "-m", "training", *sys.argv[1:]])  # noqa: S606 - no shell is what is meant
 
 
 def _print_manifest(manifest: Manifest, shelf: Shelf, *, as_json: bool) -> None:
@@ -133,7 +132,9 @@ def _print_manifest(manifest: Manifest, shelf: Shelf, *, as_json: bool) -> None:
 def _line(manifest: Manifest, shelf: Shelf) -> str:
     aliases = [f"@{alias}" for alias, it in shelf.aliases(manifest.name).items() if it == manifest.version]
     size = f"{manifest.size_bytes / 1e6:.1f} MB"
-    return f"{manifest.name}@{manifest.version}  {manifest.task}  {manifest.format}  {size}  {' '.join(aliases)}".rstrip()
+    return (
+        f"{manifest.name}@{manifest.version}  {manifest.task}  {manifest.format}  {size}  {' '.join(aliases)}".rstrip()
+    )
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
-from functools import singledispatch
 from pathlib import Path
 from typing import Any
 
@@ -43,18 +42,20 @@ class GateFailed(Exception):
 def score(it: model.Model | Artifact, rows: list[data.Row], *, reference: model.Model | None = None) -> Scores:
     """Measure a model in torch, or a bundle through the runtime that will serve it.
 
-    accuracy and macro_f1 in 0..1; spearman, the rank correlation of cosine and the rows' similarity; cosine_to_fp32, mean
-    and least over the texts, of a bundle to `reference`; nll in nats per token of the answers.
+    accuracy and macro_f1 in 0..1; spearman, the rank correlation of cosine and the rows' similarity;
+    cosine_to_fp32, mean and least over the texts, of a bundle to `reference`; nll in nats per token of the answers.
 
-    Generators are the exception: their engine lives in an environment without torch's training tools, so a bundle is read
-    back from its files and run by transformers, which rounds activations as the engine does.
+    Generators are the exception: their engine lives in an environment of its own, so a bundle is read back from its
+    files and run by transformers, in the arithmetic and number formats that the engine is started with.
     """
     if isinstance(it, model.Generator):
         scores = {"nll": nll(it.network, it.tokenizer, rows)}
     elif isinstance(it, Artifact) and it.manifest.task == "generate":
         scores = {"nll": nll(*_read_generator(it.path), rows)}
-    elif isinstance(it, model.Classifier) or (isinstance(it, Artifact) and it.manifest.task == "classify"):
-        scores = _score_classes(it, rows)
+    elif isinstance(it, model.Classifier):
+        scores = _score_classes(it, it.labels, rows)
+    elif isinstance(it, Artifact) and it.manifest.task == "classify":
+        scores = _score_classes(it, it.manifest.labels, rows)
     else:
         scores = _score_pairs(it, rows, reference)
     LOG.info(
@@ -109,7 +110,6 @@ def spearman(left: Sequence[float], right: Sequence[float]) -> float:
     return float(np.corrcoef(_ranks(left), _ranks(right))[0, 1])
 
 
-@torch.inference_mode()
 def nll(network: Any, tokenizer: Any, rows: list[data.Row]) -> float:
     """Mean negative log likelihood in nats per token of the answers, the end-of-turn token included, prompts not."""
     total, count = 0.0, 0
@@ -119,7 +119,8 @@ def nll(network: Any, tokenizer: Any, rows: list[data.Row]) -> float:
         prompt = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
         start = tokenizer(prompt, add_special_tokens=False, return_tensors="pt").input_ids
         answer = tokenizer(row.answer + "<|im_end|>", add_special_tokens=False, return_tensors="pt").input_ids
-        logits = network(torch.cat([start, answer], 1)).logits[0, start.shape[1] - 1 : -1]
+        with torch.inference_mode():
+            logits = network(torch.cat([start, answer], 1)).logits[0, start.shape[1] - 1 : -1]
         total += float(torch.nn.functional.cross_entropy(logits.float(), answer[0], reduction="sum"))
         count += answer.shape[1]
     return total / count
@@ -135,15 +136,14 @@ def _bound(name: str) -> tuple[str, str]:
     raise RecipeError(f"the gate's {name!r} is no bound: end it with one of {', '.join(_KINDS)}")
 
 
-def _score_classes(it: model.Model | Artifact, rows: list[data.Row]) -> Scores:
+def _score_classes(it: model.Classifier | Artifact, labels: tuple[str, ...], rows: list[data.Row]) -> Scores:
     labelled = [row for row in rows if isinstance(row, data.Labelled)]
-    labels = it.manifest.labels if isinstance(it, Artifact) else it.labels
     best = _outputs(it, [row.text for row in labelled]).argmax(1)
     predicted, wanted = [labels[at] for at in best], [row.label for row in labelled]
     return {"accuracy": accuracy(predicted, wanted), "macro_f1": macro_f1(predicted, wanted)}
 
 
-def _score_pairs(it: model.Model | Artifact, rows: list[data.Row], reference: model.Model | None) -> Scores:
+def _score_pairs(it: model.Embedder | Artifact, rows: list[data.Row], reference: model.Model | None) -> Scores:
     pairs = [row for row in rows if isinstance(row, data.Pair)]
     texts = [row.left for row in pairs] + [row.right for row in pairs]
     embeddings = _outputs(it, texts)
@@ -189,5 +189,5 @@ def _read_generator(folder: Path) -> tuple[Any, Any]:
 def _ranks(values: Sequence[float]) -> Array:
     _, inverse, counts = np.unique(np.asarray(values), return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
-    ranks: Array = (last - (counts - 1) / 2)[inverse]
+    ranks: Array = np.asarray(last - (counts - 1) / 2)[inverse]
     return ranks

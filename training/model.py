@@ -23,7 +23,7 @@ LOG = logging.getLogger(__name__)
 _BATCH = 32
 
 
-class Embedder(nn.Module):
+class Embedder(nn.Module):  # type: ignore[misc]  # torch is untyped here
     """Encoder, mean over the tokens that are there, length one."""
 
     def __init__(self, encoder: nn.Module, tokenizer: tokenizers.Tokenizer, *, tokens_max: int) -> None:
@@ -40,7 +40,7 @@ class Embedder(nn.Module):
         return (nn.functional.normalize(mean, dim=-1),)
 
 
-class Classifier(nn.Module):
+class Classifier(nn.Module):  # type: ignore[misc]
     """An Embedder and a linear layer."""
 
     def __init__(self, embedder: Embedder, labels: Sequence[str]) -> None:
@@ -92,7 +92,9 @@ def load(base: Base, task: Task, *, seed: int) -> Embedder | Generator:
     # The file asks for padding to 128 and for truncation; both are the business of whoever makes a batch.
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    return Embedder(encoder.eval(), tokenizer, tokens_max=base.tokens_max)
+    embedder = Embedder(encoder, tokenizer, tokens_max=base.tokens_max)
+    embedder.eval()  # all of it: export restores the outermost mode, and would switch dropout on behind our back
+    return embedder
 
 
 def find(package: str) -> Path:
@@ -127,7 +129,6 @@ def tokenize(
     )
 
 
-@torch.inference_mode()
 def outputs(model: Embedder | Classifier, texts: Sequence[str]) -> np.ndarray[Any, np.dtype[np.float32]]:
     """The model's first output for every text: embeddings or scores, [n, …]."""
     order = sorted(range(len(texts)), key=lambda at: len(texts[at]))  # like lengths together: less padding
@@ -135,7 +136,8 @@ def outputs(model: Embedder | Classifier, texts: Sequence[str]) -> np.ndarray[An
     for start in range(0, len(order), _BATCH):
         chosen = [texts[at] for at in order[start : start + _BATCH]]
         ids, mask = tokenize(model.tokenizer, chosen, tokens_max=model.tokens_max)
-        parts.append(model(torch.from_numpy(ids), torch.from_numpy(mask))[0].numpy())
+        with torch.inference_mode():
+            parts.append(model(torch.from_numpy(ids), torch.from_numpy(mask))[0].numpy())
     stacked: np.ndarray[Any, np.dtype[np.float32]] = np.concatenate(parts)
     return stacked[np.argsort(order)]
 

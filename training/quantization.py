@@ -23,6 +23,7 @@ from training.spec import W8A8, DynamicInt8, Quantization
 LOG = logging.getLogger(__name__)
 
 _OPSET = 17
+_INT8_MAX = 127
 
 
 class Graph(msgspec.Struct, frozen=True):
@@ -106,9 +107,21 @@ def w8a8(network: Any) -> Weights:
 
 
 def round_to_nearest(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """[out, in] → INT8 of the same shape, and fp32 scales [out, 1]: symmetric, the largest weight of a row is ±127."""
-    scale = weight.abs().amax(1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny) / 127
-    return (weight / scale).round().clamp(-127, 127).to(torch.int8), scale.to(torch.float32)
+    """[out, in] → INT8 of the same shape, and fp32 scales [out, 1]; symmetric. Of a row's candidate scales, from the
+    one that just holds its largest weight down to 0.7 of that, the one with the least squared error is taken: cutting
+    off an outlier often costs less than coarser steps for all the others."""
+    widest = weight.abs().amax(1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny) / _INT8_MAX
+    best, least = widest, torch.full_like(widest, torch.inf)
+    for share in torch.linspace(1.0, 0.7, 31):
+        scale = widest * share
+        error = (_rounded(weight, scale) * scale - weight).square().sum(1, keepdim=True)
+        best = torch.where(error < least, scale, best)
+        least = torch.minimum(error, least)
+    return _rounded(weight, best).to(torch.int8), best
+
+
+def _rounded(weight: Tensor, scale: Tensor) -> Tensor:
+    return (weight / scale).round().clamp(-_INT8_MAX, _INT8_MAX)
 
 
 _W8A8_CONFIG = {

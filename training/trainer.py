@@ -27,7 +27,8 @@ def fit(spec: Probe | None, base: model.Embedder | model.Generator, rows: list[d
     targets = torch.tensor([classifier.labels.index(row.label) for row in labelled])
     loss = _regress(classifier.head, inputs, targets, spec)
     LOG.info("trainer: logistic regression over %d labels, loss %.4f", len(classifier.labels), loss)
-    return classifier.eval()
+    classifier.eval()
+    return classifier
 
 
 def _regress(head: nn.Linear, inputs: torch.Tensor, targets: torch.Tensor, spec: Probe) -> float:
@@ -42,7 +43,7 @@ def _regress(head: nn.Linear, inputs: torch.Tensor, targets: torch.Tensor, spec:
         optimizer.zero_grad()
         penalty = head.weight.square().sum() / (2 * spec.c * len(targets))
         loss = nn.functional.cross_entropy(head(inputs), targets) + penalty
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return loss
 
     optimizer.step(closure)

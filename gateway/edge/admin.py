@@ -139,7 +139,7 @@ class Readiness(Struct, frozen=True):
 class Probes(Controller):
     tags = ["health"]  # noqa: RUF012  Litestar's own idiom
     opt = {"open_to_all": True}  # noqa: RUF012
-    security = []  # noqa: RUF012
+    security = [{}]  # noqa: RUF012
 
     @get("/healthz", media_type=MediaType.TEXT)
     async def healthz(self) -> str:

@@ -23,6 +23,7 @@ from msgspec import Meta
 
 from gateway.call import NULL, USAGE_ON_REQUEST, Bounds, Call, Principal, call_id
 from gateway.edge.guard import Receive, read_body, require_depth
+from gateway.edge.schema import documents
 from gateway.errors import BadRequest, GatewayError, MethodNotAllowed, NotFound
 from gateway.meter import Answer
 from gateway.pipeline import Pipeline
@@ -88,7 +89,7 @@ class OpenAI:
     def app(self) -> Litestar:
         handlers = [self._handler(route) for route in DECODERS]
         return Litestar(
-            [*handlers, *self._models()],
+            [*handlers, *self._models(), *documents()],
             exception_handlers={GatewayError: _refused, HTTPException: _not_here, Exception: _broken},
             openapi_config=None,
             logging_config=None,

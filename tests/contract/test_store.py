@@ -4,7 +4,7 @@ import asyncio
 import sqlite3
 import stat
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import msgspec
@@ -14,6 +14,7 @@ from gateway.call import Limits, Outcome, Record
 from gateway.store import (
     HEAD,
     METADATA,
+    By,
     KeyRow,
     Missing,
     SqliteStore,
@@ -26,6 +27,7 @@ from gateway.store import (
 
 STORES = ["sqlite"]
 ALL = UsageFilter()
+Change = Callable[[Store], Awaitable[object]]
 
 
 @pytest.fixture(params=STORES)
@@ -142,7 +144,7 @@ async def test_removing_a_tenant_removes_its_keys_and_keeps_its_usage(store: Sto
     ],
     ids=["tenant", "set_tenant", "remove_tenant", "key", "revoke_key", "rotate_key"],
 )
-async def test_naming_what_is_not_there_is_missing_and_changes_nothing(store: Store, change) -> None:  # type: ignore[no-untyped-def]
+async def test_naming_what_is_not_there_is_missing_and_changes_nothing(store: Store, change: Change) -> None:
     before = await store.version()
     with pytest.raises(Missing):
         await change(store)
@@ -193,7 +195,7 @@ async def test_rotating_keeps_exactly_the_secret_before(store: Store) -> None:
     ],
     ids=["add_tenant", "set_tenant", "remove_tenant", "add_key", "revoke_key", "rotate_key"],
 )
-async def test_a_neighbours_change_is_a_new_version(store: Store, neighbour: Store, change) -> None:  # type: ignore[no-untyped-def]
+async def test_a_neighbours_change_is_a_new_version(store: Store, neighbour: Store, change: Change) -> None:
     await store.add_tenant(ACME)
     await store.add_key(KEY)
     before = await store.version()
@@ -279,7 +281,7 @@ async def test_a_filter_keeps_what_matches(store: Store, where: UsageFilter, ids
         ("none", [("", 4, 28)]),
     ],
 )
-async def test_totals_are_sums_by_name(store: Store, by, sums) -> None:  # type: ignore[no-untyped-def]
+async def test_totals_are_sums_by_name(store: Store, by: By, sums: list[tuple[str, int, int]]) -> None:
     await store.append_usage(
         [
             record("a"),
@@ -294,9 +296,7 @@ async def test_totals_are_sums_by_name(store: Store, by, sums) -> None:  # type:
 
 async def test_totals_count_every_outcome_in_its_own_column(store: Store) -> None:
     outcomes = list(Outcome)
-    await store.append_usage(
-        [record(f"{o}{i}", outcome=o) for n, o in enumerate(outcomes, 1) for i in range(n)]
-    )
+    await store.append_usage([record(f"{o}{i}", outcome=o) for n, o in enumerate(outcomes, 1) for i in range(n)])
     (total,) = await store.usage_totals(ALL, by="none")
     assert {o: getattr(total, o.value) for o in outcomes} == {o: n for n, o in enumerate(outcomes, 1)}
     assert total.calls == sum(range(len(outcomes) + 1))

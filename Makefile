@@ -1,0 +1,57 @@
+# Two commands do everything: `make serve` runs Headrace, `make test` proves it. Both set up what they need first.
+
+PYTHON ?= python3
+HEADRACE_STATE ?= $(CURDIR)/.headrace
+export HEADRACE_STATE
+
+VENV := .venv
+BIN := $(CURDIR)/$(VENV)/bin
+HEADRACE := $(BIN)/headrace
+TRAIN := $(BIN)/headrace-train
+MODELS := minilm support-intent smollm2
+
+.DEFAULT_GOAL := help
+.PHONY: help serve test dev check load train machine
+
+help: ## say what the targets do
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 12
+
+serve: machine $(HEADRACE_STATE)/demo.key ## run the gateway with a real LLM, an embedder and a classifier (first start sets everything up)
+	@exec $(HEADRACE) serve --config deploy/local.toml
+
+test: check machine ## run every test, those against real engines included
+	$(BIN)/python -m pytest --ignore tests/training
+	$$($(HEADRACE) engine python train) -m pytest tests/training
+
+dev: $(VENV)/.ready ## make .venv: the gateway, ONNX Runtime and the development tools
+
+check: dev ## format, lint, types, import contracts, locks and documents
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/ruff check --quiet .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+load: dev ## measure the gateway's CPU per call with an echo model
+	$(BIN)/python -m loadtests bench
+
+train: machine ## make the default models again, from their recipes
+	@for model in $(MODELS); do $(TRAIN) run $$model --shelf $(HEADRACE_STATE)/shelf || exit 1; done
+
+# The engines and models that `serve` and `test` need. Each step says what it does and returns at once when done.
+machine: dev
+	@$(HEADRACE) engine install train
+	@$(HEADRACE) engine install vllm
+	@for model in $(MODELS); do $(TRAIN) run $$model --shelf $(HEADRACE_STATE)/shelf --if-missing >/dev/null || exit 1; done
+
+$(HEADRACE_STATE)/demo.key: | $(VENV)/.ready
+	@$(HEADRACE) tenant add demo --config deploy/local.toml
+	@$(HEADRACE) key add --tenant demo --name demo --save $@ --config deploy/local.toml
+
+$(VENV)/.ready: requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Headrace needs Python 3.11 or newer: make PYTHON=/path/to/python3.11")'
+	@echo "headrace: making $(VENV) (about a minute)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --require-hashes --no-deps -r requirements.txt
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@
+

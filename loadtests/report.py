@@ -1,0 +1,201 @@
+"""What trials found: one Report each, as JSON, as a table, and as ratios between two lots of them."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import msgspec
+from rich.table import Table
+from rich.text import Text
+
+from loadtests.scenario import Scenario
+
+
+class ReportFault(Exception):
+    """The reports can't be read or compared; the message says which and why."""
+
+
+class Spread(msgspec.Struct, frozen=True):
+    """A sample's percentiles, by nearest rank: each is a value that occurred."""
+
+    count: int
+    p50_s: float
+    p90_s: float
+    p99_s: float
+    max_s: float
+
+    @classmethod
+    def of(cls, values_s: Iterable[float]) -> Spread | None:
+        """None if there are no values."""
+        ordered = sorted(values_s)
+        if not ordered:
+            return None
+        p50_s, p90_s, p99_s, max_s = (percentile(ordered, percent) for percent in (50, 90, 99, 100))
+        return cls(count=len(ordered), p50_s=p50_s, p90_s=p90_s, p99_s=p99_s, max_s=max_s)
+
+
+def percentile(ordered: Sequence[float], percent: int) -> float:
+    """The smallest of the values, which ascend, that at least `percent` of 100 of them do not exceed."""
+    return ordered[max(0, math.ceil(len(ordered) * percent / 100) - 1)]
+
+
+class Cost(msgspec.Struct, frozen=True):
+    """What the target's process tree used."""
+
+    cpu_us_per_call: float
+    """User and system time, over calls sent, whatever came of them."""
+    cpu_us_per_chunk: float | None
+    """The same time, all of it, over streamed chunks."""
+    cores: float
+    """CPU time over time: 1.0 is one core, busy."""
+    rss_bytes_max: int
+
+
+class Report(msgspec.Struct, frozen=True):
+    """One trial. Latencies are those of served calls, counted from when a call was due."""
+
+    scenario: str
+    settings: Scenario
+    target: str
+    at: str
+    machine: str
+    elapsed_s: float
+    """From the first call to the end of the last answer."""
+    calls: int
+    outcomes: dict[str, int]
+    """`served`; else an HTTP status, `connect`, `closed` (in mid-answer), `cut` (a stream that ended without
+    [DONE]), `error-event`, `garbage`, `too-large`, `timeout`, `unsent` (due, and no connection got free)."""
+    chunks: int
+    tokens: int
+    """Completion tokens that arrived, as the target counts them."""
+    first_token: Spread | None
+    gap: Spread | None
+    """Between contents of a stream; zero for those read at once."""
+    total: Spread | None
+    late: Spread | None
+    """How long after they were due calls were sent."""
+    cost: Cost | None
+
+    @property
+    def served(self) -> int:
+        return self.outcomes.get("served", 0)
+
+
+class Results(msgspec.Struct, frozen=True):
+    """What `run --json` prints: the trials of a target, and of the one it was run against."""
+
+    runs: tuple[Report, ...]
+    against: tuple[Report, ...] = ()
+
+
+class Metric(msgspec.Struct, frozen=True):
+    """A figure of a Report, as people read it."""
+
+    name: str
+    of: Callable[[Report], float | None]
+    format: str = "{:,.2f}"
+
+
+def _quantiles(name: str, spread: Callable[[Report], Spread | None]) -> tuple[Metric, ...]:
+    def of(field: str) -> Callable[[Report], float | None]:
+        return lambda report: None if (found := spread(report)) is None else getattr(found, field) * 1_000
+
+    return tuple(Metric(f"{name} {field} ms", of(f"{field}_s")) for field in ("p50", "p90", "p99"))
+
+
+def _cost(of: Callable[[Cost], float | None]) -> Callable[[Report], float | None]:
+    return lambda report: None if report.cost is None else of(report.cost)
+
+
+METRICS = (
+    Metric("calls", lambda report: report.calls, "{:,.0f}"),
+    Metric("served", lambda report: report.served, "{:,.0f}"),
+    Metric("served/s", lambda report: report.served / report.elapsed_s, "{:,.1f}"),
+    Metric("tokens/s", lambda report: report.tokens / report.elapsed_s, "{:,.1f}"),
+    *_quantiles("first token", lambda report: report.first_token),
+    *_quantiles("token gap", lambda report: report.gap),
+    *_quantiles("whole call", lambda report: report.total),
+    *_quantiles("sent late", lambda report: report.late),
+    Metric("CPU µs per call", _cost(lambda cost: cost.cpu_us_per_call), "{:,.1f}"),
+    Metric("CPU µs per chunk", _cost(lambda cost: cost.cpu_us_per_chunk), "{:,.1f}"),
+    Metric("CPU cores", _cost(lambda cost: cost.cores)),
+    Metric("memory MB", _cost(lambda cost: cost.rss_bytes_max / 1e6), "{:,.1f}"),
+)
+
+
+def heading(runs: Sequence[Report]) -> str:
+    """What was done, to whom, where."""
+    first = runs[0]
+    trials = "1 trial" if len(runs) == 1 else f"{len(runs)} trials"
+    return f"{first.scenario}: {first.settings.about}\n{first.target}, {trials}, {first.machine}"
+
+
+def table(runs: Sequence[Report]) -> Table:
+    """Medians over the trials, with the least and the most if there are several."""
+    shown = Table(box=None, header_style="bold", pad_edge=False)
+    for column in ("", "median", *(("least", "most") if len(runs) > 1 else ())):
+        shown.add_column(column, justify="right" if column else "left")
+    for metric in METRICS:
+        values = [value for value in map(metric.of, runs) if value is not None]
+        if values:
+            figures = (statistics.median(values), *((min(values), max(values)) if len(runs) > 1 else ()))
+            shown.add_row(metric.name, *map(metric.format.format, figures))
+    for outcome in sorted({outcome for run in runs for outcome in run.outcomes} - {"served"}):
+        counts = [run.outcomes.get(outcome, 0) for run in runs]
+        figures = (statistics.median(counts), *((min(counts), max(counts)) if len(runs) > 1 else ()))
+        shown.add_row(Text(f"not served: {outcome}", style="red"), *map("{:,.0f}".format, figures))
+    return shown
+
+
+def comparison(a: Sequence[Report], b: Sequence[Report]) -> Table:
+    """Ratios b/a, of the first to the first, the second to the second, and so on, so that what drifts on the machine
+    falls out when the trials alternated. Raises ReportFault if they don't pair."""
+    ratios = compare(a, b)
+    shown = Table(box=None, header_style="bold", pad_edge=False)
+    for column in ("", "A", "B", "B/A", "least", "most"):
+        shown.add_column(column, justify="right" if column else "left")
+    for metric in METRICS:
+        if metric.name in ratios:
+            medians = [
+                statistics.median(value for run in runs if (value := metric.of(run)) is not None) for runs in (a, b)
+            ]
+            pairs = ratios[metric.name]
+            spread = (statistics.median(pairs), min(pairs), max(pairs))
+            shown.add_row(metric.name, *map(metric.format.format, medians), *map("{:.3f}".format, spread))
+    return shown
+
+
+def compare(a: Sequence[Report], b: Sequence[Report]) -> dict[str, list[float]]:
+    """Every metric's ratio b/a, pair by pair, where both have the figure and a's is not zero."""
+    if not a or len(a) != len(b):
+        raise ReportFault(f"trials are compared in pairs, and there are {len(a)} and {len(b)}; use the same --repeat")
+    ratios: dict[str, list[float]] = {}
+    for metric in METRICS:
+        pairs = [(metric.of(one), metric.of(other)) for one, other in zip(a, b, strict=True)]
+        found = [theirs / ours for ours, theirs in pairs if ours and theirs is not None]
+        if found:
+            ratios[metric.name] = found
+    return ratios
+
+
+def read(path: Path) -> Results:
+    """What `run --json` wrote. Raises ReportFault."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Results)
+    except OSError as error:
+        raise ReportFault(f"{path} can't be read: {error.strerror}") from None
+    except msgspec.DecodeError as error:
+        raise ReportFault(f"{path} is not what `run --json` prints: {error}") from None
+
+
+def machine() -> str:
+    """One line: what a figure must be read with."""
+    return (
+        f"{len(os.sched_getaffinity(0))} of {os.cpu_count()} cores ({platform.machine()}), "
+        f"{platform.system()} {platform.release()}, Python {platform.python_version()}"
+    )

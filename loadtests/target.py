@@ -1,0 +1,76 @@
+"""Whom the load goes to: an HTTP server on TCP, or on a Unix socket. Loopback unless the user says otherwise."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+from collections.abc import Callable
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+import msgspec
+
+P = TypeVar("P", bound=asyncio.Protocol)
+
+
+class TargetFault(Exception):
+    """The target can't be used; the message says why and what to do."""
+
+
+class Target(msgspec.Struct, frozen=True):
+    """An address; `socket` if it is a Unix socket's path, else `host` and `port`."""
+
+    text: str
+    """As the user wrote it; names the target in reports."""
+    host: str = "localhost"
+    port: int = 80
+    socket: str | None = None
+
+    @property
+    def authority(self) -> str:
+        """The value of the Host header."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.socket else f"{host}:{self.port}"
+
+    @property
+    def local(self) -> bool:
+        """A name other than `localhost` is not: only its owner knows where it leads."""
+        if self.socket or self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    async def connect(self, protocol: Callable[[], P], *, within_s: float) -> P:
+        """A new connection. Raises OSError, TimeoutError among them."""
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(within_s):
+            if self.socket:
+                _, made = await loop.create_unix_connection(protocol, self.socket)
+            else:
+                _, made = await loop.create_connection(protocol, self.host, self.port)
+        return made
+
+
+def parse(text: str) -> Target:
+    """`http://host:port`, with or without `/v1`, or `unix:/path`. Raises TargetFault."""
+    if text.startswith("unix:/"):
+        return Target(text, socket=text.removeprefix("unix:"))
+    try:
+        parts = urlsplit(text)
+        host, port = parts.hostname, parts.port or 80
+    except ValueError as error:
+        raise TargetFault(f"target {text!r}: {error}; write http://host:port or unix:/path") from None
+    if parts.scheme != "http" or not host or parts.path.rstrip("/") not in ("", "/v1") or parts.query or parts.username:
+        raise TargetFault(f"target {text!r} is no address of a server; write http://host:port or unix:/path")
+    return Target(text, host=host, port=port)
+
+
+def require_loopback(target: Target) -> None:
+    """Raises TargetFault for an address that is not this machine's own."""
+    if not target.local:
+        raise TargetFault(
+            f"target {target.text} is not on this machine's loopback; load on somebody else's server is an attack, "
+            "so if it is yours to load, say --yes-not-loopback"
+        )

@@ -1,0 +1,139 @@
+"""A Generator that lives elsewhere: any server with OpenAI's HTTP dialect, under a URL.
+
+What is sent is what the gateway hands over, with the provider's key instead of the tenant's. What comes back
+is relayed as it is, error statuses included; a redirect is an answer like any other and is not followed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from contextlib import AbstractAsyncContextManager
+from typing import Annotated
+from urllib.parse import urlsplit
+
+import msgspec
+
+from runtimes.clock import Clock, SystemClock
+from runtimes.contract import PATHS, Exchange, Generator, Invalid, Load, Reply, Site, Unavailable
+from runtimes.wire import Wire
+
+#: The longest a look at a remote server's readiness may take, its connection included.
+READY_S_MAX = 5.0
+
+_KEY = re.compile(r"[!-~]+")
+
+Seconds = Annotated[float, msgspec.Meta(gt=0)]
+
+
+class Remote(msgspec.Struct, tag="remote", tag_field="kind", frozen=True, forbid_unknown_fields=True):
+    """An OpenAI-compatible server: a provider's, a neighbour's, or an engine somebody else looks after."""
+
+    url: str
+    """Where the dialect begins, e.g. `http://127.0.0.1:9100/v1`: `/v1/chat/completions` goes to
+    `<url>/chat/completions`."""
+    model: str | None = None
+    """The name that server knows the model by; None if it is the gateway's own name for it."""
+    key_env: str | None = None
+    """The environment variable with the provider's key, which goes along as a bearer token."""
+    connections_max: Annotated[int, msgspec.Meta(ge=1)] = 128
+    """Calls at once; more than these wait in the gateway."""
+    connect_s_max: Seconds = 5.0
+    """For name, TCP and TLS together."""
+    idle_s_max: Seconds = 120.0
+    """The longest silence amid an answer before it is given up as broken."""
+
+    def __post_init__(self) -> None:
+        """Refuse a URL that is not a plain base, before anything is sent to it."""
+        parts = urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("`url` must be an http:// or https:// address, e.g. `http://127.0.0.1:9100/v1`")
+        if "@" in parts.netloc:
+            raise ValueError("`url` must not hold credentials; name their variable in `key_env` instead")
+        if parts.query or parts.fragment:
+            raise ValueError("`url` must end with its path, e.g. `/v1`, without `?` or `#`")
+
+    @property
+    def slots(self) -> int:
+        """One per connection: what the server does with them is its own affair."""
+        return self.connections_max
+
+    def build(self, site: Site, *, clock: Clock | None = None) -> RemoteRuntime:
+        return RemoteRuntime(spec=self, site=site, clock=clock or SystemClock())
+
+
+class RemoteRuntime:
+    """See Remote. Opening checks the configuration only: a server that is down today must not keep the
+    gateway from starting, and `ready` says so. Closing ends the calls under way."""
+
+    meters_each_chunk = False  # vLLM's extension; a provider would refuse it
+
+    def __init__(self, *, spec: Remote, site: Site, clock: Clock) -> None:
+        self.upstream_model = spec.model
+        self._spec = spec
+        self._site = site
+        self._clock = clock
+        base = urlsplit(spec.url).path.rstrip("/")
+        self._paths = {path: base + path.removeprefix("/v1") for path in PATHS}
+        self._models_path = f"{base}/models"
+        self._headers: tuple[tuple[bytes, bytes], ...] = ()
+        self._wire: Wire | None = None
+        self._probe: Wire | None = None
+
+    async def open(self) -> None:
+        self._headers = ((b"content-type", b"application/json"), *self._authorization())
+        self._wire = self._wired(self._spec.connections_max)
+        # Its own connection: a full pool is busy, not unready.
+        self._probe = self._wired(1)
+
+    def exchange(self, request: Exchange) -> AbstractAsyncContextManager[Reply]:
+        if self._wire is None:
+            raise Unavailable(f"{self._site.replica} is not open; send the call to another replica")
+        path = self._paths.get(request.path)
+        if path is None:
+            raise Invalid(f"{self._site.replica} answers only {', '.join(sorted(PATHS))}")
+        return self._wire.exchange("POST", path, self._headers + request.headers, request.body, request.deadline_s)
+
+    def load(self) -> Load:
+        return self._wire.load() if self._wire else Load(running=0, waiting=0)
+
+    async def ready(self) -> None:
+        """Reachable is whatever answers `GET <url>/models` with less than 500: a server that has no such
+        route, or wants another key for it, is there all the same."""
+        if self._probe is None:
+            raise Unavailable(f"{self._site.replica} is not open")
+        deadline_s = self._clock.now_s() + READY_S_MAX
+        async with self._probe.exchange("GET", self._models_path, self._headers[1:], b"", deadline_s) as reply:
+            if reply.status >= 500:
+                raise Unavailable(f"{self._site.replica}: {self._probe.name} answers with {reply.status}")
+
+    async def aclose(self) -> None:
+        for wire in (self._wire, self._probe):
+            if wire is not None:
+                await wire.aclose()
+
+    def _wired(self, connections_max: int) -> Wire:
+        return Wire(
+            self._spec.url,
+            connections_max=connections_max,
+            connect_s_max=self._spec.connect_s_max,
+            idle_s_max=self._spec.idle_s_max,
+            clock=self._clock,
+        )
+
+    def _authorization(self) -> tuple[tuple[bytes, bytes], ...]:
+        variable = self._spec.key_env
+        if variable is None:
+            return ()
+        key = os.environ.get(variable, "")
+        if not _KEY.fullmatch(key):
+            state = "has blanks or non-ASCII characters in it" if key else "is not set"
+            raise Unavailable(
+                f"{self._site.replica}: the environment variable {variable} {state}; "
+                f"put the key for {urlsplit(self._spec.url).hostname} there"
+            )
+        return ((b"authorization", b"Bearer " + key.encode()),)
+
+
+def _conforms(it: RemoteRuntime) -> Generator:
+    return it

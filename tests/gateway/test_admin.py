@@ -1,0 +1,351 @@
+import stat
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import msgspec
+import pytest
+from litestar import Litestar
+from litestar.testing import AsyncTestClient
+from prometheus_client import CollectorRegistry
+
+from gateway.call import Limits, Outcome, Record
+from gateway.edge.admin import BODY_BYTES_MAX, ModelLook, admin_app, admin_token
+from gateway.fairness import Queue
+from gateway.key import Pepper
+from gateway.replica import Health, State
+from gateway.store import SqliteStore, Unreachable
+from gateway.tenant import Tenants
+from tests.fakes import FakeClock
+
+TOKEN = "the-admin-token"
+SHOWN = {"authorization": f"Bearer {TOKEN}"}
+OPEN = {"/healthz", "/readyz", "/metrics"}
+LOOK = ModelLook(
+    name="chat",
+    queue=Queue(running=1, running_max=4, waiting=2, waiting_max=256, tenants_waiting=1),
+    replicas=(Health(name="chat-0", kind="echo", state=State.ready, reason="", running=1, slots=4, ejected=False),),
+)
+
+Client = AsyncTestClient[Litestar]
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[SqliteStore]:
+    store = SqliteStore(tmp_path / "headrace.db")
+    await store.open()
+    yield store
+    await store.aclose()
+
+
+@pytest.fixture
+async def tenants(store: SqliteStore) -> Tenants:
+    return Tenants(store=store, pepper=Pepper(b"pepper"), clock=FakeClock())
+
+
+@pytest.fixture
+def troubles() -> dict[str, str | None]:
+    """What is wrong with each collaborator, for a test to change."""
+    return {"journal": None, "model chat": None}
+
+
+@pytest.fixture
+def app(store: SqliteStore, tenants: Tenants, troubles: dict[str, str | None]) -> Litestar:
+    return admin_app(
+        tenants=tenants,
+        store=store,
+        models=lambda: [LOOK],
+        ready=lambda: troubles,
+        registry=CollectorRegistry(),
+        token=TOKEN,
+    )
+
+
+@pytest.fixture
+async def stranger(app: Litestar) -> AsyncIterator[Client]:
+    async with AsyncTestClient(app) as client:
+        yield client
+
+
+@pytest.fixture
+async def client(app: Litestar) -> AsyncIterator[Client]:
+    async with AsyncTestClient(app) as client:
+        client.headers.update(SHOWN)
+        yield client
+
+
+@pytest.fixture
+async def acme(client: Client) -> str:
+    assert (await client.post("/tenants", json={"name": "acme", "limits": {"rpm": 5}})).status_code == 201
+    return "acme"
+
+
+def refusal(body: bytes) -> tuple[str, str]:
+    """(code, message) of an error in the one shape errors have."""
+    told = msgspec.json.decode(body)
+    assert set(told) == {"type", "error"}
+    assert set(told["error"]) == {"message", "type", "param", "code"}
+    return told["error"]["code"], told["error"]["message"]
+
+
+# ---- who gets in
+
+
+async def test_every_route_but_the_three_is_closed_to_strangers(app: Litestar, stranger: Client) -> None:
+    seen = set()
+    for route in app.routes:
+        path = route.path.replace("{name:str}", "acme").replace("{id:str}", "abc").replace("{path:str}", "x")
+        for method in route.methods:
+            for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": f"Basic {TOKEN}"}):
+                answer = await stranger.request(method, path, headers=headers)
+                if path in OPEN:
+                    assert answer.status_code in (200, 204)
+                else:
+                    assert answer.status_code == 401, (method, path)
+                    assert refusal(answer.content)[0] == "invalid_api_key"
+                    assert answer.headers["www-authenticate"] == "Bearer"
+        seen.add(route.path)
+    assert seen > OPEN
+    assert {"/tenants", "/keys", "/keys/{id:str}/rotate", "/models", "/usage", "/schema/openapi.json"} < seen
+
+
+@pytest.mark.parametrize("shown", ["Bearer", "Bearer ", TOKEN, f"Bearer {TOKEN}x", f"Bearer {TOKEN[:-1]}", "Bearer é"])
+async def test_nearly_the_token_is_not_the_token(stranger: Client, shown: str) -> None:
+    answer = await stranger.get("/tenants", headers={"authorization": shown.encode("latin-1")})
+    assert answer.status_code == 401
+    assert TOKEN not in answer.text
+
+
+async def test_the_token_opens_whatever_the_case_of_its_scheme(stranger: Client) -> None:
+    assert (await stranger.get("/tenants", headers={"authorization": f"bearer {TOKEN}"})).status_code == 200
+
+
+def test_the_token_is_made_once_and_its_owners_alone(tmp_path: Path) -> None:
+    token = admin_token(tmp_path)
+    assert admin_token(tmp_path) == token
+    assert len(token) >= 32
+    assert stat.S_IMODE((tmp_path / "admin.token").stat().st_mode) == 0o600
+
+
+# ---- health
+
+
+async def test_a_gateway_whose_every_collaborator_is_well_is_ready(stranger: Client) -> None:
+    answer = await stranger.get("/readyz")
+    assert answer.status_code == 200
+    well = {"ready": True, "reason": None}
+    assert answer.json() == {"ready": True, "checks": {"store": well, "journal": well, "model chat": well}}
+
+
+async def test_one_that_is_not_well_makes_it_unready_and_is_named(
+    stranger: Client, troubles: dict[str, str | None]
+) -> None:
+    troubles["model chat"] = "chat-0: it is starting"
+    answer = await stranger.get("/readyz")
+    assert answer.status_code == 503
+    assert answer.json()["checks"]["model chat"] == {"ready": False, "reason": "chat-0: it is starting"}
+    assert answer.json()["checks"]["journal"]["ready"]
+    assert (await stranger.get("/healthz")).status_code == 200
+
+
+class Gone(SqliteStore):
+    async def version(self) -> int:
+        raise Unreachable("the disk is gone")
+
+    async def tenants(self) -> list:
+        raise Unreachable("the disk is gone")
+
+
+async def test_a_store_that_fails_is_unready_and_a_503(tmp_path: Path, tenants: Tenants) -> None:
+    app = admin_app(
+        tenants=tenants,
+        store=Gone(tmp_path / "gone.db"),
+        models=lambda: [],
+        ready=lambda: {},
+        registry=CollectorRegistry(),
+        token=TOKEN,
+    )
+    async with AsyncTestClient(app) as client:
+        ready = await client.get("/readyz")
+        assert (ready.status_code, ready.json()["checks"]["store"]["reason"]) == (503, "the disk is gone")
+        answer = await client.get("/tenants", headers=SHOWN)
+        assert (answer.status_code, refusal(answer.content)) == (503, ("store_unavailable", "The disk is gone."))
+
+
+async def test_metrics_are_prometheus_text_and_tell_how_old_the_keys_are(stranger: Client, tenants: Tenants) -> None:
+    tenants.clock.advance(3)
+    answer = await stranger.get("/metrics")
+    assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+    assert "\nheadrace_tenants_age_seconds 3.0\n" in answer.text
+
+
+# ---- tenants
+
+
+async def test_a_tenant_is_added_shown_changed_and_removed(client: Client, acme: str) -> None:
+    changed = await client.patch("/tenants/acme", json={"limits": {"tpm": 9, "rpm": None}, "disabled": True})
+    assert changed.status_code == 200
+    assert changed.json()["limits"] == {"rpm": None, "tpm": 9, "concurrent": None}
+    assert (await client.get("/tenants")).json() == [changed.json()]
+    kept = await client.patch("/tenants/acme", json={})
+    assert kept.json() == changed.json()
+    assert (await client.delete("/tenants/acme")).status_code == 204
+    assert (await client.get("/tenants")).json() == []
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status", "code", "says"),
+    [
+        ("POST", "/tenants", {"name": "acme"}, 409, "already_exists", "'acme'"),
+        ("POST", "/tenants", {"name": "two words"}, 400, "invalid_request", "no name for a tenant"),
+        ("POST", "/tenants", {"name": "b", "limits": {"rpm": -1}}, 400, "invalid_request", "rpm can't be -1"),
+        (
+            "POST",
+            "/tenants",
+            {"name": "b", "limits": {"rpm": "x"}},
+            400,
+            "invalid_request",
+            "limits.rpm: Expected",
+        ),
+        ("POST", "/tenants", {"name": "b", "admin": True}, 400, "invalid_request", "body: Object contains unknown"),
+        ("POST", "/tenants", {}, 400, "invalid_request", "name"),
+        ("POST", "/tenants", b"{", 400, "invalid_request", ""),
+        ("POST", "/tenants", b"x" * (BODY_BYTES_MAX + 1), 413, "request_too_large", "65536"),
+        ("PATCH", "/tenants/nobody", {}, 404, "not_found", "'nobody'"),
+        ("DELETE", "/tenants/nobody", None, 404, "not_found", "'nobody'"),
+        ("POST", "/keys", {"tenant": "nobody"}, 404, "not_found", "'nobody'"),
+        ("POST", "/keys", {"tenant": "acme", "env": "PROD"}, 400, "invalid_request", "environment"),
+        ("POST", "/keys", {"tenant": "acme", "lifetime_s": -5}, 400, "invalid_request", "expire"),
+        ("POST", "/keys/nobody/rotate", {}, 404, "not_found", "'nobody'"),
+        ("DELETE", "/keys/nobody", None, 404, "not_found", "'nobody'"),
+        ("GET", "/keys?tenant=nobody", None, 404, "not_found", "'nobody'"),
+        ("GET", "/usage?by=color", None, 400, "invalid_request", "by"),
+        ("GET", "/usage?since_s=soon", None, 400, "invalid_request", "since_s"),
+        ("GET", "/usage/records?limit=0", None, 400, "invalid_request", "limit"),
+        ("GET", "/usage/records?limit=10001", None, 400, "invalid_request", "limit"),
+        ("GET", "/nowhere", None, 404, "not_found", "/nowhere"),
+        ("PUT", "/tenants", None, 405, "method_not_allowed", "PUT"),
+    ],
+)
+async def test_what_is_wrong_is_told_in_one_shape(
+    client: Client,
+    acme: str,
+    method: str,
+    path: str,
+    body: object,
+    status: int,
+    code: str,
+    says: str,
+) -> None:
+    content = body if isinstance(body, bytes) else None if body is None else msgspec.json.encode(body)
+    answer = await client.request(method, path, content=content, headers={"content-type": "application/json"})
+    told_code, message = refusal(answer.content)
+    assert (answer.status_code, told_code) == (status, code)
+    assert says in message
+
+
+async def test_a_fault_of_the_gateway_tells_nothing_of_its_inside(
+    store: SqliteStore, tenants: Tenants, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken() -> list[ModelLook]:
+        raise RuntimeError("inside")
+
+    app = admin_app(
+        tenants=tenants, store=store, models=broken, ready=lambda: {}, registry=CollectorRegistry(), token=TOKEN
+    )
+    async with AsyncTestClient(app) as client:
+        answer = await client.get("/models", headers=SHOWN)
+    assert answer.status_code == 500
+    assert refusal(answer.content)[0] == "internal_error"
+    assert "inside" not in answer.text
+    assert "RuntimeError: inside" in caplog.text
+
+
+# ---- keys
+
+
+async def test_a_key_is_shown_once_and_works(client: Client, acme: str, tenants: Tenants) -> None:
+    issued = (await client.post("/keys", json={"tenant": "acme", "models": ["chat*"], "lifetime_s": 60})).json()
+    assert set(issued) == {"id", "key"}
+    await tenants.refresh()
+    principal = tenants.authenticate(issued["key"])
+    assert (principal.key_id, principal.models) == (issued["id"], ("chat*",))
+
+    rotated = (await client.post(f"/keys/{issued['id']}/rotate", json={"overlap_s": 5})).json()
+    await tenants.refresh()
+    assert tenants.authenticate(rotated["key"]) == tenants.authenticate(issued["key"])
+
+    secrets = {key["key"].split("_")[3] for key in (issued, rotated)}
+    for path in ("/keys", "/keys?tenant=acme", "/tenants", "/metrics", "/schema/openapi.json"):
+        text = (await client.get(path)).text
+        assert not any(secret in text for secret in secrets)
+        assert "digest" not in text
+
+
+async def test_a_revoked_key_stays_in_the_list_and_says_when(client: Client, acme: str, tenants: Tenants) -> None:
+    id = (await client.post("/keys", json={"tenant": "acme"})).json()["id"]
+    assert (await client.delete(f"/keys/{id}")).status_code == 204
+    (key,) = (await client.get("/keys")).json()
+    assert (key["id"], key["tenant"], key["revoked_s"]) == (id, "acme", tenants.clock.wall_s())
+
+
+# ---- models, usage, documentation
+
+
+async def test_models_are_shown_as_they_are_now(client: Client) -> None:
+    (model,) = (await client.get("/models")).json()
+    assert (model["name"], model["queue"]["waiting"], model["replicas"][0]["state"]) == ("chat", 2, "ready")
+
+
+async def test_usage_is_summed_and_listed(client: Client, store: SqliteStore) -> None:
+    records = [
+        Record(
+            id=f"r{number}",
+            at_s=float(number),
+            tenant_id="t",
+            tenant="acme",
+            key_id="k",
+            model=model,
+            route="/v1/chat/completions",
+            stream=False,
+            outcome=Outcome.served,
+            tokens_in=10,
+        )
+        for number, model in enumerate(["chat", "chat", "relay"])
+    ]
+    await store.append_usage(records)
+    totals = (await client.get("/usage?by=model")).json()
+    assert [(total["name"], total["calls"], total["tokens_in"]) for total in totals] == [
+        ("chat", 2, 20),
+        ("relay", 1, 10),
+    ]
+    assert [total["calls"] for total in (await client.get("/usage?by=none&since_s=1&until_s=2")).json()] == [1]
+    listed = (await client.get("/usage/records?tenant=acme&limit=2")).content
+    assert msgspec.json.decode(listed, type=list[Record]) == records[:0:-1]
+
+
+async def test_the_documentation_names_every_route_and_what_opens_it(app: Litestar, client: Client) -> None:
+    schema = (await client.get("/schema/openapi.json")).json()
+    assert {path for path in schema["paths"]} == {
+        "/healthz",
+        "/readyz",
+        "/metrics",
+        "/tenants",
+        "/tenants/{name}",
+        "/keys",
+        "/keys/{id}",
+        "/keys/{id}/rotate",
+        "/models",
+        "/usage",
+        "/usage/records",
+    }
+    assert schema["security"] == [{"token": []}]
+    for path in OPEN:
+        assert schema["paths"][path]["get"]["security"] == [{}]
+    for operations in schema["paths"].values():
+        for operation in operations.values():
+            assert operation["description"]
+
+
+async def test_a_tenants_limits_come_back_as_limits(client: Client, acme: str) -> None:
+    rows = (await client.get("/tenants")).json()
+    assert msgspec.convert(rows[0]["limits"], Limits) == Limits(rpm=5)
