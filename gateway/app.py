@@ -66,7 +66,12 @@ async def _serve(config: Config) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with gateway(config) as running:
-        log.info("listening after %.2f s; models are being opened", time.monotonic() - started_s)
+        log.info(
+            "listening after %.2f s on http://%s/v1, admin on http://%s; models are being opened",
+            time.monotonic() - started_s,
+            running.data.address,
+            running.admin.address,
+        )
         stopping = asyncio.create_task(stop.wait())
         up = asyncio.create_task(running.up())
         await asyncio.wait((up, stopping), return_when=asyncio.FIRST_COMPLETED)

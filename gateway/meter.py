@@ -59,6 +59,10 @@ async def meter(call: Call, reply: Reply, clock: Clock) -> Answer:
     return Answer(reply.status, body)
 
 
+#: A raw field that was not there, null, or an empty list.
+LEFT_OUT, NULL, NONE = msgspec.Raw(b""), msgspec.Raw(b"null"), msgspec.Raw(b"[]")
+
+
 class Details(msgspec.Struct):
     cached_tokens: int | None = None
 
@@ -106,18 +110,18 @@ class Event(msgspec.Struct):
     """The few fields of a streamed event, or of a whole answer, that the gateway reads."""
 
     type: str | None = None
-    choices: msgspec.Raw | None = None
+    choices: msgspec.Raw = LEFT_OUT
     usage: Counts | None = None
     response: Carrier | None = None
-    message: msgspec.Raw | None = None
-    error: msgspec.Raw | None = None
+    message: msgspec.Raw = LEFT_OUT
+    error: msgspec.Raw = LEFT_OUT
 
 
 class Failure(msgspec.Struct):
     """An error body: OpenAI's, or one of those that servers without an opinion send (FastAPI's `detail`)."""
 
-    error: msgspec.Raw | None = None
-    detail: msgspec.Raw | None = None
+    error: msgspec.Raw = LEFT_OUT
+    detail: msgspec.Raw = LEFT_OUT
 
 
 class Said(msgspec.Struct):
@@ -250,11 +254,8 @@ def _relay(call: Call, answer: Answer, choices: dict[int, Counts], block: bytes)
     """The events as the client gets them; only those that say usage, error or end are decoded."""
     if b"\r" in block:
         block = block.replace(b"\r\n", b"\n")
-    if not call.tokens_in:
-        call.estimated = True
-        call.tokens_in = call.tokens_in_estimate
     if b'"usage"' not in block and b'"error"' not in block and b"[DONE]" not in block and b'"type"' not in block:
-        call.tokens_out += block.count(b"\ndata:") + block.startswith(b"data:")
+        _count_deltas(call, block.count(b"\ndata:") + block.startswith(b"data:"))
         return block
     events = block.split(b"\n\n")
     return b"".join(_relay_event(call, answer, choices, event) for event in events if event and not answer.end)
@@ -272,23 +273,24 @@ def _relay_event(call: Call, answer: Answer, choices: dict[int, Counts], event: 
         seen = EVENT.decode(payload)
     except msgspec.MsgspecError:
         return whole
-    if seen.type == "error" or (seen.error is not None and seen.error != b"null"):
-        raise _fault(payload if seen.error is None else seen.error, None)
+    if seen.type == "error" or _given(seen.error):
+        raise _fault(seen.error if _given(seen.error) else payload, None)
     usage = seen.usage if seen.response is None else seen.response.usage
-    if seen.type == "message_start" and seen.message is not None:
+    if seen.type == "message_start" and _given(seen.message):
         usage = CARRIER.decode(seen.message).usage
     if usage is None:
-        _count_delta(call, seen)
-    elif seen.choices is None or seen.choices == b"[]" or call.choices == 1:
+        if (_given(seen.choices) and seen.choices != NONE) or (seen.type or "").endswith("delta"):
+            _count_deltas(call, 1)
+    elif call.choices == 1 or not _given(seen.choices) or seen.choices == NONE:
         _count(call, usage)
     else:
         _count_choice(call, choices, CHOICES.decode(seen.choices), usage)
     if seen.type in CLOSING:
         answer.end = whole
         return b""
-    if seen.usage is None or seen.choices is None:
+    if seen.usage is None or not _given(seen.choices):
         return whole
-    if seen.choices == b"[]":
+    if seen.choices == NONE:
         return whole if call.usage_asked else b""
     if call.chunk_usage_asked:
         return whole
@@ -297,11 +299,11 @@ def _relay_event(call: Call, answer: Answer, choices: dict[int, Counts], event: 
     return event[:start] + b" " + msgspec.json.encode(fields) + b"\n\n"
 
 
-def _count_delta(call: Call, seen: Event) -> None:
-    """An event that brings text and says no usage: about one token."""
-    if (seen.choices is not None and seen.choices != b"[]") or (seen.type or "").endswith("delta"):
-        call.estimated = True
-        call.tokens_out += 1
+def _count_deltas(call: Call, deltas: int) -> None:
+    """Events that bring text and say no usage: about one token each."""
+    call.estimated = True
+    call.tokens_in = call.tokens_in or call.tokens_in_estimate
+    call.tokens_out += deltas
 
 
 def _count_choice(call: Call, choices: dict[int, Counts], seen: list[Choice], usage: Counts) -> None:
@@ -327,10 +329,10 @@ def _refusal(reply: Reply, body: bytes) -> GatewayError:
     except msgspec.MsgspecError:
         failure = Failure()
         body = msgspec.json.encode(_plain(body))
-    if failure.detail is not None and failure.error is None:
+    if _given(failure.detail) and not _given(failure.error):
         fault = _fault(msgspec.json.encode(_detail(failure.detail)), reply.status)
     else:
-        fault = _fault(body if failure.error is None else failure.error, reply.status)
+        fault = _fault(failure.error if _given(failure.error) else body, reply.status)
     after_s = _header(reply, b"retry-after")
     fault.retry_after_s = float(after_s) if after_s.isdigit() else None
     return fault
@@ -358,6 +360,10 @@ def _fault(error: bytes | msgspec.Raw, status: int | None) -> GatewayError:
 
 #: Statuses after which the same call may well succeed.
 RETRYABLE = frozenset({408, 409, 429, 500, 502, 503, 504})
+
+
+def _given(field: msgspec.Raw) -> bool:
+    return field != LEFT_OUT and field != NULL
 
 
 def _text(value: Any) -> str:

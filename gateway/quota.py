@@ -38,6 +38,8 @@ class Quota:
         principal = call.principal
         tokens_out = tokens_out_default if call.tokens_out_max is None else call.tokens_out_max
         reserved = call.tokens_in_estimate + tokens_out * call.choices
+        if len(self.holders) >= self.holders_max:
+            self._forget_idle()
         holders = (
             self._holder("tenant", principal.tenant_id, principal.tenant, principal.tenant_limits),
             self._holder("key", principal.key_id, principal.key_id, principal.key_limits),
@@ -61,8 +63,6 @@ class Quota:
     def _holder(self, kind: str, id: str, name: str, limits: Limits) -> Holder:
         holder = self.holders.get((kind, id))
         if holder is None:
-            if len(self.holders) >= self.holders_max:
-                self._forget_idle()
             holder = self.holders[kind, id] = Holder(f"{kind} {name!r}", limits)
         elif holder.limits != limits:
             holder.change(limits, self.clock.now_s())

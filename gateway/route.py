@@ -53,12 +53,12 @@ class Route:
         """Raises ModelNotFound, naming the models this key may use."""
         target = self.targets.get(model)
         if target is None:
-            names = [target.name for target in self.visible(principal)]
-            raise ModelNotFound(
-                f"The model {model[:200]!r} does not exist. This key may use: {', '.join(names) or 'none'}.",
-                param="model",
-            )
+            raise self.unknown(model, principal)
         return target
+
+    def unknown(self, model: str, principal: Principal) -> ModelNotFound:
+        names = ", ".join(target.name for target in self.visible(principal)) or "none"
+        return ModelNotFound(f"The model {model!r} does not exist. This key may use: {names}.", param="model")
 
     def visible(self, principal: Principal) -> list[Target]:
         return [
@@ -140,7 +140,9 @@ async def _ask(replica: Replica, call: Call) -> AsyncIterator[Reply]:
             async with _exchange(replica.generator, call) as reply:
                 if reply.status in REFUSED or 300 <= reply.status < 400:
                     # Passing it on would tell the client that its own key, or its address, is wrong.
-                    raise Unavailable(f"{replica.name} answered {reply.status} to the gateway's own credentials")
+                    raise Unavailable(
+                        f"{replica.name} refused the gateway's own credentials or redirects ({reply.status})"
+                    )
                 yield reply
     finally:
         replica.running -= 1

@@ -78,7 +78,7 @@ class Report(msgspec.Struct, frozen=True):
     """Between contents of a stream; zero for those read at once."""
     total: Spread | None
     late: Spread | None
-    """How long after they were due calls were sent."""
+    """How long after they were due calls were sent; None in a closed loop."""
     cost: Cost | None
 
     @property

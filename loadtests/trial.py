@@ -133,17 +133,17 @@ class _Round:
                 await asyncio.sleep(int((due_s - now_s) * 1_000) / 1_000)
             answer = Answer(self.gaps_s)
             await client.ask(answer)
-            self._count(answer, due_s, client.sent_s)
+            self._count(answer, min(due_s, client.sent_s))
+            if at_s is not None:
+                self.late_s.append(max(0.0, client.sent_s - due_s))
 
-    def _count(self, answer: Answer, due_s: float, sent_s: float) -> None:
+    def _count(self, answer: Answer, since_s: float) -> None:
         outcome = answer.outcome
         self.outcomes[outcome] += 1
         self.chunks += answer.chunks
         self.tokens += answer.tokens
-        self.late_s.append(max(0.0, sent_s - due_s))
         if outcome != "served":
             return  # a refusal is quick, and would flatter the latencies
-        since_s = min(due_s, sent_s)
         self.total_s.append(answer.end_s - since_s)
         if answer.first_s is not None:
             self.first_s.append(answer.first_s - since_s)

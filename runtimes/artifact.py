@@ -178,10 +178,6 @@ class Shelf:
             raise Rejected(f"{found.path} holds the manifest of {found.manifest.name}@{found.manifest.version}")
         return found
 
-    def verify(self, artifact: Artifact) -> None:
-        """See the function `verify`."""
-        verify(artifact)
-
     def promote(self, name: str, version: str, alias: str = "stable") -> None:
         """Let `name@alias` mean this version from now on. Promoting it twice changes nothing."""
         if not Name.fullmatch(alias) or Version.fullmatch(alias):

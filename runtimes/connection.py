@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import ssl
 from collections.abc import Callable
 from typing import NoReturn, cast
 
@@ -44,43 +45,11 @@ _HOP_BY_HOP = frozenset(
 class Connection(asyncio.Protocol):
     """Answers one call at a time: `ask`, then `take` and `news` until `ended` or `stopped`, then `leave`.
 
-    `made` and `lost` are called with it when its socket opens and when it is gone. One timer looks after
-    both bounds of a call, deadline and silence; it outlives the call, because setting a timer for every
-    call costs more than one idle look per deadline. Writing waits for nobody: a request is one buffer that
-    is in memory anyway, so there is no more to hold back; `leave` sees whether all of it was sent.
+    `lost` is called with it when it is gone. One timer looks after both bounds of a call, deadline and
+    silence; it outlives the call, because setting one for every call costs more than an idle look now and
+    then. Writing waits for nobody: a request is one buffer that is in memory anyway, so there is no more to
+    hold back; `leave` sees whether all of it was sent.
     """
-
-    __slots__ = (
-        "_asked",
-        "_bodiless",
-        "_clock",
-        "_deadline_s",
-        "_dry_bytes",
-        "_fields",
-        "_heard_s",
-        "_idle_s_max",
-        "_keep",
-        "_loop",
-        "_lost",
-        "_made",
-        "_parser",
-        "_paused",
-        "_refusal",
-        "_timer",
-        "_timer_s",
-        "_transport",
-        "_unread_bytes",
-        "_until_close",
-        "_waiter",
-        "chunks",
-        "ended",
-        "headers",
-        "heard",
-        "late",
-        "parked_s",
-        "status",
-        "stopped",
-    )
 
     def __init__(
         self,
@@ -88,13 +57,11 @@ class Connection(asyncio.Protocol):
         loop: asyncio.AbstractEventLoop,
         clock: Clock,
         idle_s_max: float,
-        made: Callable[[Connection], None],
         lost: Callable[[Connection], None],
     ) -> None:
         self._loop = loop
         self._clock = clock
         self._idle_s_max = idle_s_max
-        self._made = made
         self._lost = lost
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpResponseParser(self)
@@ -184,7 +151,7 @@ class Connection(asyncio.Protocol):
             self.ended
             and self._keep
             and not self._paused
-            and not self.closing
+            and not self.stopped
             and self._transport is not None
             and not self._transport.get_write_buffer_size()
         ):
@@ -235,7 +202,6 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's transports only look like asyncio's
-        self._made(self)
         if self.stopped:
             self._transport.abort()
 
@@ -262,8 +228,7 @@ class Connection(asyncio.Protocol):
             self._transport.pause_reading()
 
     def eof_received(self) -> None:
-        # With TLS this is the peer's close_notify, so that a cut connection cannot pass for an end.
-        if self._asked and self._until_close and not self.stopped:
+        if self._asked and self._until_close and not self.stopped and self._meant():
             self.ended = True
             self._wake()
 
@@ -273,6 +238,17 @@ class Connection(asyncio.Protocol):
             self._timer = None
         self.stop(f"the connection failed: {error}" if error else "it closed the connection before the answer's end")
         self._lost(self)
+
+    def _meant(self) -> bool:
+        """Whether the peer itself ended the stream. asyncio reports a cut TLS connection as an end as well, but
+        OpenSSL knows whether close_notify came (RFC 9112 §9.8): only then does it read nothing instead of failing."""
+        session = self._transport.get_extra_info("ssl_object") if self._transport else None
+        if session is None:
+            return True
+        try:
+            return not session.read(1)
+        except ssl.SSLError:
+            return False
 
     # httptools calls these, from within feed_data.
 
@@ -293,11 +269,11 @@ class Connection(asyncio.Protocol):
             return
         if status > 599:
             self._refuse(f"status {status}")
-        if len(fields) > HEADERS_MAX or sum(len(n) + len(v) for n, v in fields) > HEAD_BYTES_MAX:
-            self._refuse(f"more than {HEADERS_MAX} headers or {HEAD_BYTES_MAX} bytes of them")
         named = _HOP_BY_HOP
         framed = False
+        head_bytes = 0
         for name, value in fields:
+            head_bytes += len(name) + len(value)
             if name == b"content-length":
                 framed = True
             elif name == b"transfer-encoding":
@@ -307,7 +283,9 @@ class Connection(asyncio.Protocol):
                 framed = True
             elif name == b"connection":
                 named = named.union(token.strip() for token in value.lower().split(b","))
-        self.headers = tuple(field for field in fields if field[0] not in named)
+        if len(fields) > HEADERS_MAX or head_bytes > HEAD_BYTES_MAX:
+            self._refuse(f"more than {HEADERS_MAX} headers or {HEAD_BYTES_MAX} bytes of them")
+        self.headers = tuple([field for field in fields if field[0] not in named])
         self.status = status
         self._until_close = not framed
         if self._bodiless:

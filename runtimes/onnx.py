@@ -124,6 +124,7 @@ class OnnxRuntime:
                 raise Expired(f"{self._site.replica} did not finish before the call's deadline")
             return job()
 
+        assert self._worker is not None  # closing waits for the calls first
         return await asyncio.get_running_loop().run_in_executor(self._worker, in_time)
 
     def _opened(self) -> Session:

@@ -21,6 +21,7 @@ from runtimes.wire import Wire
 #: The longest a look at a remote server's readiness may take, its connection included.
 READY_S_MAX = 5.0
 
+_URL = re.compile(r"https?://([0-9A-Za-z._-]+|\[[0-9A-Fa-f:.]+\])(:(?P<port>[0-9]{1,5}))?(/[!\"$->@-~]*)?")
 _KEY = re.compile(r"[!-~]+")
 
 Seconds = Annotated[float, msgspec.Meta(gt=0)]
@@ -45,13 +46,13 @@ class Remote(msgspec.Struct, tag="remote", tag_field="kind", frozen=True, forbid
 
     def __post_init__(self) -> None:
         """Refuse a URL that is not a plain base, before anything is sent to it."""
-        parts = urlsplit(self.url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError("`url` must be an http:// or https:// address, e.g. `http://127.0.0.1:9100/v1`")
-        if "@" in parts.netloc:
-            raise ValueError("`url` must not hold credentials; name their variable in `key_env` instead")
-        if parts.query or parts.fragment:
-            raise ValueError("`url` must end with its path, e.g. `/v1`, without `?` or `#`")
+        if "@" in self.url:
+            raise ValueError("`url` must not hold credentials; name the variable that does in `key_env`")
+        found = _URL.fullmatch(self.url)
+        if not found or int(found["port"] or 0) > 65_535:
+            raise ValueError(
+                "`url` must be http(s)://HOST[:PORT][/PATH] in plain ASCII, e.g. `http://127.0.0.1:9100/v1`"
+            )
 
     @property
     def slots(self) -> int:

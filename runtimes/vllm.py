@@ -95,7 +95,9 @@ class Vllm(msgspec.Struct, tag="vllm", tag_field="kind", frozen=True, forbid_unk
         for arg in self.args:
             # vLLM takes underscores for dashes and any unambiguous beginning for the option.
             option = arg.partition("=")[0].replace("_", "-")
-            if option.startswith("--") and (hit := [it for it in REFUSED if it.startswith(option)]):
+            if not option.startswith("--") or option == "--reasoning-parser":  # an option of its own
+                continue
+            if hit := [it for it in REFUSED if it.startswith(option)]:
                 raise ValueError(f"args must not hold {arg!r}: {min(hit)} is Headrace's to set, or unsafe")
 
     @property

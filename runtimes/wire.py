@@ -72,7 +72,7 @@ class Wire:
         self._host = parts.hostname or ""
         self._port = parts.port or (443 if secure else 80)
         self._ssl = (ssl_context or ssl.create_default_context()) if secure else None
-        self._authority = authority.encode("ascii")
+        self._line_end = b" HTTP/1.1\r\nhost: %b\r\n" % authority.encode("ascii")
         self._connections_max = connections_max
         self._connect_s_max = connect_s_max
         self._free = connections_max
@@ -98,24 +98,22 @@ class Wire:
         is raised for a path or header that would say something else on the wire than it says here."""
         if not _TARGET.fullmatch(path):
             raise Invalid(f"{self.name}: a path must be plain ASCII without blanks and begin with `/`")
-        lines = [b"%b %b HTTP/1.1\r\nhost: %b\r\n" % (method.encode(), path.encode(), self._authority)]
+        pieces = [method.encode(), b" ", path.encode(), self._line_end]
         for name, value in headers:
             if not _TOKEN.fullmatch(name) or name in _OURS:
                 raise Invalid(f"{self.name}: a request header's name is malformed, or is the client's own to set")
             if not _VALUE.fullmatch(value):
                 raise Invalid(f"{self.name}: request header `{name.decode()}` has control characters in its value")
-            lines.append(b"%b: %b\r\n" % (name, value))
-        if body or method == "POST":
-            lines.append(b"content-length: %d\r\n" % len(body))
-        lines.append(b"\r\n")
-        return _Exchange(self, b"".join(lines), body, method == "HEAD", deadline_s)
+            pieces += (name, b": ", value, b"\r\n")
+        pieces.append(b"content-length: %d\r\n\r\n" % len(body) if body or method == "POST" else b"\r\n")
+        return _Exchange(self, b"".join(pieces), body, method == "HEAD", deadline_s)
 
     def load(self) -> Load:
         return Load(running=self._connections_max - self._free, waiting=len(self._waiting))
 
     @property
     def connections(self) -> int:
-        """Open connections, in use or parked."""
+        """Open connections: being made, in use, or parked."""
         return len(self._open)
 
     @property
@@ -183,12 +181,12 @@ class Wire:
         if self._closed:
             raise Unavailable(f"{self.name}: this client was closed")
         loop = asyncio.get_running_loop()
-        connection = Connection(
-            loop=loop, clock=self.clock, idle_s_max=self._idle_s_max, made=self._enlist, lost=self._forget
-        )
+        connection = Connection(loop=loop, clock=self.clock, idle_s_max=self._idle_s_max, lost=self._forget)
         server_name = self._host if self._ssl else None
         left_s = deadline_s - self.clock.now_s()
         connected = False
+        self._open.add(connection)
+        self._none_open.clear()
         try:
             async with asyncio.timeout(min(left_s, self._connect_s_max)):
                 if self._uds:
@@ -209,8 +207,12 @@ class Wire:
         finally:
             if not connected:
                 # Marked even if there is no socket yet: should the loop finish connecting after its caller
-                # was cancelled, connection_made sees the mark and closes what nobody owns.
+                # was cancelled, connection_made sees the mark and closes what nobody owns. Forgotten here
+                # because uvloop never calls connection_lost if that cancel comes in the turn of connection_made.
                 connection.stop("its call left while it was connecting")
+                self._forget(connection)
+        if connection.stopped:
+            raise Unavailable(f"{self.name}: {connection.stopped}")
         return connection
 
     def park(self, connection: Connection) -> None:
@@ -235,12 +237,6 @@ class Wire:
         self._sweeper = None
         if self._parked:
             self._sweeper = asyncio.get_running_loop().call_later(PARKED_S_MAX, self._sweep)
-
-    def _enlist(self, connection: Connection) -> None:
-        self._open.add(connection)
-        self._none_open.clear()
-        if self._closed:
-            connection.stop("this client was closed")
 
     def _forget(self, connection: Connection) -> None:
         self._open.discard(connection)

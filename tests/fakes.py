@@ -1,7 +1,38 @@
 """Fakes that tests share. A fake behaves; it never records calls to be asserted on."""
 
 import asyncio
-from collections.abc import Callable
+import math
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from prometheus_client import CollectorRegistry
+
+from gateway.call import Call, Limits, Principal, Record, call_id
+from gateway.errors import Forbidden, KeyExpired, Unauthenticated
+from gateway.fairness import Fairness, Line
+from gateway.journal import Journal
+from gateway.pipeline import Pipeline
+from gateway.quota import Quota
+from gateway.replica import Replica
+from gateway.route import Route, Target
+from gateway.trace import Trace
+from gateway.usage import Usage
+from runtimes.clock import Clock
+from runtimes.contract import (
+    Exchange,
+    Generator,
+    InferReply,
+    InferRequest,
+    Load,
+    Predictor,
+    Reply,
+    RuntimeFault,
+    Unavailable,
+)
 
 
 class FakeClock:
@@ -48,3 +79,236 @@ async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(10):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0)
+
+
+Frame = bytes | BaseException | asyncio.Event
+
+
+class Script(msgspec.Struct):
+    """One scripted reply: its frames are sent, raised, or waited for."""
+
+    frames: list[Frame]
+    status: int = 200
+    headers: tuple[tuple[bytes, bytes], ...] = ((b"content-type", b"application/json"),)
+
+
+def events(*frames: Frame) -> Script:
+    """A scripted stream of server-sent events."""
+    return Script(list(frames), headers=((b"content-type", b"text/event-stream; charset=utf-8"),))
+
+
+class FakeGenerator:
+    """A Generator that follows its script, one entry a call, the last one for ever: replies, or faults to raise
+    before any reply."""
+
+    def __init__(
+        self,
+        *script: Script | RuntimeFault,
+        meters_each_chunk: bool = False,
+        upstream_model: str | None = None,
+    ) -> None:
+        self.meters_each_chunk = meters_each_chunk
+        self.upstream_model = upstream_model
+        self.trouble: Exception | None = None
+        """What `open` and `ready` raise; None while all is well."""
+        self.begun = asyncio.Event()
+        """Set once a call has arrived."""
+        self.got = b""
+        """The body of the newest call, as an engine would have read it."""
+        self._script = list(script)
+        self._running = 0
+
+    async def open(self) -> None:
+        await self.ready()
+
+    async def ready(self) -> None:
+        if self.trouble is not None:
+            raise self.trouble
+
+    async def aclose(self) -> None:
+        self.trouble = Unavailable("it is closed")
+
+    def load(self) -> Load:
+        return Load(running=self._running, waiting=0)
+
+    @asynccontextmanager
+    async def exchange(self, request: Exchange) -> AsyncIterator[Reply]:
+        self._running += 1
+        self.got = request.body
+        self.begun.set()
+        try:
+            turn = self._script.pop(0) if len(self._script) > 1 else self._script[0]
+            if isinstance(turn, RuntimeFault):
+                raise turn
+            yield Reply(turn.status, turn.headers, played(turn.frames))
+        finally:
+            self._running -= 1
+
+
+async def played(frames: Iterable[Frame]) -> AsyncIterator[bytes]:
+    """The frames of a reply, as they come."""
+    for frame in frames:
+        if isinstance(frame, asyncio.Event):
+            await frame.wait()
+        elif isinstance(frame, BaseException):
+            raise frame
+        else:
+            yield frame
+
+
+class FakePredictor:
+    """A Predictor that gives the same answer to everything, or always the same fault."""
+
+    def __init__(self, *, task: str, answer: InferReply | RuntimeFault, labels: tuple[str, ...] = ()) -> None:
+        self.task = task
+        self.labels = labels
+        self._answer = answer
+
+    async def open(self) -> None: ...
+    async def ready(self) -> None: ...
+    async def aclose(self) -> None: ...
+
+    def load(self) -> Load:
+        return Load(running=0, waiting=0)
+
+    async def infer(self, request: InferRequest) -> InferReply:
+        if isinstance(self._answer, RuntimeFault):
+            raise self._answer
+        return self._answer
+
+
+class MemoryUsage:
+    """Where a journal folds to: records by id, so that a repeat counts once, and a fault while there is one."""
+
+    def __init__(self) -> None:
+        self.records: dict[str, Record] = {}
+        self.fault: Exception | None = None
+
+    async def append(self, records: Iterable[Record]) -> None:
+        if self.fault is not None:
+            raise self.fault
+        for record in records:
+            self.records.setdefault(record.id, record)
+
+
+def a_principal(tenant: str = "acme", key: str = "k1", **given: Any) -> Principal:
+    return Principal(tenant_id=f"id-{tenant}", tenant=tenant, key_id=key, **given)
+
+
+def a_call(principal: Principal | None = None, **given: Any) -> Call:
+    """A chat call without a deadline, but for what is given."""
+    return Call(
+        **{
+            "id": call_id(),
+            "route": "/v1/chat/completions",
+            "principal": principal or a_principal(),
+            "model": "chat",
+            "body": b'{"model":"chat","messages":[]}',
+            "at_s": 1_700_000_000.0,
+            "received_s": 1_000.0,
+            "deadline_s": math.inf,
+            **given,
+        }
+    )
+
+
+def limits(rpm: int | None = None, tpm: int | None = None, concurrent: int | None = None) -> Limits:
+    return Limits(rpm=rpm, tpm=tpm, concurrent=concurrent)
+
+
+class FakeTenants:
+    """Keys that are what they say, without a store."""
+
+    def __init__(self, clock: Clock, **keys: Principal) -> None:
+        self._clock = clock
+        self._keys = keys
+
+    def authenticate(self, key: str | None) -> Principal:
+        principal = self._keys.get(key or "")
+        if principal is None:
+            raise Unauthenticated("This API key is not valid.")
+        if principal.expires_s is not None and self._clock.wall_s() >= principal.expires_s:
+            raise KeyExpired(f"Key {principal.key_id} has expired.")
+        return principal
+
+    def authorize(self, principal: Principal, model: str, route: str) -> None:
+        for globs, name in ((principal.models, model), (principal.routes, route)):
+            if not any(fnmatchcase(name, glob) for glob in globs):
+                raise Forbidden(f"Key {principal.key_id} may not use {name}.")
+
+
+class Stages:
+    """A real Pipeline over fake runtimes: every stage as in production, the journal in `folder`."""
+
+    def __init__(
+        self,
+        folder: Path,
+        clock: Clock,
+        models: dict[str, list[Generator | Predictor]],
+        *,
+        keys: dict[str, Principal] | None = None,
+        slots: int = 4,
+        waiting_max: int = 4,
+    ) -> None:
+        self.usage = MemoryUsage()
+        self.journal = Journal(folder=folder / "journal", sink=self.usage.append, clock=clock)
+        self.replicas = {
+            model: tuple(
+                Replica(name=f"{model}-{number}", model=model, kind="fake", runtime=it, slots=slots, clock=clock)
+                for number, it in enumerate(runtimes)
+            )
+            for model, runtimes in models.items()
+        }
+        lines = {
+            model: Line(
+                model=model,
+                running_max=slots * len(replicas),
+                waiting_max=waiting_max,
+                wait_s_max=60,
+                clock=clock,
+            )
+            for model, replicas in self.replicas.items()
+        }
+        self.lines = lines
+        tenants: Any = FakeTenants(clock, **({"good": a_principal()} if keys is None else keys))
+        self.pipeline = Pipeline(
+            tenants=tenants,
+            trace=Trace(models=frozenset(models), registry=CollectorRegistry(), tracer=None),
+            usage=Usage(journal=self.journal, clock=clock),
+            quota=Quota(clock=clock),
+            fairness=Fairness(lines=lines),
+            route=Route(
+                targets=[
+                    Target(name=model, created_s=1_700_000_000, replicas=replicas, tokens_out_default=16)
+                    for model, replicas in self.replicas.items()
+                ]
+            ),
+            clock=clock,
+        )
+
+    async def __aenter__(self) -> "Stages":
+        await self.journal.open()
+        for replica in self._all():
+            replica.start()
+            await replica.up.wait()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for replica in self._all():
+            await replica.aclose()
+        await self.journal.aclose()
+
+    async def records(self) -> list[Record]:
+        await self.journal.fold()
+        return list(self.usage.records.values())
+
+    def at_rest(self) -> bool:
+        """Nothing is held by anybody."""
+        return not (
+            any(replica.running or replica.runtime.load().running for replica in self._all())
+            or any(line.running or line.waiting for line in self.lines.values())
+            or any(holder.running for holder in self.pipeline.quota.holders.values())
+        )
+
+    def _all(self) -> list[Replica]:
+        return [replica for replicas in self.replicas.values() for replica in replicas]

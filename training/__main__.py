@@ -28,7 +28,10 @@ def run(
     recipe: str,
     /,
     *,
-    set_: Annotated[tuple[str, ...], Parameter(name="--set", help="section.field=value, any number of times.")] = (),
+    set_: Annotated[
+        tuple[str, ...],
+        Parameter(name="--set", negative="", show_default=False, help="section.field=value, any number of times."),
+    ] = (),
     shelf: Where = None,
     json_: AsJson = False,
     if_missing: Annotated[bool, Parameter(negative="", help="Do nothing if this recipe's artifact is there.")] = False,
@@ -94,7 +97,7 @@ def main() -> None:
     logging.basicConfig(stream=sys.stderr, format="%(relativeCreated)7.0f ms  %(message)s", level=logging.WARNING)
     try:
         app()
-    except (recipes_.RecipeError, ShelfFault) as error:
+    except (recipes_.RecipeError, recipes_.GateFailed, ShelfFault) as error:
         sys.exit(f"headrace-train: {error}")
 
 
@@ -125,8 +128,8 @@ def _print_manifest(manifest: Manifest, shelf: Shelf, *, as_json: bool) -> None:
     print(_line(manifest, shelf))
     for title, scores in (("before", manifest.before), ("after", manifest.after)):
         print(f"  {title:<7}", "  ".join(f"{name} {value:.4f}" for name, value in scores.items()))
-    print(f"  made    from {manifest.lineage.base}, {manifest.lineage.rows_train} rows, tested on ", end="")
-    print(f"{manifest.lineage.rows_test}")
+    made = manifest.lineage
+    print(f"  made    from {made.base}, trained on {made.rows_train} rows, tested on {made.rows_test}")
 
 
 def _line(manifest: Manifest, shelf: Shelf) -> str:

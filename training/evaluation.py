@@ -17,7 +17,7 @@ from runtimes.clock import SystemClock
 from runtimes.contract import InferRequest, Site
 from runtimes.onnx import Onnx
 from training import data, model
-from training.recipe import RecipeError
+from training.recipe import GateFailed, RecipeError
 from training.spec import Task
 
 LOG = logging.getLogger(__name__)
@@ -33,10 +33,6 @@ MEASURES: dict[Task, tuple[str, ...]] = {
 
 _ROWS_AT_ONCE = 64
 _CALL_S_MAX = 600.0
-
-
-class GateFailed(Exception):
-    """The bundle is not good enough. Nothing was published."""
 
 
 def score(it: model.Model | Artifact, rows: list[data.Row], *, reference: model.Model | None = None) -> Scores:

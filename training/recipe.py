@@ -92,6 +92,10 @@ def made(recipe: Recipe, shelf: Shelf) -> Manifest | None:
     return None
 
 
+class GateFailed(Exception):
+    """The bundle is not good enough, and was not published. The message says by which measure."""
+
+
 class RecipeError(ValueError):
     """The recipe, or a file that it names, cannot be used. The message says where and why."""
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Awaitable, Callable
+from itertools import accumulate
 from typing import Any, NoReturn
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
@@ -35,38 +36,44 @@ class GuardedProtocol(HttpToolsProtocol):
     def __init__(self, *args: Any, bounds: Bounds, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.bounds = bounds
+        self.in_header = False
         self.header_bytes = 0
         self.refusal: GatewayError | None = None
-        self.header_timer: asyncio.TimerHandle | None = None
+        self.read_timer: asyncio.TimerHandle | None = None
         self.write_timer: asyncio.TimerHandle | None = None
         self.task: asyncio.Task[None] | None = None
+        self.running: RequestResponseCycle | None = None
+        """The request that `task` answers; `cycle` may already be one that waits behind it."""
 
     # -- the connection's life
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         if len(self.connections) > self.bounds.connections_max:
+            self.connections.discard(self)
             self._close_with(
                 TooManyConnections(f"This gateway already has {self.bounds.connections_max} connections open.")
             )
         else:
-            self._expect_header()
+            self._expect()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._header_seen()
+        self._expect_nothing()
         self.resume_writing()
-        if self.task is not None and not self.cycle.response_complete:
-            self.task.cancel()
+        self._end_call()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self.refusal is None:
-            super().data_received(data)
+        if self.refusal is not None:
+            return
+        super().data_received(data)
+        # What arrives in one piece, as nearly all requests do, never costs a timer.
+        if self.refusal is None and (self.in_header or self.cycle is None or self.cycle.response_complete):
+            self._expect()
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        # A client that stops reading holds an engine's place; it may do so only for so long.
-        self.write_timer = self.loop.call_later(self.bounds.write_s_max, self.transport.abort)
+        self._expect_to_be_read()
 
     def resume_writing(self) -> None:
         if self.write_timer is not None:
@@ -74,11 +81,22 @@ class GuardedProtocol(HttpToolsProtocol):
             self.write_timer = None
         super().resume_writing()
 
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.transport.is_closing():
+            self._expect_to_be_read()
+        elif self.cycle.response_complete and self.cycle.more_body:
+            self._expect()
+
+    def timeout_keep_alive_handler(self) -> None:
+        super().timeout_keep_alive_handler()
+        self._expect_to_be_read()
+
     # -- one request's header, as httptools reads it
 
     def on_message_begin(self) -> None:
+        self.in_header = True
         self.header_bytes = 0
-        self._expect_header()
         super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
@@ -92,30 +110,52 @@ class GuardedProtocol(HttpToolsProtocol):
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        self._header_seen()
+        self.in_header = False
+        self._expect_nothing()
         hosts = [value for name, value in self.headers if name == b"host"]
         if len(hosts) != 1 or not HOST.fullmatch(hosts[0]):
             problem = "no" if not hosts else "more than one" if len(hosts) > 1 else "a malformed"
             self._refuse(BadRequest(f"The request has {problem} Host header; send exactly one host[:port]."))
         super().on_headers_complete()
 
+    def on_message_complete(self) -> None:
+        self._expect_nothing()
+        if self.cycle.response_complete:
+            self.cycle.more_body = False
+        super().on_message_complete()
+
     def _count_header(self, size: int) -> None:
         self.header_bytes += size
         if self.header_bytes > self.bounds.header_bytes_max:
             self._refuse(HeaderTooLarge(f"The request's header is longer than {self.bounds.header_bytes_max} bytes."))
 
-    def _expect_header(self) -> None:
-        if self.header_timer is None:
-            self.header_timer = self.loop.call_later(
-                self.bounds.header_s_max,
-                self._close_with,
-                RequestTimeout(f"The request's header did not arrive within {self.bounds.header_s_max:g} s."),
+    # -- waiting for the client
+
+    def _expect(self) -> None:
+        """A header, or the rest of a body that has been answered already, must arrive in time."""
+        if self.read_timer is None:
+            self.read_timer = self.loop.call_later(self.bounds.header_s_max, self._late)
+
+    def _expect_nothing(self) -> None:
+        if self.read_timer is not None:
+            self.read_timer.cancel()
+            self.read_timer = None
+
+    def _late(self) -> None:
+        self.read_timer = None
+        if self.running is not None and not self.running.response_complete:
+            self._expect()  # the next request's header may take as long as this one's answer
+        elif self.cycle is not None and self.cycle.more_body and not self.in_header:
+            self.transport.abort()
+        else:
+            self._close_with(
+                RequestTimeout(f"The request's header did not arrive within {self.bounds.header_s_max:g} s.")
             )
 
-    def _header_seen(self) -> None:
-        if self.header_timer is not None:
-            self.header_timer.cancel()
-            self.header_timer = None
+    def _expect_to_be_read(self) -> None:
+        """A client that stops reading holds a connection, and maybe an engine's place; only for so long."""
+        if self.write_timer is None:
+            self.write_timer = self.loop.call_later(self.bounds.write_s_max, self.transport.abort)
 
     # -- refusing
 
@@ -129,7 +169,12 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def _close_with(self, refusal: GatewayError) -> None:
         self.refusal = refusal
-        self._header_seen()
+        self._expect_nothing()
+        answering = self.running is not None and self.running.response_started and not self.running.response_complete
+        self._end_call()
+        if answering:
+            self.transport.abort()  # another answer is half out: nothing said now would be understood
+            return
         body = refusal.body()
         head = (
             f"HTTP/1.1 {refusal.status} {REASONS[refusal.status]}\r\ncontent-type: application/json\r\n"
@@ -137,16 +182,26 @@ class GuardedProtocol(HttpToolsProtocol):
             "connection: close\r\n\r\n"
         )
         self.transport.write(head.encode() + body)
-        self.transport.close()
+        # Closing now, with the client still sending, would reset the connection before the answer is read.
+        self.transport.write_eof()
+        self.read_timer = self.loop.call_later(LINGER_S, self.transport.abort)
+
+    def _end_call(self) -> None:
+        if self.task is not None and self.running is not None and not self.running.response_complete:
+            self.running.disconnected = True
+            self.task.cancel()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         # As uvicorn does it, keeping the task so that it can be ended when the client leaves.
+        self.running = cycle
         self.task = self.loop.create_task(cycle.run_asgi(app))
         self.task.add_done_callback(self.tasks.discard)
         self.tasks.add(self.task)
 
 
 HOST = re.compile(rb"(?:\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._~-]+)(?::[0-9]{1,5})?")
+#: How long a refused client may take to read why.
+LINGER_S = 2.0
 REASONS = {
     400: "Bad Request",
     408: "Request Timeout",
@@ -158,11 +213,11 @@ REASONS = {
 async def read_body(receive: Receive, length: bytes | None, bounds: Bounds) -> bytes:
     """The request's whole body.
 
-    Raises TooLarge, RequestTimeout, or asyncio.CancelledError if the client left before its end. A body that is
-    too large is read to its end, or to DISCARDED_BYTES_MAX, and thrown away: closing a socket with bytes unread
-    resets it, and the client would never see why it was refused.
+    Raises TooLarge as soon as that is known, RequestTimeout, or asyncio.CancelledError if the client left before its
+    end. What a refused client goes on sending is thrown away by GuardedProtocol, so that it can read the refusal.
     """
-    too_large = length is not None and (not length.isdigit() or int(length) > bounds.body_bytes_max)
+    if length is not None and int(length) > bounds.body_bytes_max:
+        raise _too_large(bounds)
     parts: list[bytes] = []
     size = 0
     try:
@@ -171,43 +226,47 @@ async def read_body(receive: Receive, length: bytes | None, bounds: Bounds) -> b
                 message = await receive()
                 if message["type"] == "http.disconnect":
                     raise asyncio.CancelledError
-                part = message.get("body", b"")
-                size += len(part)
-                too_large = too_large or size > bounds.body_bytes_max
-                if too_large:
-                    parts.clear()
-                else:
-                    parts.append(part)
-                if not message.get("more_body", False) or size > DISCARDED_BYTES_MAX:
+                parts.append(message["body"])
+                size += len(parts[-1])
+                if size > bounds.body_bytes_max:
+                    raise _too_large(bounds)
+                if not message["more_body"]:
                     break
     except TimeoutError:
         raise RequestTimeout(f"The request's body did not arrive within {bounds.body_s_max:g} s.") from None
-    if too_large:
-        raise TooLarge(f"The request's body is larger than {bounds.body_bytes_max} bytes.")
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-DISCARDED_BYTES_MAX = 64 * 1024 * 1024
+def _too_large(bounds: Bounds) -> TooLarge:
+    return TooLarge(f"The request's body is larger than {bounds.body_bytes_max} bytes.")
 
 
-def require_depth(body: bytes, depth_max: int) -> None:
-    """Raises BadRequest if the JSON nests deeper than `depth_max`.
+async def require_depth(body: bytes, depth_max: int) -> None:
+    """Raises BadRequest if `body`, which must be well-formed JSON, nests deeper than `depth_max`.
 
-    Innermost pairs are taken away layer by layer, each pass at the speed of a memory scan; most bodies have too
-    few brackets to need one. JSON that is not well-formed is left for the decoder to name.
+    Most bodies have too few brackets for that. A large one with many is looked at piece by piece, so that none holds
+    up the other calls for more than a few milliseconds.
     """
     if body.count(b"[") + body.count(b"{") <= depth_max:
         return
-    brackets = STRING.sub(b"", body).translate(None, NOT_BRACKETS)
-    for _ in range(depth_max):
-        inner = brackets.replace(b"[]", b"").replace(b"{}", b"")
-        if len(inner) == len(brackets):
-            break
-        brackets = inner
-    else:
-        if brackets:
+    start = depth = in_string = 0
+    while start < len(body):
+        piece = body[start : start + PIECE_BYTES]
+        if (len(piece) - len(piece.rstrip(b"\\"))) % 2:  # never between a backslash and what it escapes
+            piece = body[start : start + PIECE_BYTES + 1]
+        start += len(piece)
+        texts = piece.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')
+        brackets = b"".join(texts[in_string::2]).translate(STEPS, NOT_BRACKETS)
+        in_string = (in_string + len(texts) - 1) % 2
+        depths = list(accumulate(memoryview(brackets).cast("b"), initial=depth))
+        if max(depths) > depth_max:
             raise BadRequest(f"The request's JSON nests deeper than {depth_max} levels.")
+        depth = depths[-1]
+        if start < len(body):
+            await asyncio.sleep(0)
 
 
-STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+PIECE_BYTES = 64 * 1024
 NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+#: One level down is +1, one level up is -1, as signed bytes.
+STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")

@@ -50,7 +50,7 @@ class StreamOptions(msgspec.Struct):
 class Ask(msgspec.Struct):
     """What the gateway reads of any request; the rest is the engine's."""
 
-    model: str
+    model: Annotated[str, Meta(max_length=256)]
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
@@ -113,19 +113,18 @@ class OpenAI:
             principal = self.pipeline.identify(presented_key(headers))
             body = await read_body(receive, headers.get(b"content-length"), self.bounds)
             call = self._call(id, route, principal, headers, body, received_s)
+            await require_depth(body, self.bounds.json_depth_max)
             await self._answer(call, send)
         except asyncio.CancelledError:
             return  # the client has gone: there is nobody left to answer
         except GatewayError as error:
             await _send_error(send, error, id)
-        except Exception:
-            log.exception("call %s ended in a fault of the gateway", id)
-            await _send_error(send, GatewayError(f"The gateway failed; its log knows this call as {id}."), id)
+        except Exception as error:  # noqa: BLE001  it is logged
+            await _send_error(send, _own_fault(id, error), id)
 
     def _call(
         self, id: str, route: str, principal: Principal, headers: Mapping[bytes, bytes], body: bytes, received_s: float
     ) -> Call:
-        require_depth(body, self.bounds.json_depth_max)
         ask = _decode(DECODERS[route], body)
         options = ask.stream_options or StreamOptions()
         call = Call(
@@ -147,7 +146,8 @@ class OpenAI:
             each = max(ask.n or 1, ask.best_of or 1)
             if each > self.bounds.choices_max:
                 raise BadRequest(f"n: at most {self.bounds.choices_max} choices are made at once.", param="n")
-            call.choices = each * _prompts(ask.prompt)
+            call.prompts = _prompts(ask.prompt)
+            call.choices = each * call.prompts
             limits = (ask.max_tokens, ask.max_completion_tokens, ask.max_output_tokens)
             call.tokens_out_max = next((limit for limit in limits if limit is not None), None)
         else:
@@ -155,26 +155,26 @@ class OpenAI:
         return call
 
     async def _answer(self, call: Call, send: Send) -> None:
-        started = False
+        begun = False
         try:
             async with self.pipeline.open(call) as answer:
                 if answer.events is not None:
-                    started = True
-                    await send(_start(call, answer, STREAM_HEADERS))
                     async with aclosing(answer.events) as events:  # type: ignore[type-var]
+                        begun = True
+                        await send(_start(call, answer, STREAM_HEADERS))
+                        await send({"type": "http.response.body", "body": answer.body, "more_body": True})
                         async for event in events:
                             await send({"type": "http.response.body", "body": event, "more_body": True})
-        except GatewayError as error:
-            if not started:
+        except Exception as error:
+            if not begun:
                 raise
-            await send({"type": "http.response.body", "body": _error_event(call.route, error)})
+            fault = error if isinstance(error, GatewayError) else _own_fault(call.id, error)
+            await send({"type": "http.response.body", "body": _error_event(call.route, fault)})
             return
         # By now the call is settled and recorded; only then does its client see that it is complete.
-        if answer.body is not None:
+        if not begun:
             await send(_start(call, answer, JSON_HEADERS))
-            await send({"type": "http.response.body", "body": answer.body})
-        else:
-            await send({"type": "http.response.body", "body": answer.end})
+        await send({"type": "http.response.body", "body": answer.end if begun else answer.body})
 
     def _models(self) -> list[Any]:
         route, identify = self.pipeline.route, self.pipeline.identify
@@ -190,9 +190,10 @@ class OpenAI:
             """One of them."""
             principal = identify(presented_key(dict(request.scope["headers"])))
             name = model.removeprefix("/")
-            target = route.find(name, principal)
-            self.pipeline.tenants.authorize(principal, name, "/v1/models")
-            return _model(target)
+            for target in route.visible(principal):
+                if target.name == name:
+                    return _model(target)
+            raise route.unknown(name, principal)
 
         return [models, model]
 
@@ -209,28 +210,39 @@ def presented_key(headers: Mapping[bytes, bytes]) -> str | None:
 
 def _decode(decoder: msgspec.json.Decoder[Any], body: bytes) -> Any:
     try:
-        return decoder.decode(body)
+        ask = decoder.decode(body)
+        if not body.isascii():
+            body.decode()  # the decoder skips what nobody reads here, but an engine will
     except msgspec.ValidationError as error:
-        what, at, where = str(error).rpartition(" - at `$")
-        param = where.rstrip("`").lstrip(".") if at else None
         missing = re.search(r"missing required field `(\w+)`", str(error))
         if missing is not None:
             param = missing.group(1)
             raise BadRequest(f"{param}: this field is required.", param=param) from None
+        what, at, where = str(error).rpartition(" - at `$")
+        param = where.rstrip("`").lstrip(".") if at else None
         raise BadRequest(f"{param or 'body'}: {what if at else error}.", param=param) from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise BadRequest(f"The request's body is not valid UTF-8 (byte {error.start}).") from None
+    except msgspec.DecodeError as error:
         raise BadRequest(f"The request's body is not valid JSON: {error}.") from None
     except RecursionError:
         raise BadRequest("The request's JSON nests too deeply.") from None
+    return ask
 
 
 def _prompts(prompt: msgspec.Raw) -> int:
     """How many prompts a completion asks for: one string or list of token ids is one, a list of those is many."""
-    if not bytes(prompt).lstrip().startswith(b"["):
-        return 1
-    items = msgspec.json.decode(prompt, type=list[msgspec.Raw])
-    many = bool(items) and bytes(items[0]).lstrip()[:1] in (b'"', b"[")
-    return len(items) if many else 1
+    text = bytes(prompt)
+    if LIST_OF_LISTS.match(text):
+        return text.count(b"[") - 1
+    if LIST_OF_STRINGS.match(text):
+        if b"\\" in text:
+            text = text.replace(b"\\\\", b"").replace(b'\\"', b"")
+        return (len(text) - len(text.translate(None, b'"'))) // 2
+    return 1
+
+
+LIST_OF_LISTS, LIST_OF_STRINGS = re.compile(rb"\s*\[\s*\["), re.compile(rb'\s*\[\s*"')
 
 
 def _traceparent(headers: Mapping[bytes, bytes]) -> str | None:
@@ -254,10 +266,8 @@ STREAM_HEADERS = (
 
 def _start(call: Call, answer: Answer, headers: tuple[tuple[bytes, bytes], ...]) -> dict[str, Any]:
     own = [*headers, (b"x-request-id", call.id.encode())]
-    if answer.body is not None:
+    if answer.events is None:
         own.append((b"content-length", str(len(answer.body)).encode()))
-    if answer.retry_after is not None:
-        own.append((b"retry-after", answer.retry_after))
     return {"type": "http.response.start", "status": answer.status, "headers": own}
 
 
@@ -293,6 +303,11 @@ async def _send_error(send: Send, error: GatewayError, id: str) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
+def _own_fault(id: str, error: Exception) -> GatewayError:
+    log.error("call %s ended in a fault of the gateway", id, exc_info=error)
+    return GatewayError(f"The gateway failed; its log knows this call as {id}.")
+
+
 def _model(target: Target) -> dict[str, Any]:
     return {"id": target.name, "object": "model", "created": target.created_s, "owned_by": "headrace"}
 
@@ -309,7 +324,7 @@ def _not_here(request: Request[Any, Any, Any], error: HTTPException) -> Response
         response.headers.update(error.headers or {})
         return response
     if error.status_code == 404:
-        return _refused(request, NotFound(f"There is no {method} {path} here; GET /openapi.json lists what there is."))
+        return _refused(request, NotFound(f"There is no {method} {path} here; the API is under /v1."))
     return _refused(request, BadRequest(str(error.detail)))
 
 

@@ -3,20 +3,16 @@
 import asyncio
 import json
 import math
-import os
 import re
-import subprocess
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
-import msgspec
 import numpy as np
 import pytest
+import pytest_asyncio
 
-from runtimes import Spec, specs
 from runtimes.artifact import Shelf
 from runtimes.contract import (
     Exchange,
@@ -44,13 +40,12 @@ IDLE = Load(running=0, waiting=0)
 NEVER_S, LONG_AGO_S = math.inf, 0.0
 SECRET = "xyzzy"
 
-STATE = Path(os.environ.get("HEADRACE_STATE", ".headrace")).absolute()
-"""Where the engine and its model are installed."""
-
-ENGINE = pytest.param("vllm", marks=pytest.mark.engine)
-RUNTIMES = ["echo", "remote", "onnx", ENGINE]
-GENERATORS = ["echo", "remote", ENGINE]
+RUNTIMES = ["echo", "remote", "onnx"]
+GENERATORS = ["echo", "remote", pytest.param("vllm", marks=pytest.mark.engine)]
 PACED = ["echo", "remote"]
+
+# One loop for all, because a real engine starts once for all and stays on its loop.
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 class Stage(NamedTuple):
@@ -80,9 +75,6 @@ async def staged(kind: str, folder: Path, pace: Echo | None = None) -> AsyncIter
             (folder / "folder").mkdir()
             tiny.publish(shelf, folder / "folder")
             yield Stage(Onnx(artifact="tiny").build(site), None, clock)
-        case "vllm":
-            real = Site(model="chat", replica="contract-0", state=STATE, shelf=Shelf(STATE / "shelf"))
-            yield Stage(Vllm(artifact="smollm2@stable").build(real), None, clock)
 
 
 @asynccontextmanager
@@ -93,6 +85,36 @@ async def opened(kind: str, folder: Path, pace: Echo | None = None) -> AsyncIter
             yield stage
         finally:
             await stage.runtime.aclose()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def engine(engine_state: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Generator]:
+    """A real vLLM, for all tests here."""
+    state = tmp_path_factory.mktemp("v")
+    for shared in ("engines", "cache"):
+        (engine_state / shared).mkdir(exist_ok=True)
+        (state / shared).symlink_to(engine_state / shared)
+    site = Site(model="chat", replica="chat-0", state=state, shelf=Shelf(engine_state / "shelf"))
+    runtime = Vllm(artifact="smollm2@stable", kv_cache_bytes=256 << 20, tokens_max=2048).build(site)
+    await runtime.open()
+    yield runtime
+    await runtime.aclose()
+
+
+@pytest.fixture
+def lent(kind: str, request: pytest.FixtureRequest) -> Generator | None:
+    """The engine, for those that ask for it."""
+    return request.getfixturevalue("engine") if kind == "vllm" else None
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def generator(kind: str, lent: Generator | None, tmp_path: Path) -> AsyncIterator[Generator]:
+    """One of each kind, open."""
+    if lent is not None:
+        yield lent
+        return
+    async with opened(kind, tmp_path) as stage:
+        yield stage.runtime
 
 
 def chat(text: str, *, deadline_s: float = NEVER_S, **options: Any) -> Exchange:
@@ -149,14 +171,6 @@ async def test_a_runtime_answers_between_open_and_close_and_at_no_other_time(kin
 
 
 @pytest.mark.parametrize("kind", RUNTIMES)
-async def test_a_late_call_expires_and_holds_nothing(kind: str, tmp_path: Path) -> None:
-    async with opened(kind, tmp_path) as stage:
-        with pytest.raises(Expired):
-            await asked(stage.runtime, deadline_s=LONG_AGO_S)
-        assert stage.runtime.load() == IDLE
-
-
-@pytest.mark.parametrize("kind", RUNTIMES)
 async def test_no_error_carries_the_payload(kind: str, tmp_path: Path) -> None:
     async with opened(kind, tmp_path) as stage:
         with pytest.raises(RuntimeFault) as late:
@@ -175,10 +189,9 @@ async def test_a_runtime_that_never_opened_can_be_closed(kind: str, tmp_path: Pa
 
 
 @pytest.mark.parametrize("kind", GENERATORS)
-async def test_a_stream_is_exactly_events_and_done(kind: str, tmp_path: Path) -> None:
+async def test_a_stream_is_exactly_events_and_done(generator: Generator) -> None:
     options = {"stream": True, "max_tokens": 3, "stream_options": {"include_usage": True}}
-    async with opened(kind, tmp_path) as stage:
-        status, body = await read(stage.runtime, chat("one two three", **options))
+    status, body = await read(generator, chat("one two three", **options))
     got = events(body)
     assert status == 200
     assert got[-1]["choices"] == []
@@ -196,21 +209,17 @@ async def test_a_relayed_stream_is_the_one_that_was_sent(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("kind", GENERATORS)
-async def test_an_http_error_is_a_reply(kind: str, tmp_path: Path) -> None:
-    async with opened(kind, tmp_path) as stage:
-        request = Exchange(path="/v1/chat/completions", body=b'{"model":"chat"}', deadline_s=NEVER_S)
-        status, body = await read(stage.runtime, request)
-        assert stage.runtime.load() == IDLE
+async def test_an_http_error_is_a_reply(generator: Generator) -> None:
+    request = Exchange(path="/v1/chat/completions", body=b'{"model":"chat"}', deadline_s=NEVER_S)
+    status, body = await read(generator, request)
+    assert generator.load() == IDLE
     assert status == 400
     assert "message" in json.loads(body)["error"]
 
 
 @pytest.mark.parametrize("kind", GENERATORS)
-async def test_headers_say_what_kind_of_body_it_is_and_nothing_of_its_framing(kind: str, tmp_path: Path) -> None:
-    async with (
-        opened(kind, tmp_path) as stage,
-        stage.runtime.exchange(chat("hi", stream=True, max_tokens=2)) as reply,
-    ):
+async def test_headers_say_what_kind_of_body_it_is_and_nothing_of_its_framing(generator: Generator) -> None:
+    async with generator.exchange(chat("hi", stream=True, max_tokens=2)) as reply:
         headers = dict(reply.headers)
         assert [frame async for frame in reply.frames]
     assert headers[b"content-type"].startswith(b"text/event-stream")
@@ -218,12 +227,18 @@ async def test_headers_say_what_kind_of_body_it_is_and_nothing_of_its_framing(ki
 
 
 @pytest.mark.parametrize("kind", GENERATORS)
-async def test_leaving_early_frees_the_place_at_once(kind: str, tmp_path: Path) -> None:
-    async with opened(kind, tmp_path) as stage:
-        async with stage.runtime.exchange(chat("and so on " * 100, stream=True, max_tokens=200)) as reply:
-            await anext(reply.frames)
-            assert stage.runtime.load() == Load(running=1, waiting=0)
-        assert stage.runtime.load() == IDLE
+async def test_leaving_early_frees_the_place_at_once(generator: Generator) -> None:
+    async with generator.exchange(chat("and so on " * 100, stream=True, max_tokens=200)) as reply:
+        await anext(reply.frames)
+        assert generator.load() == Load(running=1, waiting=0)
+    assert generator.load() == IDLE
+
+
+@pytest.mark.parametrize("kind", GENERATORS)
+async def test_a_late_call_to_a_generator_expires_and_holds_nothing(generator: Generator) -> None:
+    with pytest.raises(Expired):
+        await asked(generator, deadline_s=LONG_AGO_S)
+    assert generator.load() == IDLE
 
 
 @pytest.mark.parametrize("kind", PACED)
@@ -281,20 +296,17 @@ async def test_frames_arrive_as_they_are_made(kind: str, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("kind", GENERATORS)
-async def test_calls_at_the_same_time_get_their_own_answers(kind: str, tmp_path: Path) -> None:
-    async with opened(kind, tmp_path) as stage:
-        prompts = [f"Say {word}" for word in ("one", "two", "three", "four", "five", "six")]
-        alone = [json.loads((await read(stage.runtime, chat(it, max_tokens=8)))[1]) for it in prompts]
-        answers = await asyncio.gather(*(read(stage.runtime, chat(it, max_tokens=8)) for it in prompts))
-        assert stage.runtime.load() == IDLE
+async def test_calls_at_the_same_time_get_their_own_answers(kind: str, generator: Generator) -> None:
+    prompts = [f"Say {word}" for word in ("one", "two", "three", "four", "five", "six")]
+    answers = await asyncio.gather(*(read(generator, chat(it, max_tokens=8)) for it in prompts))
+    assert generator.load() == IDLE
     together = [json.loads(body) for _, body in answers]
     assert len({answer["id"] for answer in together}) == len(prompts)
-    assert [it["usage"]["prompt_tokens"] for it in together] == [it["usage"]["prompt_tokens"] for it in alone]
     if kind in PACED:
         assert [it["choices"][0]["message"]["content"] for it in together] == prompts
 
 
-@pytest.fixture
+@pytest_asyncio.fixture(loop_scope="module")
 async def predictor(tmp_path: Path) -> AsyncIterator[Predictor]:
     async with opened("onnx", tmp_path) as stage:
         yield stage.runtime
@@ -344,6 +356,12 @@ async def test_calls_to_a_predictor_at_the_same_time_get_their_own_answers(predi
     assert predictor.load() == IDLE
 
 
+async def test_a_late_call_to_a_predictor_expires_and_holds_nothing(predictor: Predictor) -> None:
+    with pytest.raises(Expired):
+        await asked(predictor, deadline_s=LONG_AGO_S)
+    assert predictor.load() == IDLE
+
+
 async def test_a_cancelled_call_to_a_predictor_frees_its_place(predictor: Predictor) -> None:
     calls = [asyncio.create_task(predictor.infer(texts("card"))) for _ in range(3)]
     await until(lambda: predictor.load().waiting == 2)
@@ -351,18 +369,3 @@ async def test_a_cancelled_call_to_a_predictor_frees_its_place(predictor: Predic
         call.cancel()
     await asyncio.gather(*calls, return_exceptions=True)
     assert predictor.load() == IDLE
-
-
-def test_a_config_names_each_runtime_by_its_kind() -> None:
-    kinds = {"echo": {}, "onnx": {"artifact": "a"}, "vllm": {"artifact": "a"}, "remote": {"url": "http://127.0.0.1/v1"}}
-    found = [msgspec.convert({"kind": kind, **fields}, Spec) for kind, fields in kinds.items()]
-    assert [type(spec) for spec in found] == [Echo, Onnx, Vllm, Remote]
-    assert all(spec.slots >= 1 for spec in found)
-    assert set(get_args(Spec)) == set(specs())
-
-
-def test_importing_the_runtimes_imports_no_library_that_runs_models() -> None:
-    heavy = {"numpy", "onnxruntime", "torch", "tokenizers", "transformers", "vllm", "httpx"}
-    code = f"import sys, runtimes; print(sorted({heavy} & sys.modules.keys()))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"

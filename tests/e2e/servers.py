@@ -22,7 +22,7 @@ START_S_MAX = 30.0
 ENGINE_START_S_MAX = 240.0
 STOP_S_MAX = 60.0
 
-_ADDRESSES = re.compile(r"http://(\S+)/v1.*admin on http://(\S+)")
+_ADDRESSES = re.compile(r"http://([\w.:\[\]-]+)/v1.*admin on http://([\w.:\[\]-]+)")
 
 
 class GatewayProcess:
@@ -49,6 +49,10 @@ class GatewayProcess:
     def pid(self) -> int:
         assert self._process is not None
         return self._process.pid
+
+    @property
+    def runs(self) -> bool:
+        return self._process is not None and self._process.poll() is None
 
     @property
     def host(self) -> tuple[str, int]:

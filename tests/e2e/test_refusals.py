@@ -49,7 +49,7 @@ def require_refusal(
 KEYS: Mapping[str, tuple[str | None, int, str]] = {
     "none": (None, 401, "invalid_api_key"),
     "of another make": ("Bearer sk-0123456789abcdef", 401, "invalid_api_key"),
-    "empty": ("Bearer ", 401, "invalid_api_key"),
+    "empty": ("Bearer", 401, "invalid_api_key"),
     "not a bearer's": ("Basic dXNlcjpwYXNz", 401, "invalid_api_key"),
     "well-formed but unknown": (
         "Bearer hr_live_AAAAAAAAAA_0123456789012345678901234567890123456789_000000",
@@ -179,7 +179,7 @@ BODIES: Mapping[str, Bad] = {
     "a list": Bad(b"[" + but() + b"]", 400, "invalid_request"),
     "a string": Bad(b'"' + SECRET.encode() + b'"', 400, "invalid_request"),
     "null": Bad(b"null", 400, "invalid_request"),
-    "not UTF-8": Bad(but(user="?").replace(b"?", b"\xff\xfe"), 400, "invalid_request"),
+    "not UTF-8": Bad(but(model="?").replace(b"?", b"\xff\xfe"), 400, "invalid_request"),
     "two values": Bad(but() + but(), 400, "invalid_request"),
     "NaN": Bad(but(temperature=math.nan), 400, "invalid_request"),
     "2,000 lists deep": Bad(but(metadata="?").replace(b'"?"', b"[" * 2000 + b"]" * 2000), 400, "invalid_request"),

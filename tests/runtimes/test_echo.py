@@ -237,6 +237,15 @@ async def test_a_paced_stream_waits_before_each_token(clock: FakeClock, tmp_path
     assert len(await task) == 5
 
 
+async def test_a_pause_is_no_longer_than_the_deadline(clock: FakeClock, tmp_path: Path) -> None:
+    echo = await opened(Echo(first_token_s=1_000), clock, tmp_path)
+    task = asyncio.create_task(whole(echo, CHAT, said("hi")))
+    await clock.until_asleep()
+    clock.advance(DEADLINE_S - clock.now_s())
+    with pytest.raises(Expired):
+        await task
+
+
 async def test_the_deadline_ends_a_stream_under_way(clock: FakeClock, tmp_path: Path) -> None:
     echo = await opened(Echo(token_s=1), clock, tmp_path)
     async with asked(echo, CHAT, said("one two", stream=True)) as reply:

@@ -32,7 +32,7 @@ class HeldClock(FakeClock):
     def now_s(self) -> float:
         if threading.get_ident() != self._ours:
             self.asked += 1
-            self._turns.acquire()
+            assert self._turns.acquire(timeout=10)
         return super().now_s()
 
     def let_go(self, batches: int = 1_000) -> None:

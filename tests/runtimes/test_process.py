@@ -13,19 +13,8 @@ import pytest
 
 from runtimes.clock import SystemClock
 from runtimes.contract import Unavailable
-from runtimes.process import (
-    Command,
-    Dead,
-    Limits,
-    PidFile,
-    Process,
-    Session,
-    backoff_s,
-    boot_id,
-    environment,
-    members,
-    start_ticks,
-)
+from runtimes.pids import PidFile, Session, boot_id, members, start_ticks
+from runtimes.process import Command, Dead, Limits, Process, backoff_s, environment
 
 FAST = Limits(probe_start_s=0.01, probe_s=0.01, restart_s=0.0, stop_s_max=5.0)
 SERVES = "import time; print('up', flush=True); time.sleep(1000)"
@@ -54,11 +43,9 @@ class Engine:
             raise self.fault
 
     def session(self) -> Session:
-        pid = self.process.snapshot().pid
-        assert pid is not None
-        ticks = start_ticks(pid)
-        assert ticks is not None
-        return Session(pid, ticks, boot_id())
+        session = self.process.session()
+        assert session is not None
+        return session
 
 
 @asynccontextmanager

@@ -237,7 +237,11 @@ def test_an_answer_cut_into_any_slices_is_read_as_httpx_reads_it(answer: Answer,
                 return
 
     async def compare() -> None:
-        async with hostile(script) as host, wired(host) as wire, httpx.AsyncClient(trust_env=False) as peer:
+        async with (
+            hostile(script) as host,
+            wired(host) as wire,
+            httpx.AsyncClient(trust_env=False, verify=False) as peer,
+        ):
             theirs = await peer.post(host.url, content=b"{}")
             for _ in range(2):
                 reply, body = await call(wire)
@@ -824,6 +828,16 @@ async def test_thousands_of_cancels_leak_nothing_and_mix_nothing_up() -> None:
         assert wire.parked <= 5
         assert 0 < finished < 3_000
         await wire.aclose()
+        await until(lambda: host.open == 0)
+
+
+@either_loop
+async def test_closing_while_a_call_connects_ends_it() -> None:
+    async with mute() as host, wired(host, connect_s_max=2 * SOON_S) as wire:
+        task = asyncio.create_task(outcome(wire))
+        await until(lambda: host.open == 1)
+        await wire.aclose()
+        assert await task == (b"", Unavailable)
         await until(lambda: host.open == 0)
 
 

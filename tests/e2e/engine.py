@@ -1,0 +1,45 @@
+"""vLLM as it sees itself: its own counters, read over its own socket, past the gateway."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+
+import httpx
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.e2e.servers import GatewayProcess
+
+MODEL = "smollm2"
+
+
+async def counters(gateway: GatewayProcess) -> Counter[str]:
+    """Every sample of vLLM's metrics, summed over its labels."""
+    transport = httpx.AsyncHTTPTransport(uds=str(gateway.state / "run" / f"{MODEL}-0.sock"))
+    async with httpx.AsyncClient(transport=transport, base_url="http://engine", timeout=30) as client:
+        answer = await client.get("/metrics")
+    assert answer.status_code == 200
+    found: Counter[str] = Counter()
+    for family in text_string_to_metric_families(answer.text):
+        for sample in family.samples:
+            found[sample.name] += int(sample.value) if sample.name in WHOLE else 0
+    return found
+
+
+READ, MADE = "vllm:prompt_tokens_total", "vllm:generation_tokens_total"
+RUNNING, WAITING, ENDED = "vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:request_success_total"
+WHOLE = {READ, MADE, RUNNING, WAITING, ENDED}
+
+
+async def until_busy(gateway: GatewayProcess, calls: int = 1) -> None:
+    async with asyncio.timeout(60):
+        while (await counters(gateway))[RUNNING] < calls:
+            await asyncio.sleep(0.01)
+
+
+async def until_free(gateway: GatewayProcess) -> Counter[str]:
+    """The counters once the engine has nothing left to do."""
+    async with asyncio.timeout(60):
+        while (found := await counters(gateway))[RUNNING] or found[WAITING]:
+            await asyncio.sleep(0.01)
+    return found

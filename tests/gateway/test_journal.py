@@ -1,0 +1,246 @@
+"""Records on their way to the store: none lost, none twice."""
+
+import asyncio
+import errno
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gateway.call import Record
+from gateway.errors import JournalFull
+from gateway.journal import FOLD_S, Journal, unfolded
+from gateway.store import Unreachable
+from tests.fakes import FakeClock, MemoryUsage, until
+
+
+def a_record(id: str) -> Record:
+    return Record(
+        id=id, at_s=1.5, tenant_id="t", tenant="acme", key_id="k", model="chat", route="/v1/completions", stream=False
+    )
+
+
+class Disk:
+    """os.write, with room for so many bytes more; None is plenty."""
+
+    def __init__(self, room: int | None = None) -> None:
+        self.room = room
+
+    def write(self, file: int, data: bytearray) -> int:
+        if self.room is None:
+            return os.write(file, data)
+        if not self.room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        written = os.write(file, data[: self.room])
+        self.room -= written
+        return written
+
+
+async def a_journal(
+    folder: Path, usage: MemoryUsage, disk: Disk | None = None, clock: FakeClock | None = None
+) -> Journal:
+    journal = Journal(
+        folder=folder / "journal", sink=usage.append, clock=clock or FakeClock(), write=(disk or Disk()).write
+    )
+    await journal.open()
+    return journal
+
+
+def ids(count: int, since: int = 0) -> list[str]:
+    return [f"r{number}" for number in range(since, count)]
+
+
+async def test_every_record_arrives_once_and_nothing_stays_behind(tmp_path: Path) -> None:
+    usage = MemoryUsage()
+    journal = await a_journal(tmp_path, usage)
+    for id in ids(100):
+        journal.append(a_record(id))
+        if id.endswith("7"):
+            await journal.fold()
+    await journal.aclose()
+    assert list(usage.records) == ids(100)
+    assert usage.records["r3"] == a_record("r3")
+    assert list((tmp_path / "journal").iterdir()) == []
+
+
+async def test_folding_goes_on_in_the_background(tmp_path: Path) -> None:
+    usage, clock = MemoryUsage(), FakeClock()
+    journal = await a_journal(tmp_path, usage, clock=clock)
+    running = asyncio.create_task(journal.run())
+    journal.append(a_record("r0"))
+    await clock.until_asleep()
+    clock.advance(FOLD_S)
+    await until(lambda: "r0" in usage.records)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    await journal.aclose()
+
+
+async def test_a_record_is_on_disk_when_append_returns(tmp_path: Path) -> None:
+    journal = await a_journal(tmp_path, MemoryUsage())
+    journal.append(a_record("r0"))
+    assert unfolded(tmp_path / "journal") == [a_record("r0")]
+    await journal.aclose()
+
+
+async def test_what_a_killed_gateway_left_is_folded_by_the_next(tmp_path: Path) -> None:
+    usage = MemoryUsage()
+    killed = await a_journal(tmp_path, usage)
+    for id in ids(10):
+        killed.append(a_record(id))
+    os.close(killed.file)
+    journal = await a_journal(tmp_path, usage)
+    assert list(usage.records) == ids(10)
+    assert list((tmp_path / "journal").iterdir()) == [journal.path]
+    await journal.aclose()
+
+
+async def test_what_was_folded_before_the_kill_counts_once(tmp_path: Path) -> None:
+    usage = MemoryUsage()
+    killed = await a_journal(tmp_path, usage)
+    killed.append(a_record("r0"))
+    await killed.fold()
+    killed.append(a_record("r1"))
+    os.close(killed.file)
+    journal = await a_journal(tmp_path, usage)
+    await journal.aclose()
+    assert list(usage.records) == ids(2)
+
+
+async def test_a_last_line_cut_by_a_crash_is_left_out(tmp_path: Path) -> None:
+    usage = MemoryUsage()
+    killed = await a_journal(tmp_path, usage)
+    for id in ids(2):
+        killed.append(a_record(id))
+    os.truncate(killed.path, killed.path.stat().st_size - 5)
+    os.close(killed.file)
+    assert [record.id for record in unfolded(tmp_path / "journal")] == ids(1)
+    journal = await a_journal(tmp_path, usage)
+    await journal.aclose()
+    assert list(usage.records) == ids(1)
+
+
+async def test_a_damaged_line_costs_only_itself(tmp_path: Path) -> None:
+    usage = MemoryUsage()
+    journal = await a_journal(tmp_path, usage)
+    journal.append(a_record("r0"))
+    os.write(journal.file, b'{"id": "broken"\n')
+    journal.written_bytes += 16
+    journal.append(a_record("r1"))
+    await journal.aclose()
+    assert list(usage.records) == ids(2)
+
+
+async def test_a_full_disk_loses_nothing_once_there_is_room(tmp_path: Path) -> None:
+    usage, disk = MemoryUsage(), Disk(room=0)
+    journal = await a_journal(tmp_path, usage, disk)
+    for id in ids(5):
+        journal.append(a_record(id))
+    await journal.fold()
+    assert "No space left" in journal.fault
+    assert list(usage.records) == []
+    disk.room = None
+    journal.append(a_record("r5"))
+    await journal.fold()
+    assert journal.fault == ""
+    assert list(usage.records) == ids(6)
+    await journal.aclose()
+
+
+async def test_a_device_that_is_really_full_raises_nothing(tmp_path: Path) -> None:
+    journal = await a_journal(tmp_path, MemoryUsage())
+    own, journal.file = journal.file, os.open("/dev/full", os.O_WRONLY)
+    journal.append(a_record("r0"))
+    assert "No space left" in journal.fault
+    os.close(journal.file)
+    journal.file = own
+    await journal.aclose()
+
+
+@settings(deadline=None, max_examples=30)
+@given(rooms=st.lists(st.integers(0, 400), max_size=20))
+def test_half_written_lines_are_finished_later(tmp_path_factory: pytest.TempPathFactory, rooms: list[int]) -> None:
+    asyncio.run(write_in_halves(tmp_path_factory.mktemp("journal"), rooms))
+
+
+async def write_in_halves(folder: Path, rooms: list[int]) -> None:
+    usage, disk = MemoryUsage(), Disk(room=0)
+    journal = await a_journal(folder, usage, disk)
+    for number, room in enumerate(rooms):
+        disk.room = room
+        journal.append(a_record(f"r{number}"))
+        await journal.fold()
+    disk.room = None
+    await journal.aclose()
+    assert list(usage.records) == ids(len(rooms))
+
+
+async def test_past_the_bound_calls_are_refused_and_then_taken_again(tmp_path: Path) -> None:
+    usage, disk = MemoryUsage(), Disk(room=0)
+    journal = await a_journal(tmp_path, usage, disk)
+    journal.require_room()
+    large = a_record("r0")
+    large.code = "x" * 5 * 1024 * 1024
+    journal.append(large)
+    with pytest.raises(JournalFull) as refused:
+        journal.require_room()
+    assert refused.value.retry_after_s
+    disk.room = None
+    journal.append(a_record("r1"))
+    journal.require_room()
+    await journal.aclose()
+
+
+async def test_a_grown_segment_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.journal.SEGMENT_BYTES_MAX", 1_000)
+    usage = MemoryUsage()
+    journal = await a_journal(tmp_path, usage)
+    first = journal.path
+    for id in ids(20):
+        journal.append(a_record(id))
+    await journal.fold()
+    assert list((tmp_path / "journal").iterdir()) == [journal.path]
+    assert journal.path != first
+    journal.append(a_record("r20"))
+    await journal.aclose()
+    assert list(usage.records) == ids(21)
+
+
+async def test_a_store_that_fails_gets_everything_when_it_is_back(tmp_path: Path) -> None:
+    usage = MemoryUsage()
+    journal = await a_journal(tmp_path, usage)
+    usage.fault = Unreachable("the disk is gone")
+    for id in ids(3):
+        journal.append(a_record(id))
+    await journal.fold()
+    assert "the disk is gone" in journal.fault
+    usage.fault = None
+    await journal.fold()
+    assert journal.fault == ""
+    assert list(usage.records) == ids(3)
+    await journal.aclose()
+
+
+async def test_a_store_that_fails_at_the_start_or_the_end_loses_nothing(tmp_path: Path) -> None:
+    usage = MemoryUsage()
+    first = await a_journal(tmp_path, usage)
+    usage.fault = Unreachable("the disk is gone")
+    first.append(a_record("r0"))
+    await first.aclose()
+    second = await a_journal(tmp_path, usage)
+    second.append(a_record("r1"))
+    await second.aclose()
+    usage.fault = None
+    third = await a_journal(tmp_path, usage)
+    await third.aclose()
+    assert sorted(usage.records) == ids(2)
+    assert list((tmp_path / "journal").iterdir()) == []
+
+
+async def test_records_are_readable_by_their_owner_only(tmp_path: Path) -> None:
+    journal = await a_journal(tmp_path, MemoryUsage())
+    assert journal.path.stat().st_mode & 0o777 == 0o600
+    assert journal.folder.stat().st_mode & 0o777 == 0o700
+    await journal.aclose()

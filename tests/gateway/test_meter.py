@@ -1,0 +1,320 @@
+"""The reply as the client gets it."""
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gateway.call import Call
+from gateway.errors import BadRequest, DeadlineExceeded, EngineFailed, GatewayError
+from gateway.meter import AFTER_END_S_MAX, EVENT_BYTES_MAX, Answer, meter
+from runtimes.contract import Broken, Expired, Reply
+from tests.fakes import FakeClock, Frame, Script, a_call, events, played
+
+DONE = b"data: [DONE]\n\n"
+
+
+async def begin(script: Script, call: Call) -> Answer:
+    return await meter(call, Reply(script.status, script.headers, played(script.frames)), FakeClock())
+
+
+async def relayed(script: Script, call: Call) -> bytes:
+    """Everything the client gets."""
+    answer = await begin(script, call)
+    parts = [answer.body]
+    if answer.events is not None:
+        parts += [part async for part in answer.events]
+    return b"".join(parts) + answer.end
+
+
+def event(**fields: Any) -> bytes:
+    return b"data: " + json.dumps(fields, separators=(",", ":")).encode() + b"\n\n"
+
+
+def chunk(text: str, index: int = 0, **more: Any) -> bytes:
+    return event(id="c1", choices=[{"index": index, "delta": {"content": text}}], **more)
+
+
+def usage(tokens_in: int, tokens_out: int) -> dict[str, int]:
+    return {"prompt_tokens": tokens_in, "total_tokens": tokens_in + tokens_out, "completion_tokens": tokens_out}
+
+
+def counts(call: Call) -> tuple[int, int, bool]:
+    return call.tokens_in, call.tokens_out, call.estimated
+
+
+TEXTS = ["", "Hel", 'lo "usage" and ', '"error": {} ', "[DONE]", " data: x\n\ndata: y", "é🦆"]
+CHAT = b"".join(chunk(text, usage=usage(7, number)) for number, text in enumerate(TEXTS))
+TOTAL = event(id="c1", choices=[], usage=usage(7, 6))
+PLAIN = b"".join(chunk(text) for text in TEXTS)
+RESPONSES = (
+    b'event: response.created\ndata: {"response":{"id":"r","usage":null},"sequence_number":0,"type":"response.created"}'
+    b'\n\nevent: response.output_text.delta\ndata: {"delta":"Hi","type":"response.output_text.delta"}\n\n'
+    b'event: response.completed\ndata: {"response":{"id":"r","usage":{"input_tokens":5,"input_tokens_details":'
+    b'{"cached_tokens":4},"output_tokens":2}},"sequence_number":9,"type":"response.completed"}\n\n'
+)
+MESSAGES = (
+    b'event: message_start\ndata: {"type":"message_start","message":{"id":"m","content":[],"usage":'
+    b'{"input_tokens":9,"output_tokens":0}}}\n\n'
+    b'event: content_block_delta\ndata: {"type":"content_block_delta","delta":{"type":"text_delta","text":"Hi"}}\n\n'
+    b'event: message_delta\ndata: {"type":"message_delta","delta":{"stop_reason":"end_turn"},"usage":'
+    b'{"input_tokens":3,"output_tokens":2,"cache_read_input_tokens":6}}\n\n'
+    b'event: message_stop\ndata: {"type":"message_stop"}\n\n'
+)
+STREAMS = {
+    "metered": (CHAT + TOTAL + DONE, PLAIN + DONE, {}, (7, 6, False)),
+    "total only": (PLAIN + TOTAL + DONE, PLAIN + DONE, {}, (7, 6, False)),
+    "total asked": (CHAT + TOTAL + DONE, PLAIN + TOTAL + DONE, {"usage_asked": True}, (7, 6, False)),
+    "all asked": (
+        CHAT + TOTAL + DONE,
+        CHAT + TOTAL + DONE,
+        {"usage_asked": True, "chunk_usage_asked": True},
+        (7, 6, False),
+    ),
+    "never said": (PLAIN + DONE, PLAIN + DONE, {"body": b"x" * 35}, (9, 7, True)),
+    "responses": (RESPONSES, RESPONSES, {"route": "/v1/responses"}, (5, 2, False)),
+    "messages": (MESSAGES, MESSAGES, {"route": "/v1/messages"}, (9, 2, False)),
+    "comments": (
+        b": ping\n\n" + PLAIN + b": usage\n\n" + DONE,
+        b": ping\n\n" + PLAIN + b": usage\n\n" + DONE,
+        {},
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STREAMS)
+@pytest.mark.parametrize("newline", [b"\n", b"\r\n"], ids=["lf", "crlf"])
+async def test_it_does_not_matter_where_a_stream_is_cut(name: str, newline: bytes) -> None:
+    sent, expected, given_, tokens = STREAMS[name]
+    sent = sent.replace(b"\n", newline)
+    for cut in range(len(sent) + 1):
+        call = a_call(stream=True, **given_)
+        assert await relayed(events(sent[:cut], sent[cut:]), call) == expected
+        assert tokens is None or counts(call) == tokens
+        assert call.complete
+
+
+@settings(deadline=None)
+@given(name=st.sampled_from(sorted(STREAMS)), data=st.data(), crlf=st.booleans())
+def test_nor_into_how_many_pieces(name: str, data: st.DataObject, crlf: bool) -> None:
+    sent, expected, given_, tokens = STREAMS[name]
+    if crlf:
+        sent = sent.replace(b"\n", b"\r\n")
+    cuts = sorted(data.draw(st.sets(st.integers(0, len(sent)), max_size=60)))
+    pieces: list[Frame] = [
+        sent[start:end] for start, end in zip([0, *cuts], [*cuts, len(sent)], strict=True) if end > start
+    ]
+    call = a_call(stream=True, **given_)
+    assert asyncio.run(relayed(events(*pieces), call)) == expected
+    assert tokens is None or counts(call) == tokens
+
+
+async def test_the_closing_event_is_held_back_until_all_is_settled() -> None:
+    answer = await begin(events(CHAT, TOTAL, DONE), a_call(stream=True))
+    assert answer.events is not None
+    assert answer.body + b"".join([part async for part in answer.events]) == PLAIN
+    assert answer.end == DONE
+
+
+async def test_cached_tokens_are_part_of_the_input_in_every_dialect() -> None:
+    for sent, expected in ((RESPONSES, (5, 4)), (MESSAGES, (9, 6))):
+        call = a_call(stream=True)
+        await relayed(events(sent), call)
+        assert (call.tokens_in, call.tokens_cached) == expected
+    call = a_call()
+    body = {"usage": usage(50, 2) | {"prompt_tokens_details": {"cached_tokens": 48}}}
+    await relayed(Script([json.dumps(body).encode()]), call)
+    assert (call.tokens_in, call.tokens_cached) == (50, 48)
+
+
+async def test_usage_of_choices_and_prompts_adds_up_when_a_stream_is_cut_short() -> None:
+    """vLLM numbers choices prompt by prompt, and a chunk says the usage of its own choice alone."""
+    call = a_call(stream=True, choices=4, prompts=2)
+    sent: list[Frame] = [
+        chunk("a", 0, usage=usage(10, 1)),
+        chunk("b", 1, usage=usage(10, 1)),
+        chunk("c", 2, usage=usage(3, 1)),
+        chunk("d", 0, usage=usage(10, 2)),
+    ]
+    with pytest.raises(EngineFailed):
+        await relayed(events(*sent), call)
+    assert counts(call) == (13, 4, False)
+
+
+async def test_several_choices_are_counted_whole_at_the_end() -> None:
+    call = a_call(stream=True, choices=2)
+    total = event(choices=[], usage=usage(10, 9))
+    await relayed(events(chunk("a", 1, usage=usage(10, 1)), total, DONE), call)
+    assert counts(call) == (10, 9, False)
+
+
+async def test_a_messages_stream_cut_short_is_billed_for_its_deltas() -> None:
+    start, delta, *_ = MESSAGES.split(b"\n\n")
+    call = a_call(stream=True, route="/v1/messages")
+    with pytest.raises(EngineFailed):
+        await relayed(events(start + b"\n\n", *[delta + b"\n\n"] * 3), call)
+    assert counts(call) == (9, 3, True)
+
+
+async def test_lines_before_the_data_are_kept_when_usage_is_taken_out() -> None:
+    sent = b"id: 4\n" + chunk("a", usage=usage(1, 1))
+    assert await relayed(events(sent, DONE), a_call(stream=True)) == b"id: 4\n" + chunk("a") + DONE
+
+
+async def test_nothing_else_in_a_chunk_changes_when_usage_is_taken_out() -> None:
+    odd = b'data: {"id":"a","x":1e5, "choices":[{"index":0,"delta":{"content":"\\u00e9"}}],"usage":{"a":1},"y":1.0}\n\n'
+    (event_,) = (await relayed(events(odd, DONE), a_call(stream=True))).split(DONE)[:-1]
+    assert event_ == (b'data: {"id":"a","x":1e5,"choices":[{"index":0,"delta":{"content":"\\u00e9"}}],"y":1.0}\n\n')
+
+
+@pytest.mark.parametrize("last", [[], [chunk("x")], [chunk("x", usage=usage(1, 1)), TOTAL]])
+async def test_a_stream_without_its_closing_event_is_a_failure(last: list[Frame]) -> None:
+    call = a_call(stream=True)
+    with pytest.raises(EngineFailed):
+        await relayed(events(*last), call)
+    assert not call.complete
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"), [(Broken("/run/engine.sock cut"), EngineFailed), (Expired("late"), DeadlineExceeded)]
+)
+async def test_breaking_off_is_told_without_details_of_the_engine(fault: Exception, error: type[GatewayError]) -> None:
+    for script in (events(chunk("x"), fault), Script([b"{", fault])):
+        with pytest.raises(error) as raised:
+            await relayed(script, a_call(stream=True))
+        assert "engine.sock" not in raised.value.message
+
+
+async def test_a_fault_after_the_closing_event_changes_nothing() -> None:
+    call = a_call(stream=True)
+    assert await relayed(events(chunk("x"), DONE, Broken("reset")), call) == chunk("x") + DONE
+    assert call.complete
+
+
+async def test_an_engine_that_does_not_hang_up_keeps_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert AFTER_END_S_MAX <= 1
+    monkeypatch.setattr("gateway.meter.AFTER_END_S_MAX", 0.01)
+    assert await relayed(events(chunk("x"), DONE, asyncio.Event()), a_call(stream=True)) == chunk("x") + DONE
+
+
+async def test_an_error_amid_a_stream_ends_it_with_the_engine_s_words() -> None:
+    error = {"message": "out of memory", "type": "InternalServerError", "param": None, "code": 500}
+    answer = await begin(events(chunk("x"), event(error=error), DONE), a_call(stream=True))
+    assert answer.events is not None
+    with pytest.raises(EngineFailed) as raised:
+        _ = [part async for part in answer.events]
+    fault = raised.value
+    assert (fault.message, fault.type, fault.param, fault.code) == ("out of memory", "InternalServerError", None, "500")
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (event(error={"message": "no", "code": 400}), 400),
+        (event(error={"message": "no", "code": 503}), 503),
+        (event(error={"message": "no", "code": "weird"}), 502),
+        (event(error="no"), 502),
+        (b'event: error\ndata: {"type":"error","error":{"type":"internal_error","message":"no"}}\n\n', 502),
+        (b'event: error\ndata: {"type":"error","code":"server_error","message":"no","param":null}\n\n', 502),
+    ],
+)
+async def test_an_error_that_comes_first_still_gets_a_status_of_its_own(sent: bytes, status: int) -> None:
+    call = a_call(stream=True)
+    with pytest.raises(GatewayError) as raised:
+        await begin(events(sent, DONE), call)
+    assert (raised.value.status, raised.value.message) == (status, "no")
+    assert (call.status, *counts(call)) == (0, 0, 0, False)
+
+
+async def test_null_errors_are_none() -> None:
+    sent = chunk("x", error=None, usage=None)
+    assert await relayed(events(sent, DONE), a_call(stream=True)) == sent + DONE
+
+
+async def test_an_event_has_a_bound() -> None:
+    piece = b"x" * (EVENT_BYTES_MAX // 4)
+    with pytest.raises(EngineFailed, match=str(EVENT_BYTES_MAX)):
+        await relayed(events(b"data: ", *[piece] * 5), a_call(stream=True))
+
+
+async def test_an_answer_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.meter.ANSWER_BYTES_MAX", 100)
+    with pytest.raises(EngineFailed, match="100"):
+        await relayed(Script([b"x" * 60, b"x" * 60]), a_call())
+
+
+async def test_an_answer_in_one_piece_is_not_touched() -> None:
+    body = b'{ "usage" : {"prompt_tokens":3,"completion_tokens":1},"choices":[ ] }'
+    call = a_call()
+    assert await relayed(Script([body[:9], body[9:]]), call) == body
+    assert counts(call) == (3, 1, False)
+
+
+@pytest.mark.parametrize("body", [b"not JSON", b"{}", b'{"usage":null}', b'{"usage":{"prompt_tokens":"x"}}'])
+async def test_without_usage_the_answer_is_estimated_and_never_above_what_was_allowed(body: bytes) -> None:
+    call = a_call(body=b"x" * 39, tokens_out_max=2)
+    assert await relayed(Script([body * 9]), call) == body * 9
+    assert counts(call) == (10, 2, True)
+    call = a_call(body=b"x" * 39, route="/v1/embeddings", tokens_out_max=0)
+    await relayed(Script([body * 9]), call)
+    assert counts(call) == (10, 0, True)
+
+
+@pytest.mark.parametrize(
+    ("body", "message", "type_", "param", "code"),
+    [
+        (
+            b'{"error":{"message":"m","type":"BadRequestError","param":"n","code":400}}',
+            "m",
+            "BadRequestError",
+            "n",
+            "400",
+        ),
+        (b'{"error":{"message":"m","type":null,"param":null,"code":"c"}}', "m", "invalid_request_error", None, "c"),
+        (b'{"type":"error","error":{"type":"not_found","message":"m"}}', "m", "not_found", None, "invalid_request"),
+        (b'{"object":"error","message":"m","type":"T","param":null,"code":400}', "m", "T", None, "400"),
+        (b'{"error":"m"}', "m", "invalid_request_error", None, "invalid_request"),
+        (b'{"detail":"m"}', "m", "invalid_request_error", None, "invalid_request"),
+        (
+            b'{"detail":[{"loc":["body","messages",0],"msg":"m","input":"SECRET"}]}',
+            "messages.0: m",
+            "invalid_request_error",
+            "messages.0",
+            "invalid_request",
+        ),
+        (b"m", "m", "invalid_request_error", None, "invalid_request"),
+        (b'{"error":{"message":["odd"],"code":{}}}', None, "invalid_request_error", None, "invalid_request"),
+        (b"<html>", None, "invalid_request_error", None, "invalid_request"),
+        (b"", None, "invalid_request_error", None, "invalid_request"),
+        (b'{"detail":{"a":1}}', None, "invalid_request_error", None, "invalid_request"),
+    ],
+)
+async def test_errors_of_engines_get_one_shape(
+    body: bytes, message: str | None, type_: str, param: str | None, code: str
+) -> None:
+    call = a_call()
+    with pytest.raises(BadRequest) as raised:
+        await begin(Script([body], status=422), call)
+    told = json.loads(raised.value.body())
+    said = message or "The engine answered 422 without saying why."
+    assert told == {"type": "error", "error": {"message": said, "type": type_, "param": param, "code": code}}
+    assert raised.value.status == 422
+    assert counts(call) == (0, 0, False)
+
+
+async def test_when_an_engine_says_to_come_back_is_handed_on() -> None:
+    headers = ((b"content-type", b"application/json"), (b"retry-after", b"7"))
+    with pytest.raises(GatewayError) as raised:
+        await begin(Script([b"{}"], status=429, headers=headers), a_call())
+    assert raised.value.retry_after_s == 7
+    assert raised.value.retryable
+
+
+async def test_a_long_plain_error_is_cut() -> None:
+    with pytest.raises(EngineFailed) as raised:
+        await begin(Script([b"x" * 100_000], status=500), a_call())
+    assert len(raised.value.message) <= 1024

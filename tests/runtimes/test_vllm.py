@@ -1,0 +1,387 @@
+import asyncio
+import os
+import signal
+import sys
+import textwrap
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import pytest_asyncio
+
+from runtimes.artifact import Folder, Hub, Shelf
+from runtimes.contract import Broken, Exchange, Load, Site, Unavailable
+from runtimes.environment import Environment
+from runtimes.pids import members, stat
+from runtimes.vllm import SOCKET_BYTES_MAX, SOCKET_NAME_BYTES, Vllm, VllmRuntime, Watched, command, scratch
+
+ENGINE = """\
+    #!{python}
+    # Behaves as vLLM's API server does, as far as these tests look: health, an answer, a death.
+    import http.server, os, pathlib, socketserver, sys, time
+
+    here = pathlib.Path(sys.argv[sys.argv.index("--uds") + 1])
+    dead = False
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        def address_string(self): return "unix"
+        def log_message(self, *_): pass
+        def do_GET(self): self.answer(503 if dead else 200, b"")
+        def do_POST(self):
+            global dead
+            said = self.rfile.read(int(self.headers["content-length"]))
+            assert self.headers["content-type"] == "application/json"
+            if b"die" in said:
+                dead = True
+            if b"fault" in said or dead:
+                return self.answer(500, b'{{"error": {{}}}}')
+            if b"wait" in said:
+                (here.parent / "waiting").touch()
+                while not (here.parent / "go").exists(): time.sleep(0.01)
+            self.answer(200, said)
+        def answer(self, status, body):
+            self.send_response(status)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+    class Server(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
+        daemon_threads = True
+
+    Server(str(here), Handler).serve_forever()
+"""
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    """A state folder with a fake engine and a model for it."""
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    (model / "model.safetensors").touch()
+    state = tmp_path / "state"
+    home = state / "engines" / "vllm-0.32.0"
+    (home / "bin").mkdir(parents=True)
+    (home / ".ready").write_bytes(msgspec.json.encode(CPU))
+    (home / "bin" / "python").write_text(textwrap.dedent(ENGINE).format(python=sys.executable))
+    (home / "bin" / "python").chmod(0o755)
+    return Site(model="chat", replica="chat-0", state=state, shelf=Shelf(tmp_path / "shelf"))
+
+
+CPU = Environment(name="vllm", version="0.32.0", device="cpu", lock="", packages={}, ready_s=0.0)
+CUDA = msgspec.structs.replace(CPU, device="cuda")
+
+
+@asynccontextmanager
+async def opened(site: Site, **options: Any) -> AsyncIterator[VllmRuntime]:
+    runtime = Vllm(artifact=str(site.state.parent / "model"), **options).build(site)
+    try:
+        await runtime.open()
+        yield runtime
+    finally:
+        await runtime.aclose()
+
+
+async def say(runtime: VllmRuntime, body: Any, path: str = "/v1/chat/completions") -> tuple[int, Any]:
+    request = Exchange(path, msgspec.json.encode(body), time.monotonic() + 120)
+    async with runtime.exchange(request) as reply:
+        content = b"".join([frame async for frame in reply.frames])
+    return reply.status, msgspec.json.decode(content)
+
+
+async def until(condition: Callable[[], object], *, s_max: float = 20) -> None:
+    async with asyncio.timeout(s_max):
+        while not condition():  # noqa: ASYNC110 - another process's doing, which sets no event here
+            await asyncio.sleep(0.005)
+
+
+async def test_calls_are_relayed_as_they_are(site: Site) -> None:
+    async with opened(site) as runtime:
+        await runtime.ready()
+        assert await say(runtime, {"model": "chat", "unheard_of": [1]}) == (200, {"model": "chat", "unheard_of": [1]})
+        assert runtime.load() == Load(running=0, waiting=0)
+
+
+async def test_an_error_of_a_living_engine_is_a_reply(site: Site) -> None:
+    async with opened(site) as runtime:
+        assert await say(runtime, "fault") == (500, {"error": {}})
+
+
+async def test_a_dead_engine_is_unavailable_and_started_again(site: Site) -> None:
+    async with opened(site) as runtime:
+        with pytest.raises(Unavailable, match="its engine is dead"):
+            await say(runtime, "die")
+        await until(lambda: runtime.snapshot().phase != "ready")  # type: ignore[union-attr]
+        with pytest.raises(Unavailable, match="chat-0 is restarting, attempt 2"):
+            await say(runtime, "hello")
+        runtime.retry()
+        await until(lambda: runtime.snapshot().phase == "ready")  # type: ignore[union-attr]
+        assert await say(runtime, "hello") == (200, "hello")
+
+
+async def test_closing_lets_calls_under_way_finish_and_takes_no_more(site: Site) -> None:
+    async with opened(site) as runtime:
+        call = asyncio.create_task(say(runtime, "wait"))
+        await until((scratch(site) / "waiting").exists)
+        closing = asyncio.create_task(runtime.aclose())
+        await asyncio.sleep(0)
+        assert runtime.load() == Load(running=1, waiting=0)
+        with pytest.raises(Unavailable, match="being stopped"):
+            await say(runtime, "hello")
+        (scratch(site) / "go").touch()
+        assert await call == (200, "wait")
+        await closing
+        with pytest.raises(Unavailable):
+            await runtime.ready()
+
+
+async def test_the_sockets_are_closed_to_others_and_gone_afterwards(site: Site) -> None:
+    async with opened(site):
+        assert scratch(site).stat().st_mode & 0o777 == 0o700
+        assert (scratch(site) / "api.sock").is_socket()
+    assert not scratch(site).exists()
+
+
+async def test_a_second_gateway_leaves_the_sockets_of_the_first_alone(site: Site) -> None:
+    async with opened(site) as first:
+        with pytest.raises(Unavailable, match="another gateway"):
+            async with opened(site):
+                pass
+        assert await say(first, "hello") == (200, "hello")
+
+
+async def test_a_state_folder_of_any_depth_will_do(site: Site, tmp_path: Path) -> None:
+    deep = tmp_path / ("d" * 100)
+    deep.symlink_to(site.state, target_is_directory=True)
+    site = msgspec.structs.replace(site, state=deep)
+    assert len(str(scratch(site))) + SOCKET_NAME_BYTES <= SOCKET_BYTES_MAX
+    async with opened(site) as runtime:
+        assert await say(runtime, "hello") == (200, "hello")
+    assert not scratch(site).exists()
+
+
+async def test_without_an_engine_it_says_how_to_get_one(site: Site) -> None:
+    (site.state / "engines" / "vllm-0.32.0" / ".ready").unlink()
+    with pytest.raises(Unavailable, match="chat-0: vllm is not installed: run `headrace engine install vllm`"):
+        async with opened(site):
+            pass
+
+
+async def test_a_missing_artifact_is_named(site: Site) -> None:
+    runtime = Vllm(artifact="nothing@stable").build(site)
+    with pytest.raises(Unavailable, match=r"chat-0: the shelf .* has no artifact 'nothing'"):
+        await runtime.open()
+    await runtime.aclose()
+
+
+async def test_before_it_is_open_nothing_is_answered(site: Site) -> None:
+    runtime = Vllm(artifact="x").build(site)
+    with pytest.raises(Unavailable, match="not open"):
+        await runtime.ready()
+    await runtime.aclose()
+
+
+def options(spec: Vllm, site: Site, model: Folder | Hub, engine: Environment = CPU) -> tuple[list[str], dict[str, str]]:
+    made = command(spec, site, model, engine, Path("/python"), socket=Path("/run/api.sock"))
+    return list(made.argv), dict(made.env)
+
+
+def test_the_engine_listens_on_its_socket_and_tells_nobody(site: Site) -> None:
+    argv, env = options(Vllm(artifact="x"), site, Folder(site.state.parent / "model"))
+    assert argv[argv.index("--uds") + 1] == "/run/api.sock"
+    assert {"--host", "--port"}.isdisjoint(argv)
+    assert argv[argv.index("--served-model-name") + 1] == "chat"
+    assert (env["VLLM_HOST_IP"], env["VLLM_NO_USAGE_STATS"], env["DO_NOT_TRACK"]) == ("127.0.0.1", "1", "1")
+
+
+def test_only_a_hub_model_may_reach_the_hub(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    monkeypatch.setenv("HTTPS_PROXY", "http://user:secret@proxy")
+    _, here = options(Vllm(artifact="x"), site, Folder(site.state.parent / "model"))
+    argv, there = options(Vllm(artifact="x"), site, Hub("org/name"))
+    assert here["HF_HUB_OFFLINE"] == "1"
+    assert "secret" not in str(here)
+    assert "HF_HUB_OFFLINE" not in there
+    assert there["HF_TOKEN"] == "secret"
+    assert argv[argv.index("--model") + 1] == "org/name"
+    assert argv[argv.index("--load-format") + 1] == "safetensors"
+
+
+@pytest.mark.parametrize(
+    ("config", "dtype"), [("{}", "float32"), ('{"quantization_config": {}}', "bfloat16")], ids=["plain", "quantized"]
+)
+def test_a_cpu_computes_in_what_it_is_fast_in(site: Site, config: str, dtype: str) -> None:
+    model = site.state.parent / "model"
+    (model / "config.json").write_text(config)
+    argv, _ = options(Vllm(artifact="x"), site, Folder(model))
+    assert argv[argv.index("--dtype") + 1] == dtype
+    argv, _ = options(Vllm(artifact="x", dtype="float16"), site, Folder(model))
+    assert argv[argv.index("--dtype") + 1] == "float16"
+
+
+def test_a_gpu_is_left_to_vllms_own_judgement(site: Site) -> None:
+    argv, env = options(Vllm(artifact="x"), site, Folder(site.state.parent / "model"), CUDA)
+    assert argv[argv.index("--dtype") + 1] == "auto"
+    assert {"--enforce-eager", "--block-size", "--kv-cache-memory-bytes"}.isdisjoint(argv)
+    assert "OMP_NUM_THREADS" not in env
+
+
+def test_further_options_are_passed_on(site: Site) -> None:
+    argv, _ = options(Vllm(artifact="x", args=("--reasoning-parser=qwen3",)), site, Folder(site.state.parent / "model"))
+    assert argv[-1] == "--reasoning-parser=qwen3"
+
+
+@pytest.mark.parametrize("arg", ["--trust-remote-code", "--trust_remote_code", "--trust-rem", "--port=1", "--uds"])
+def test_options_that_are_ours_or_unsafe_are_refused(arg: str) -> None:
+    with pytest.raises(msgspec.ValidationError, match=r"args must not hold .* - at `\$`|args must not hold"):
+        msgspec.convert({"kind": "vllm", "artifact": "x", "args": [arg]}, Vllm)
+
+
+async def test_a_stream_of_a_dying_engine_is_broken_not_ended() -> None:
+    async def frames() -> AsyncIterator[bytes]:
+        yield b'data: {"choices":[{"delta":{"content":"say \\"data: {\\\\\\"error\\""}}]}\n\n'
+        yield b'data: {"choices":[]}\n\ndata: {"error": {"code": 500}}\n\ndata: [DONE]\n\n'
+        yield b"never seen"
+
+    watched = Watched(frames(), "chat-0")
+    assert (await anext(watched)).startswith(b'data: {"choices":[{"delta"')
+    assert await anext(watched) == b'data: {"choices":[]}\n\n'
+    with pytest.raises(Broken, match="chat-0: the engine failed amid the answer"):
+        await anext(watched)
+
+
+@pytest.fixture(scope="module")
+def real_site(engine_state: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    state = tmp_path_factory.mktemp("v")
+    for shared in ("engines", "cache"):
+        (engine_state / shared).mkdir(exist_ok=True)
+        (state / shared).symlink_to(engine_state / shared)
+    yield Site(model="chat", replica="chat-0", state=state, shelf=Shelf(engine_state / "shelf"))
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def real(real_site: Site) -> AsyncIterator[VllmRuntime]:
+    runtime = Vllm(artifact="smollm2@stable", kv_cache_bytes=256 << 20, tokens_max=2048).build(real_site)
+    await runtime.open()
+    yield runtime
+    process = runtime._process
+    assert process is not None
+    session = process.session()
+    assert session is not None
+    await runtime.aclose()
+    assert members(session) == []
+
+
+def on_the_real_engine(test: Any) -> Any:
+    return pytest.mark.engine(pytest.mark.asyncio(loop_scope="module")(test))
+
+
+ASKED = [{"role": "user", "content": "What is the capital of France?"}]
+
+
+@on_the_real_engine
+async def test_it_holds_a_json_schema(real: VllmRuntime) -> None:
+    properties = {"capital": {"type": "string", "maxLength": 12}, "rank": {"type": "integer", "maximum": 9}}
+    schema = {"type": "object", "properties": properties, "required": [*properties], "additionalProperties": False}
+    asked = {"type": "json_schema", "json_schema": {"name": "city", "strict": True, "schema": schema}}
+    body = {"model": "chat", "messages": ASKED, "max_tokens": 100, "temperature": 0, "response_format": asked}
+    status, answer = await say(real, body)
+    assert status == 200
+    assert set(msgspec.json.decode(answer["choices"][0]["message"]["content"])) == {"capital", "rank"}
+
+
+@on_the_real_engine
+async def test_it_calls_a_strict_tool(real: VllmRuntime) -> None:
+    parameters = {
+        "type": "object",
+        "properties": {"city": {"type": "string", "maxLength": 12}},
+        "required": ["city"],
+        "additionalProperties": False,
+    }
+    function = {"name": "lookup", "strict": True, "parameters": parameters}
+    body = {
+        "model": "chat", "messages": ASKED, "max_tokens": 100, "temperature": 0,
+        "tools": [{"type": "function", "function": function}],
+        "tool_choice": {"type": "function", "function": {"name": "lookup"}},
+    }  # fmt: skip
+    status, answer = await say(real, body)
+    assert status == 200
+    [call] = answer["choices"][0]["message"]["tool_calls"]
+    assert set(msgspec.json.decode(call["function"]["arguments"])) == {"city"}
+
+
+@on_the_real_engine
+@pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [
+        ("/v1/completions", {"prompt": "Once", "max_tokens": 4}, "completion_tokens"),
+        ("/v1/responses", {"input": "Once", "max_output_tokens": 4}, "output_tokens"),
+        ("/v1/messages", {"messages": ASKED, "max_tokens": 4}, "output_tokens"),
+    ],
+)
+async def test_it_speaks_the_other_dialects(real: VllmRuntime, path: str, body: dict[str, Any], field: str) -> None:
+    status, answer = await say(real, {"model": "chat", **body}, path)
+    assert (status, answer["usage"][field]) == (200, 4)
+
+
+@on_the_real_engine
+async def test_every_chunk_carries_the_usage_so_far(real: VllmRuntime) -> None:
+    wanted = {"include_usage": True, "continuous_usage_stats": True}
+    body = {"model": "chat", "messages": ASKED, "max_tokens": 5, "ignore_eos": True, "stream": True}
+    request = Exchange(
+        "/v1/chat/completions", msgspec.json.encode({**body, "stream_options": wanted}), time.monotonic() + 60
+    )
+    async with real.exchange(request) as reply:
+        text = b"".join([frame async for frame in reply.frames]).decode()
+    chunks = [msgspec.json.decode(line[6:]) for line in text.splitlines() if line.startswith("data: {")]
+    counts = [chunk["usage"]["completion_tokens"] for chunk in chunks]
+    assert counts == sorted(counts)
+    assert counts[-1] == 5
+
+
+def addresses_of(pids: list[int]) -> set[str]:
+    """Addresses that these processes listen on, as /proc/net writes them; see proc_pid_net(5)."""
+    sockets = {str(it.readlink()) for pid in pids for it in Path(f"/proc/{pid}/fd").iterdir()}
+    lines = [
+        line.split() for table in ("tcp", "tcp6") for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]
+    ]
+    return {it[1] for it in lines if it[3] == "0A" and f"socket:[{it[9]}]" in sockets}
+
+
+@on_the_real_engine
+async def test_it_listens_on_nothing_but_loopback(real: VllmRuntime) -> None:
+    process = real._process
+    assert process is not None
+    session = process.session()
+    assert session is not None
+    listening = addresses_of(members(session))
+    assert listening
+    assert {it.partition(":")[0] for it in listening} == {"0100007F"}
+
+
+@on_the_real_engine
+async def test_a_killed_core_breaks_the_stream_and_the_engine_returns(real: VllmRuntime) -> None:
+    process = real._process
+    assert process is not None
+    session = process.session()
+    assert session is not None
+    body = {"model": "chat", "messages": ASKED, "max_tokens": 1000, "ignore_eos": True, "stream": True}
+    request = Exchange("/v1/chat/completions", msgspec.json.encode(body), time.monotonic() + 60)
+    with pytest.raises(Broken):
+        async with real.exchange(request) as reply:
+            async for _ in reply.frames:
+                for pid in members(session):
+                    if (it := stat(pid)) and "EngineCor" in it[0]:
+                        os.kill(pid, signal.SIGKILL)
+    await until(lambda: process.snapshot().phase != "ready")
+    with pytest.raises(Unavailable, match="chat-0 is restarting, attempt 2"):
+        await say(real, {"model": "chat", "messages": ASKED})
+    assert members(session) == []
+    await until(lambda: process.snapshot().phase == "ready", s_max=300)
+    status, _ = await say(real, {"model": "chat", "messages": ASKED, "max_tokens": 1})
+    assert status == 200

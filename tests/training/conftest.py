@@ -1,0 +1,83 @@
+"""A base model so small that a whole run takes seconds: an untrained two-layer BERT in an installed package."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import tokenizers
+import torch
+import transformers
+
+from training.spec import Recipe
+
+WORDS = [
+    *("where", "is", "my", "parcel", "the", "order", "has", "not", "arrived", "yet"),
+    *("card", "payment", "was", "declined", "twice", "please", "pay", "help"),
+]
+
+
+@pytest.fixture(scope="session")
+def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("site")
+    model = root / "tiny_base" / "model"
+    model.mkdir(parents=True)
+    (root / "tiny_base" / "__init__.py").write_text("raise RuntimeError('only the files may be used')")
+    (root / "tiny_base-1.5.dist-info").mkdir()
+    (root / "tiny_base-1.5.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: tiny-base\nVersion: 1.5\n")
+    vocabulary = {word: at for at, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS])}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    tokenizer.enable_padding(length=24)
+    tokenizer.enable_truncation(12)
+    tokenizer.save(str(model / "tokenizer.json"))
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=32,
+    )
+    transformers.BertModel(config).save_pretrained(model)
+    return root
+
+
+@pytest.fixture
+def base(base_folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Name of the package."""
+    monkeypatch.syspath_prepend(str(base_folder))
+    assert str(base_folder) in sys.path
+    return "tiny-base"
+
+
+@pytest.fixture
+def classify(base: str, tmp_path: Path) -> Callable[..., Recipe]:
+    """A recipe over 20 rows of two labels; keywords replace its fields."""
+    import msgspec
+
+    rows = [
+        *(f"where is my parcel {word},delivery" for word in WORDS[:10]),
+        *(f"card payment declined {word},payment" for word in WORDS[:10]),
+    ]
+    file = tmp_path / "rows.csv"
+    file.write_text("text,label\n" + "\n".join(rows))
+
+    def make(**changes: object) -> Recipe:
+        fields = {
+            "name": "tiny",
+            "about": "for tests",
+            "task": "classify",
+            "data": {"train": str(file)},
+            "base": {"package": base, "licence": "none", "tokens_max": 16},
+            "trainer": {"kind": "probe"},
+            "quantization": {"kind": "int8-dynamic"},
+            "gate": {"accuracy_min": 0.9, "accuracy_drop_max": 0.1},
+        }
+        return msgspec.convert(fields | changes, Recipe)
+
+    return make

@@ -1,0 +1,247 @@
+"""Numbers: rounding against the plainest way to do it, graphs against torch, files against what wrote them."""
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+import transformers
+
+from training import evaluation, model, quantization
+from training.package import TEMPLATE
+from training.spec import Base
+
+
+def naive(weight: torch.Tensor, scale: torch.Tensor) -> list[list[int]]:
+    """Round to nearest (ties to even), one number at a time."""
+    return [
+        [max(-127, min(127, round(float(np.float32(value) / np.float32(step))))) for value in row]
+        for row, step in zip(weight.tolist(), scale.flatten().tolist(), strict=True)
+    ]
+
+
+def test_int8_weights_are_those_of_the_plainest_rounding() -> None:
+    weight = torch.randn(24, 40, generator=torch.Generator().manual_seed(0))
+    whole, scale = quantization.round_to_nearest(weight)
+    assert whole.dtype == torch.int8
+    assert scale.dtype == torch.float32
+    assert scale.shape == (24, 1)
+    assert whole.tolist() == naive(weight, scale)
+
+
+def test_no_row_is_worse_than_with_the_widest_scale() -> None:
+    weight = torch.randn(24, 400, generator=torch.Generator().manual_seed(0)).pow(3)
+    whole, scale = quantization.round_to_nearest(weight)
+    widest = weight.abs().amax(1, keepdim=True) / 127
+    plain = torch.tensor(naive(weight, widest)) * widest
+    chosen_error = (whole * scale - weight).square().sum(1)
+    plain_error = (plain - weight).square().sum(1)
+    assert (chosen_error <= plain_error * (1 + 1e-5)).all()
+    assert (chosen_error < plain_error).any()
+
+
+def test_rows_of_zeros_stay_zeros() -> None:
+    whole, scale = quantization.round_to_nearest(torch.zeros(2, 3))
+    assert not whole.any()
+    assert torch.isfinite(scale).all()
+
+
+@pytest.fixture
+def embedder(base: str) -> model.Embedder:
+    embedder = model.load(Base(package=base, licence="none", tokens_max=16), "embed", seed=0)
+    assert isinstance(embedder, model.Embedder)
+    return embedder
+
+
+@pytest.fixture
+def classifier(embedder: model.Embedder) -> model.Classifier:
+    classifier = model.Classifier(embedder, ("a", "b", "c"))
+    classifier.eval()
+    return classifier
+
+
+def session(graph: quantization.Graph) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    return onnxruntime.InferenceSession(graph.content, options, providers=["CPUExecutionProvider"])
+
+
+TEXTS = [
+    ["my parcel"],
+    ["where is my order please", "pay"],
+    ["card declined"] * 5 + ["where is my parcel the order has not"],
+]
+
+
+@pytest.mark.parametrize("texts", TEXTS, ids=len)
+def test_the_exported_graph_answers_as_torch_at_every_shape(classifier: model.Classifier, texts: list[str]) -> None:
+    graph = session(quantization.export(classifier))
+    ids, mask = model.tokenize(classifier.tokenizer, texts, tokens_max=16)
+    scores, logits = graph.run(["scores", "logits"], {"input_ids": ids, "attention_mask": mask})
+    with torch.inference_mode():
+        want_scores, want_logits = classifier(torch.from_numpy(ids), torch.from_numpy(mask))
+    np.testing.assert_allclose(scores, want_scores.numpy(), atol=1e-5)
+    np.testing.assert_allclose(logits, want_logits.numpy(), atol=1e-5)
+    np.testing.assert_allclose(scores.sum(1), 1, atol=1e-5)
+
+
+def test_exporting_a_model_does_not_change_its_answers(embedder: model.Embedder) -> None:
+    # The exporter restores the mode that it found: one module left in training mode would mean dropout from here on.
+    before = model.outputs(embedder, ["where is my parcel"])
+    quantization.export(embedder)
+    np.testing.assert_array_equal(model.outputs(embedder, ["where is my parcel"]), before)
+
+
+def test_embeddings_have_length_one_and_do_not_feel_padding(classifier: model.Classifier) -> None:
+    graph = session(quantization.export(classifier.embedder))
+    ids, mask = model.tokenize(classifier.tokenizer, ["my parcel"], tokens_max=16)
+    wide = np.zeros((1, 16), np.int64)
+    wide_mask = wide.copy()
+    wide[:, : ids.shape[1]], wide_mask[:, : ids.shape[1]] = ids, mask
+    (tight,) = graph.run(["embedding"], {"input_ids": ids, "attention_mask": mask})
+    (padded,) = graph.run(["embedding"], {"input_ids": wide, "attention_mask": wide_mask})
+    np.testing.assert_allclose(np.linalg.norm(tight, axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(tight, padded, atol=1e-5)
+
+
+def test_int8_is_smaller_and_close(classifier: model.Classifier) -> None:
+    whole = quantization.export(classifier.embedder)
+    small = quantization.dynamic_int8(whole)
+    ids, mask = model.tokenize(classifier.tokenizer, ["where is my parcel"], tokens_max=16)
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    (want,), (got,) = session(whole).run(None, inputs), session(small).run(None, inputs)
+    assert len(small.content) < len(whole.content)
+    assert (want * got).sum() > 0.99
+
+
+def test_texts_longer_than_the_limit_are_cut_and_keep_their_special_tokens(classifier: model.Classifier) -> None:
+    ids, mask = model.tokenize(classifier.tokenizer, ["my " * 50, "my"], tokens_max=16)
+    assert ids.shape == mask.shape == (2, 16)
+    assert (ids[0, 0], ids[0, -1]) == (2, 3)
+    assert mask.sum(1).tolist() == [16, 3]
+    assert classifier.tokenizer.truncation is classifier.tokenizer.padding is None
+
+
+@pytest.fixture
+def network() -> transformers.LlamaForCausalLM:
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=True,
+    )  # fmt: skip
+    return transformers.LlamaForCausalLM(config).eval()
+
+
+def test_w8a8_takes_every_linear_layer_but_the_head(network: transformers.LlamaForCausalLM) -> None:
+    weights = quantization.w8a8(network)
+    whole = {name for name, tensor in weights.tensors.items() if tensor.dtype == torch.int8}
+    assert len(whole) == 2 * 7
+    assert all(name.endswith("_proj.weight") for name in whole)
+    assert {f"{name}_scale" for name in whole} <= weights.tensors.keys()
+    assert weights.tensors["model.embed_tokens.weight"].dtype == torch.bfloat16
+    assert "lm_head.weight" not in weights.tensors  # tied: it is the embedding
+
+
+def test_w8a8_files_are_read_by_an_implementation_of_their_own(
+    network: transformers.LlamaForCausalLM, tmp_path: Path
+) -> None:
+    from safetensors.torch import save_file
+
+    from training.package import _update_json
+
+    weights = quantization.w8a8(network)
+    network.config.save_pretrained(tmp_path)
+    _update_json(tmp_path / "config.json", weights.config)
+    save_file(weights.tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    ids = torch.arange(20)[None]
+    with torch.inference_mode():
+        want, got = network(ids).logits, again(ids).logits
+    assert torch.nn.functional.cosine_similarity(want, got, dim=-1).min() > 0.99
+    assert not torch.equal(want, got)
+
+
+def render(messages: list[dict[str, object]], **options: object) -> str:
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=__import__("tokenizers").Tokenizer(__import__("tokenizers").models.WordLevel({"a": 0}, "a"))
+    )
+    tokenizer.chat_template = TEMPLATE.read_text("utf-8")
+    text = tokenizer.apply_chat_template(messages, tokenize=False, **options)
+    assert isinstance(text, str)
+    return text
+
+
+def test_the_chat_template_is_chatml() -> None:
+    messages: list[dict[str, object]] = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hello"},
+        {"role": "user", "content": "Bye"},
+    ]
+    assert render(messages, add_generation_prompt=True) == (
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n"
+        "<|im_start|>assistant\nHello<|im_end|>\n<|im_start|>user\nBye<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+def test_without_a_system_message_the_model_s_own_comes_first() -> None:
+    assert render([{"role": "user", "content": "Hi"}]) == (
+        "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+        "<|im_start|>user\nHi<|im_end|>\n"
+    )
+
+
+def test_tools_calls_and_results_reach_the_model() -> None:
+    tool = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
+    call = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Paris"}}}
+    text = render(
+        [
+            {"role": "user", "content": "Paris?"},
+            {"role": "assistant", "content": None, "tool_calls": [call, call]},
+            {"role": "tool", "content": "18 degrees"},
+        ],
+        tools=[tool],
+    )
+    assert '<tools>\n{"type": "function", "function": {"name": "weather"' in text
+    one = '<tool_call>\n{"name": "weather", "arguments": {"city": "Paris"}}\n</tool_call>'
+    assert f"<|im_start|>assistant\n{one}\n{one}<|im_end|>\n" in text
+    assert "<|im_start|>user\n<tool_response>\n18 degrees\n</tool_response><|im_end|>\n" in text
+
+
+def test_measures_are_those_of_the_textbooks() -> None:
+    assert evaluation.accuracy(["a", "b", "b", "a"], ["a", "b", "a", "a"]) == 0.75
+    # a: precision 1, recall 2/3, F1 0.8; b: precision 1/2, recall 1, F1 2/3
+    assert evaluation.macro_f1(["a", "b", "b", "a"], ["a", "b", "a", "a"]) == pytest.approx((0.8 + 2 / 3) / 2)
+    assert evaluation.spearman([1, 2, 3, 4], [10, 20, 30, 400]) == pytest.approx(1)
+    assert evaluation.spearman([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
+    # ranks 1, 2.5, 2.5, 4 against 1, 2, 3, 4
+    assert evaluation.spearman([1, 2, 2, 3], [1, 2, 3, 4]) == pytest.approx(4.5 / np.sqrt(4.5 * 5))
+
+
+@pytest.mark.parametrize(
+    ("gate", "holds"),
+    [
+        ({"nll_increase_max": 0.1}, True),
+        ({"nll_increase_max": 0.05}, False),
+        ({"nll_max": 2.1}, True),
+        ({"nll_max": 2.0}, False),
+        ({"accuracy_drop_max": 0.02}, True),
+        ({"accuracy_drop_max": 0.005}, False),
+        ({"accuracy_min": 0.89}, True),
+        ({"accuracy_min": 0.9, "nll_max": 3.0}, False),
+    ],
+)
+def test_the_gate_holds_or_names_what_does_not(gate: dict[str, float], holds: bool) -> None:
+    before, after = {"nll": 1.99, "accuracy": 0.9}, {"nll": 2.06, "accuracy": 0.89}
+    if holds:
+        evaluation.require(gate, before, after)
+    else:
+        with pytest.raises(evaluation.GateFailed, match=next(iter(gate))):
+            evaluation.require(gate, before, after)
+
+
+def test_not_a_number_never_passes_a_gate() -> None:
+    for gate in ({"nll_max": 9.0}, {"nll_increase_max": 9.0}, {"nll_min": 0.0}):
+        with pytest.raises(evaluation.GateFailed):
+            evaluation.require(gate, {"nll": 1.0}, {"nll": float("nan")})
