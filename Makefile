@@ -8,6 +8,8 @@ VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 HEADRACE := $(BIN)/headrace
 TRAIN := $(BIN)/headrace-train
+TRAIN_PYTHON := $(BIN)/python -c 'import os, pathlib; from runtimes.environment import Environments; \
+	print(Environments(pathlib.Path(os.environ["HEADRACE_STATE"])).python("train"))'
 MODELS := minilm support-intent smollm2
 
 .DEFAULT_GOAL := help
@@ -21,7 +23,7 @@ serve: machine $(HEADRACE_STATE)/demo.key ## run the gateway with a real LLM, an
 
 test: check machine ## run every test, those against real engines included
 	$(BIN)/python -m pytest --ignore tests/training
-	$$($(HEADRACE) engine python train) -m pytest tests/training
+	$$($(TRAIN_PYTHON)) -m pytest tests/training
 
 dev: $(VENV)/.ready ## make .venv: the gateway, ONNX Runtime and the development tools
 
@@ -32,7 +34,12 @@ check: dev ## format, lint, types, import contracts, locks and documents
 	$(BIN)/lint-imports
 
 load: dev ## measure the gateway's CPU per call with an echo model
-	$(BIN)/python -m loadtests bench
+	@state=$$(mktemp -d) && export HEADRACE_STATE=$$state && trap 'kill $$pid; wait $$pid; rm -r $$state' EXIT && \
+	$(HEADRACE) tenant add load --config deploy/echo.toml >/dev/null && \
+	$(HEADRACE) key add --tenant load --save $$state/key --config deploy/echo.toml >/dev/null && \
+	{ $(HEADRACE) serve --config deploy/echo.toml & pid=$$!; } && \
+	until curl -sf http://127.0.0.1:8002/readyz >/dev/null; do sleep 0.1; done && \
+	$(BIN)/headrace-load run echo --target http://127.0.0.1:8000 --key "$$(cat $$state/key)" --pid $$pid
 
 train: machine ## make the default models again, from their recipes
 	@for model in $(MODELS); do $(TRAIN) run $$model --shelf $(HEADRACE_STATE)/shelf || exit 1; done
@@ -44,7 +51,7 @@ machine: dev
 	@for model in $(MODELS); do $(TRAIN) run $$model --shelf $(HEADRACE_STATE)/shelf --if-missing >/dev/null || exit 1; done
 
 $(HEADRACE_STATE)/demo.key: | $(VENV)/.ready
-	@$(HEADRACE) tenant add demo --config deploy/local.toml
+	@$(HEADRACE) tenant add demo --config deploy/local.toml 2>/dev/null || true
 	@$(HEADRACE) key add --tenant demo --name demo --save $@ --config deploy/local.toml
 
 $(VENV)/.ready: requirements.txt pyproject.toml

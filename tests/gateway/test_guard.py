@@ -1,0 +1,412 @@
+"""What must not be read is refused before it is parsed: raw bytes against a real server on loopback."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, nullcontext
+from functools import partial
+from typing import Any
+
+import pytest
+import uvicorn
+import uvloop
+
+from gateway.call import Bounds
+from gateway.edge.guard import GuardedProtocol, read_body, require_depth
+from gateway.errors import BadRequest, GatewayError
+from tests.fakes import until
+
+BOUNDS = {"header_bytes_max": 2_000, "headers_max": 8, "body_bytes_max": 4_096}
+GET = b"GET /ok HTTP/1.1\r\nhost: a\r\n\r\n"
+
+
+@pytest.fixture(scope="module")
+def event_loop_policy() -> uvloop.EventLoopPolicy:
+    return uvloop.EventLoopPolicy()
+
+
+class App:
+    """Answers as its path says, through read_body as the real edge does."""
+
+    def __init__(self, bounds: Bounds) -> None:
+        self.bounds = bounds
+        self.begun = asyncio.Event()
+        self.ended = asyncio.Event()
+        self.go_on = asyncio.Event()
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await self.answer(scope, receive, send)
+        except asyncio.CancelledError:
+            self.ended.set()
+
+    async def answer(self, scope: Any, receive: Any, send: Any) -> None:
+        self.begun.set()
+        headers = dict(scope["headers"])
+        try:
+            body = await read_body(receive, headers.get(b"content-length"), self.bounds)
+        except GatewayError as error:
+            await self.say(send, error.status, error.body())
+            return
+        match scope["path"]:
+            case "/wait":
+                await self.go_on.wait()
+            case "/stream":
+                await send({"type": "http.response.start", "status": 200, "headers": []})
+                await send({"type": "http.response.body", "body": b"first", "more_body": True})
+                await self.go_on.wait()
+            case "/flood":
+                await send({"type": "http.response.start", "status": 200, "headers": []})
+                while True:
+                    await send({"type": "http.response.body", "body": b"x" * 100_000, "more_body": True})
+        await self.say(send, 200, body or scope["path"].encode())
+
+    async def say(self, send: Any, status: int, body: bytes) -> None:
+        headers = [(b"content-length", str(len(body)).encode())]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+
+class Peer:
+    """A client that says exactly what it is told to."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
+    def send(self, data: bytes) -> None:
+        self.writer.write(data)
+
+    async def answer(self) -> tuple[int, bytes]:
+        head = (await self.reader.readuntil(b"\r\n\r\n")).lower()
+        status = int(head.split(b" ", 2)[1])
+        length = int(head.split(b"content-length:", 1)[1].split(b"\r\n", 1)[0])
+        return status, await self.reader.readexactly(length)
+
+    async def refused(self) -> int:
+        """The status of a refusal, which must have OpenAI's shape and end the connection."""
+        status, body = await self.answer()
+        error = json.loads(body)["error"]
+        assert {"message", "type", "param", "code"} == error.keys()
+        assert await self.reader.read() == b""
+        return status
+
+    async def closed(self) -> bool:
+        try:
+            return await self.reader.read() == b""
+        except ConnectionResetError:
+            return True
+
+
+class Site:
+    def __init__(self, app: App, port: int, server: uvicorn.Server) -> None:
+        self.app = app
+        self.port = port
+        self.server = server
+
+    async def peer(self) -> Peer:
+        return Peer(*await asyncio.open_connection("127.0.0.1", self.port))
+
+    @property
+    def tasks(self) -> int:
+        return len(self.server.server_state.tasks)
+
+    @property
+    def connections(self) -> int:
+        return len(self.server.server_state.connections)
+
+
+@asynccontextmanager
+async def serving(**bounds: Any) -> AsyncIterator[Site]:
+    bounds_ = Bounds(**{**BOUNDS, **bounds})
+    app = App(bounds_)
+    config = uvicorn.Config(
+        app,
+        host="127.0.0.1",
+        port=0,
+        http=partial(GuardedProtocol, bounds=bounds_),  # type: ignore[arg-type]
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=1,
+    )
+    server = uvicorn.Server(config)
+    server.capture_signals = nullcontext  # type: ignore[method-assign]
+    running = asyncio.create_task(server.serve())
+    await until(lambda: server.started)
+    try:
+        yield Site(app, server.servers[0].sockets[0].getsockname()[1], server)
+    finally:
+        server.should_exit = True
+        app.go_on.set()
+        await running
+
+
+@pytest.fixture
+async def site() -> AsyncIterator[Site]:
+    async with serving() as site:
+        yield site
+
+
+@pytest.fixture
+async def peer(site: Site) -> Peer:
+    return await site.peer()
+
+
+def post(body: bytes, path: bytes = b"/ok", *headers: bytes) -> bytes:
+    head = [b"POST " + path + b" HTTP/1.1", b"host: a", b"content-length: %d" % len(body), *headers]
+    return b"\r\n".join(head) + b"\r\n\r\n" + body
+
+
+@pytest.mark.parametrize("host", [b"a", b"localhost:8000", b"127.0.0.1", b"[::1]:80", b"A-b.example.com"])
+async def test_a_wellformed_host_passes(peer: Peer, host: bytes) -> None:
+    peer.send(b"GET /ok HTTP/1.1\r\nHost: " + host + b"\r\n\r\n")
+    assert await peer.answer() == (200, b"/ok")
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"GET / HTTP/1.1\r\nhost: a\r\nHost: a\r\n\r\n",
+        b"GET / HTTP/1.1\r\nhost: \r\n\r\n",
+        b"GET / HTTP/1.1\r\nhost: a b\r\n\r\n",
+        b"GET / HTTP/1.1\r\nhost: a/evil\r\n\r\n",
+        b"GET / HTTP/1.1\r\nhost: a:b\r\n\r\n",
+        b"GET / HTTP/1.1\r\nhost: a@b\r\n\r\n",
+        b"GET / HTTP/1.1\r\nhost: a,b\r\n\r\n",
+        b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 4\r\ncontent-length: 5\r\n\r\nabcde",
+        b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: -4\r\n\r\n",
+        b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 99999999999999999999999\r\n\r\n",
+        b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: gzip\r\n\r\n",
+        b"POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
+        b"GET / HTTP/1.1\r\nhost: a\r\n bad: folded\r\n\r\n",
+        b"GET / HTTP/1.1\r\nhost : a\r\n\r\n",
+        b"GET / HTTP/9.9\r\nhost: a\r\n\r\n",
+        b"NONSENSE\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+    ],
+)
+async def test_what_is_not_clearly_http_is_a_400(peer: Peer, request_: bytes) -> None:
+    peer.send(request_)
+    assert await peer.refused() == 400
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"GET /" + b"a" * 3_000 + b" HTTP/1.1\r\nhost: a\r\n\r\n",
+        b"GET / HTTP/1.1\r\nhost: a\r\nx: " + b"a" * 3_000 + b"\r\n\r\n",
+        b"GET / HTTP/1.1\r\nhost: a\r\n" + b"x: y\r\n" * 20 + b"\r\n",
+        b"GET / HTTP/1.1\r\nhost: a\r\n" + b"".join(b"x%d: %b\r\n" % (i, b"y" * 400) for i in range(6)) + b"\r\n",
+    ],
+)
+async def test_a_header_too_large_is_a_431(peer: Peer, request_: bytes) -> None:
+    peer.send(request_)
+    assert await peer.refused() == 431
+
+
+async def test_a_refusal_can_be_read_while_still_sending(peer: Peer) -> None:
+    peer.send(b"GET / HTTP/1.1\r\nhost: a\r\nx: " + b"a" * 5_000_000)
+    assert await peer.refused() == 431
+
+
+@pytest.mark.parametrize("begun", [b"", b"GET / HT", b"GET / HTTP/1.1\r\nhost: a\r\nx-", b"\r\n\r\n"])
+async def test_a_slow_header_is_a_408(begun: bytes) -> None:
+    async with serving(header_s_max=0.05) as site:
+        peer = await site.peer()
+        peer.send(begun)
+        assert await peer.refused() == 408
+
+
+@pytest.mark.parametrize("begun", [b"GET / HT", b"\r\n"])
+async def test_a_slow_second_header_is_a_408_too(begun: bytes) -> None:
+    async with serving(header_s_max=0.05) as site:
+        peer = await site.peer()
+        peer.send(GET)
+        await peer.answer()
+        peer.send(begun)
+        assert await peer.refused() == 408
+
+
+async def test_a_header_in_small_pieces_passes(peer: Peer) -> None:
+    for byte in GET:
+        peer.send(bytes([byte]))
+        await peer.writer.drain()
+    assert await peer.answer() == (200, b"/ok")
+
+
+@pytest.mark.parametrize("framing", [b"content-length: 9", b"transfer-encoding: chunked"])
+async def test_a_slow_body_is_a_408(framing: bytes) -> None:
+    async with serving(body_s_max=0.05, header_s_max=0.05) as site:
+        peer = await site.peer()
+        peer.send(b"POST /ok HTTP/1.1\r\nhost: a\r\n" + framing + b"\r\n\r\n")
+        assert (await peer.answer())[0] == 408
+        assert await peer.closed()
+
+
+async def test_a_body_of_the_largest_size_passes(peer: Peer) -> None:
+    peer.send(post(b"x" * 4_096))
+    assert await peer.answer() == (200, b"x" * 4_096)
+
+
+async def test_a_body_too_large_is_a_413_and_the_connection_goes_on(peer: Peer) -> None:
+    peer.send(post(b"x" * 4_097) + GET)
+    assert (await peer.answer())[0] == 413
+    assert await peer.answer() == (200, b"/ok")
+
+
+async def test_a_chunked_body_too_large_is_a_413(peer: Peer) -> None:
+    peer.send(b"POST /ok HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n")
+    for _ in range(300):
+        peer.send(b"1000\r\n" + b"x" * 4_096 + b"\r\n")
+    assert (await peer.answer())[0] == 413
+    peer.send(b"0\r\n\r\n" + GET)
+    assert await peer.answer() == (200, b"/ok")
+
+
+async def test_a_413_comes_before_the_body_has_been_sent(peer: Peer) -> None:
+    peer.send(b"POST /ok HTTP/1.1\r\nhost: a\r\ncontent-length: 1000000000000\r\n\r\nxxx")
+    assert (await peer.answer())[0] == 413
+
+
+async def test_the_rest_of_a_refused_body_is_not_waited_for_for_ever() -> None:
+    async with serving(header_s_max=0.05) as site:
+        peer = await site.peer()
+        peer.send(b"POST /ok HTTP/1.1\r\nhost: a\r\ncontent-length: 1000000\r\n\r\nxxx")
+        await peer.answer()
+        assert await peer.closed()
+
+
+async def test_a_connection_is_used_again(peer: Peer) -> None:
+    for number in range(5):
+        peer.send(post(b"%d" % number))
+        assert await peer.answer() == (200, b"%d" % number)
+
+
+async def test_pipelined_requests_are_answered_in_order(peer: Peer) -> None:
+    peer.send(post(b"one") + GET + post(b"three"))
+    assert [await peer.answer() for _ in range(3)] == [(200, b"one"), (200, b"/ok"), (200, b"three")]
+
+
+async def test_garbage_behind_an_answer_under_way_is_never_mixed_into_it(site: Site, peer: Peer) -> None:
+    peer.send(post(b"", b"/stream"))
+    await peer.reader.readuntil(b"first\r\n")
+    peer.send(b"NONSENSE\r\n\r\n")
+    assert await peer.closed()
+    await site.app.ended.wait()
+
+
+async def test_garbage_behind_a_request_in_hand_ends_it(site: Site, peer: Peer) -> None:
+    peer.send(post(b"", b"/wait"))
+    await site.app.begun.wait()
+    peer.send(b"NONSENSE\r\n\r\n")
+    assert await peer.refused() == 400
+    await site.app.ended.wait()
+
+
+async def test_expecting_to_continue_is_answered_before_the_body(peer: Peer) -> None:
+    peer.send(b"POST /ok HTTP/1.1\r\nhost: a\r\ncontent-length: 2\r\nexpect: 100-continue\r\n\r\n")
+    assert await peer.reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+    peer.send(b"hi")
+    assert await peer.answer() == (200, b"hi")
+
+
+async def test_an_offer_to_upgrade_is_passed_over(peer: Peer) -> None:
+    peer.send(post(b"hi", b"/ok", b"connection: Upgrade, HTTP2-Settings", b"upgrade: h2c", b"http2-settings: x"))
+    assert await peer.answer() == (200, b"hi")
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"POST /ok HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\nhalf",
+        post(b"", b"/wait"),
+        post(b"", b"/stream"),
+        post(b"", b"/flood"),
+    ],
+    ids=["amid the body", "before an answer", "amid an answer", "amid a flood"],
+)
+async def test_leaving_ends_the_call_at_once(site: Site, peer: Peer, request_: bytes) -> None:
+    peer.send(request_)
+    await site.app.begun.wait()
+    peer.writer.transport.abort()
+    async with asyncio.timeout(5):
+        await site.app.ended.wait()
+    await until(lambda: site.tasks == 0 and site.connections == 0)
+
+
+async def test_a_client_that_does_not_read_is_cut_off() -> None:
+    async with serving(write_s_max=0.05) as site:
+        peer = await site.peer()
+        peer.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        peer.send(post(b"", b"/flood"))
+        async with asyncio.timeout(5):
+            await site.app.ended.wait()
+        await until(lambda: site.connections == 0)
+        peer.writer.transport.abort()
+
+
+async def test_connections_are_limited_and_then_free_again() -> None:
+    async with serving(connections_max=2) as site:
+        peers = [await site.peer() for _ in range(2)]
+        for peer in peers:
+            peer.send(GET)
+            await peer.answer()
+        late = await site.peer()
+        assert await late.refused() == 503
+        peers[0].writer.close()
+        await until(lambda: site.connections == 1)
+        again = await site.peer()
+        again.send(GET)
+        assert await again.answer() == (200, b"/ok")
+
+
+DEPTH_MAX = 100
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[" * 100 + b"]" * 100,
+        b'{"a":' * 100 + b"1" + b"}" * 100,
+        b"[" + b"[{}]," * 50_000 + b"1]",
+        b'["' + b"[" * 500_000 + b'"]',
+        b'["\\"' + b"[" * 500 + b'\\\\"]',
+        b"[" + b'"[\\\\",' * 40_000 + b"1]",
+        b'["' + b'\\"[' * 100_000 + b'"]',
+    ],
+)
+async def test_wide_but_shallow_json_passes(body: bytes) -> None:
+    json.loads(body)
+    await require_depth(body, DEPTH_MAX)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[" * 101 + b"]" * 101,
+        b'{"a":' * 101 + b"1" + b"}" * 101,
+        b"[" * 50 + b'{"a":' * 51 + b"1" + b"}" * 51 + b"]" * 50,
+        b"[" * 2_000 + b"]" * 2_000,
+        b"[" * 100_000 + b"]" * 100_000,
+        b"[" + b'"' + b"x" * 200_000 + b'",' + b"[" * 100 + b"]" * 101,
+        b'["\\\\",' + b"[" * 100 + b"]" * 101,
+        b"[" + b"[]," * 100_000 + b"[" * 100 + b"]" * 101,
+    ],
+)
+async def test_deep_json_is_refused(body: bytes) -> None:
+    with pytest.raises(BadRequest):
+        await require_depth(body, DEPTH_MAX)
+
+
+@pytest.mark.parametrize("shift", range(0, 8))
+async def test_strings_are_told_from_brackets_across_pieces(shift: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.edge.guard.PIECE_BYTES", 8)
+    shallow = b" " * shift + b"[" + b'"\\\\\\"[[[", "\\\\", {"\\"]": "["}, ' * 30 + b"1]"
+    json.loads(shallow)
+    await require_depth(shallow, 2)
+    with pytest.raises(BadRequest):
+        await require_depth(shallow, 1)
