@@ -23,7 +23,7 @@ serve: machine $(HEADRACE_STATE)/demo.key ## run the gateway with a real LLM, an
 
 test: check machine ## run every test, those against real engines included
 	$(BIN)/python -m pytest --ignore tests/training
-	$$($(TRAIN_PYTHON)) -m pytest tests/training
+	$$($(TRAIN_PYTHON)) -m pytest --confcutdir=tests/training tests/training
 
 dev: $(VENV)/.ready ## make .venv: the gateway, ONNX Runtime and the development tools
 
@@ -58,7 +58,7 @@ $(VENV)/.ready: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Headrace needs Python 3.11 or newer: make PYTHON=/path/to/python3.11")'
 	@echo "headrace: making $(VENV) (about a minute)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --require-hashes --no-deps -r requirements.txt
-	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -e .
+	@$(BIN)/pip install -qq --disable-pip-version-check --no-compile --require-hashes --no-deps -r requirements.txt
+	@$(BIN)/pip install -qq --disable-pip-version-check --no-deps -e .
 	@touch $@
 

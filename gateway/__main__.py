@@ -30,6 +30,7 @@ from gateway.console import (
     print_json,
     print_table,
     private_file,
+    progress,
     tell,
 )
 
@@ -491,9 +492,8 @@ def engine_install(
     """
     from runtimes.environment import Environments
 
-    made = Environments(_state(common)).install(
-        name, version=version, torch_index=torch_index, say=lambda progress: print(progress, file=sys.stderr)
-    )
+    with progress(sys.stderr) as say:
+        made = Environments(_state(common)).install(name, version=version, torch_index=torch_index, say=say)
     tell(common, made, f"{made.name} {made.version} ({made.device}) is installed")
 
 

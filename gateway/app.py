@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import logging
-import secrets
 import signal
 import socket
 import sys
@@ -25,12 +24,12 @@ import uvloop
 from prometheus_client import CollectorRegistry
 
 from gateway.config import Config, ConfigError, Model, Tracing
-from gateway.edge.admin import ModelLook, admin_app
+from gateway.edge.admin import ModelLook, admin_app, admin_token
 from gateway.edge.guard import GuardedProtocol
 from gateway.edge.openai import OpenAI
 from gateway.fairness import Fairness, Line
 from gateway.journal import Journal
-from gateway.key import kept, pepper_of
+from gateway.key import pepper_of
 from gateway.pipeline import Pipeline
 from gateway.quota import Quota
 from gateway.replica import Replica
@@ -161,7 +160,7 @@ async def gateway(config: Config, clock: Clock | None = None) -> AsyncIterator[G
             models=lambda: _look(targets, lines),
             ready=lambda: _troubles(pipeline, tenants, journal, targets),
             registry=registry,
-            token=kept(state / "admin.token", partial(secrets.token_urlsafe, 32)),
+            token=admin_token(state),
         )
         protocol = partial(GuardedProtocol, bounds=config.server.bounds)
         data_server = await opened.enter_async_context(_listening(data_listener, doors.app(), protocol))

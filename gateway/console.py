@@ -17,6 +17,7 @@ from cyclopts import Parameter
 
 if TYPE_CHECKING:
     from gateway.call import Limits
+    from runtimes.environment import Progress
 
 
 def duration_s(text: str) -> float:
@@ -134,3 +135,27 @@ def private_file(path: Path | None) -> Iterator[TextIO | None]:
         raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
         draft.unlink(missing_ok=True)
+
+
+@contextmanager
+def progress(out: TextIO, *, every_s: float = 15.0) -> Iterator[Callable[[Progress], None]]:
+    """Shows how far something long is: on a terminal one line that keeps changing, elsewhere a line at each step and
+    now and then within it."""
+    shown: Progress | None = None
+
+    def show(now: Progress) -> None:
+        nonlocal shown
+        if out.isatty():
+            new_line = "\n" if shown is not None and shown.step != now.step else "\r\x1b[K"
+            print(f"{new_line}{now}", end="", file=out, flush=True)
+        elif shown is None or shown.step != now.step or now.elapsed_s - shown.elapsed_s >= every_s:
+            print(now, file=out, flush=True)
+        else:
+            return
+        shown = now
+
+    try:
+        yield show
+    finally:
+        if shown is not None and out.isatty():
+            print(file=out)

@@ -1,9 +1,9 @@
 """The reply as the client gets it: relayed, its tokens counted, its errors raised.
 
-Bytes pass through. Only events that say usage, error or end are decoded, and only what the client did not ask for
-is taken out of them. The engine's own counts are what is recorded wherever they arrive: a stream is asked to
-carry them in every chunk where the engine can (vLLM), so that one cut short is still billed exactly for what was
-delivered. Elsewhere events are counted, and the record says `estimated`.
+Bytes pass through: of an event only the few fields that say usage, error or end are decoded, and only what the
+client did not ask for is taken out. The engine's own counts are what is recorded wherever they arrive: a stream is
+asked to carry them in every chunk where the engine can (vLLM), so that one cut short is still billed exactly for
+what was delivered. Elsewhere events are counted, and the record says `estimated`.
 """
 
 from __future__ import annotations
@@ -141,6 +141,7 @@ class Complaint(msgspec.Struct):
 
 
 EVENT = msgspec.json.Decoder(Event)
+COUNTS = msgspec.json.Decoder(Counts)
 CARRIER = msgspec.json.Decoder(Carrier)
 CHOICES = msgspec.json.Decoder(list[Choice])
 FAILURE = msgspec.json.Decoder(Failure)
@@ -153,6 +154,8 @@ EVENT_BYTES_MAX = 8 * 1024 * 1024
 PLAIN_ERROR_BYTES_MAX = 1024
 #: How long an engine may take to end its body after its closing event.
 AFTER_END_S_MAX = 1.0
+
+USAGE = b',"usage":'
 
 #: Event types that end a stream of the routes that don't use `[DONE]`.
 CLOSING = frozenset({"response.completed", "response.incomplete", "response.failed", "message_stop"})
@@ -251,14 +254,11 @@ def _whole_events(pending: bytearray, part: bytes) -> bytes:
 
 
 def _relay(call: Call, answer: Answer, choices: dict[int, Counts], block: bytes) -> bytes:
-    """The events as the client gets them; only those that say usage, error or end are decoded."""
+    """Whole events as the client gets them."""
     if b"\r" in block:
         block = block.replace(b"\r\n", b"\n")
-    if b'"usage"' not in block and b'"error"' not in block and b"[DONE]" not in block and b'"type"' not in block:
-        _count_deltas(call, block.count(b"\ndata:") + block.startswith(b"data:"))
-        return block
     events = block.split(b"\n\n")
-    return b"".join(_relay_event(call, answer, choices, event) for event in events if event and not answer.end)
+    return b"".join([_relay_event(call, answer, choices, event) for event in events if event and not answer.end])
 
 
 def _relay_event(call: Call, answer: Answer, choices: dict[int, Counts], event: bytes) -> bytes:
@@ -280,7 +280,10 @@ def _relay_event(call: Call, answer: Answer, choices: dict[int, Counts], event: 
         usage = CARRIER.decode(seen.message).usage
     if usage is None:
         if (_given(seen.choices) and seen.choices != NONE) or (seen.type or "").endswith("delta"):
-            _count_deltas(call, 1)
+            # An event that brings text and says no usage: about one token.
+            call.estimated = True
+            call.tokens_in = call.tokens_in or call.tokens_in_estimate
+            call.tokens_out += 1
     elif call.choices == 1 or not _given(seen.choices) or seen.choices == NONE:
         _count(call, usage)
     else:
@@ -294,16 +297,18 @@ def _relay_event(call: Call, answer: Answer, choices: dict[int, Counts], event: 
         return whole if call.usage_asked else b""
     if call.chunk_usage_asked:
         return whole
-    fields = FIELDS.decode(payload)
-    del fields["usage"]
-    return event[:start] + b" " + msgspec.json.encode(fields) + b"\n\n"
+    return event[:start] + b" " + _without_usage(payload) + b"\n\n"
 
 
-def _count_deltas(call: Call, deltas: int) -> None:
-    """Events that bring text and say no usage: about one token each."""
-    call.estimated = True
-    call.tokens_in = call.tokens_in or call.tokens_in_estimate
-    call.tokens_out += deltas
+def _without_usage(payload: bytes) -> bytes:
+    cut = payload.rfind(USAGE)
+    try:
+        COUNTS.decode(payload[cut + len(USAGE) : -1])
+    except msgspec.MsgspecError:
+        fields = FIELDS.decode(payload)
+        del fields["usage"]
+        return msgspec.json.encode(fields)
+    return payload[:cut] + b"}"  # it was the last field, as in nearly all chunks: the rest stays as it is
 
 
 def _count_choice(call: Call, choices: dict[int, Counts], seen: list[Choice], usage: Counts) -> None:

@@ -61,7 +61,11 @@ class Pipeline:
 
         Raises GatewayError; its status is noted beside the stage that raises it.
         """
-        async with self.trace.span(call), self.usage.record(call):  # 503 journal full
+        async with (
+            self.trace.span(call),
+            self.usage.record(call),  # 503 journal full
+            self._until_stopped(),  # 503 draining
+        ):
             target = self.route.find(call.model, call.principal)  # 404
             self.tenants.authorize(call.principal, call.model, call.route)  # 403
             async with (
@@ -69,9 +73,14 @@ class Pipeline:
                 self.fairness.turn(call),  # 503 full · 504 waited too long
                 self.route.dispatch(call, target) as reply,  # 400 · 502 after failover · 503 none up
             ):
-                try:
-                    yield await meter(call, reply, self.clock)
-                except asyncio.CancelledError:
-                    if self.stopped:
-                        raise Draining("This gateway stopped before the answer was whole.") from None
-                    raise
+                yield await meter(call, reply, self.clock)
+
+    @asynccontextmanager
+    async def _until_stopped(self) -> AsyncIterator[None]:
+        """Cancelled because the gateway stops, a call is refused; otherwise its client has left."""
+        try:
+            yield
+        except asyncio.CancelledError:
+            if self.stopped:
+                raise Draining("This gateway stopped before the answer was whole.") from None
+            raise

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from functools import cache
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+import gateway.errors
 from gateway.call import Call, Outcome
 
 if TYPE_CHECKING:
@@ -67,6 +69,10 @@ class Trace:
             "headrace_call_seconds", "A call's whole life", ["model"], registry=registry, buckets=TOTAL_S
         )
 
+        # Both are bounded: a model is one of `models` or unknown, routes and outcomes are a few.
+        self._calls = cache(self.calls.labels)
+        self._per = cache(self._of)
+
     @asynccontextmanager
     async def span(self, call: Call) -> AsyncIterator[None]:
         """Everything inside is one span; its metrics are counted on the way out."""
@@ -80,18 +86,51 @@ class Trace:
 
     def _count(self, call: Call) -> None:
         model = call.model if call.model in self.models else "unknown"
-        self.calls.labels(model, call.route, call.outcome.value).inc()
-        self.total_s.labels(model).observe(call.total_s)
+        self._calls(model, call.route, call.outcome.value).inc()
+        per = self._per(model)
+        per.total_s.observe(call.total_s)
         if call.code and call.outcome is not Outcome.rejected:
-            self.errors.labels(model, call.code).inc()
+            # An engine's own codes are not ours to count by: there may be any number of them.
+            self.errors.labels(model, call.code if call.code in CODES else "engine").inc()
         if call.replica:
-            self.queue_s.labels(model).observe(call.wait_s)
-            self.tokens.labels(model, "in").inc(call.tokens_in)
-            self.tokens.labels(model, "out").inc(call.tokens_out)
+            per.queue_s.observe(call.wait_s)
+            per.tokens_in.inc(call.tokens_in)
+            per.tokens_out.inc(call.tokens_out)
         if call.first_byte_s:
-            self.first_byte_s.labels(model).observe(call.first_byte_s)
+            per.first_byte_s.observe(call.first_byte_s)
             if call.stream and call.tokens_out > 1:
-                self.token_s.labels(model).observe((call.total_s - call.first_byte_s) / (call.tokens_out - 1))
+                per.token_s.observe((call.total_s - call.first_byte_s) / (call.tokens_out - 1))
+
+    def _of(self, model: str) -> PerModel:
+        return PerModel(
+            self.queue_s.labels(model),
+            self.first_byte_s.labels(model),
+            self.token_s.labels(model),
+            self.total_s.labels(model),
+            self.tokens.labels(model, "in"),
+            self.tokens.labels(model, "out"),
+        )
+
+
+class PerModel(NamedTuple):
+    """One model's metrics, looked up once: finding a labelled child costs more than adding to it."""
+
+    queue_s: Histogram
+    first_byte_s: Histogram
+    token_s: Histogram
+    total_s: Histogram
+    tokens_in: Counter
+    tokens_out: Counter
+
+
+#: Codes that may become a label.
+CODES = frozenset(
+    {
+        "client_left",
+        "internal_error",
+        *(error.code for error in vars(gateway.errors).values() if hasattr(error, "code")),
+    }
+)
 
 
 class Gauge(msgspec.Struct, frozen=True):

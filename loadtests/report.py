@@ -64,8 +64,12 @@ class Report(msgspec.Struct, frozen=True):
     target: str
     at: str
     machine: str
+    load_average: float
+    """Of the last minute, the trial's own load included: how much else went on."""
     elapsed_s: float
     """From the first call to the end of the last answer."""
+    client_cores: float
+    """CPU time of the client over time: near 1.0 it is the client that was measured."""
     calls: int
     outcomes: dict[str, int]
     """`served`; else an HTTP status, `connect`, `closed` (in mid-answer), `cut` (a stream that ended without
@@ -125,6 +129,8 @@ METRICS = (
     Metric("CPU µs per chunk", _cost(lambda cost: cost.cpu_us_per_chunk), "{:,.1f}"),
     Metric("CPU cores", _cost(lambda cost: cost.cores)),
     Metric("memory MB", _cost(lambda cost: cost.rss_bytes_max / 1e6), "{:,.1f}"),
+    Metric("client's CPU cores", lambda report: report.client_cores),
+    Metric("load average", lambda report: report.load_average, "{:,.1f}"),
 )
 
 

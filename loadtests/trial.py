@@ -9,6 +9,7 @@ then counts from when it went out.
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from array import array
 from collections import Counter
@@ -99,10 +100,11 @@ class _Round:
         self.gaps_s = array("d")
         self.calls = self.chunks = self.tokens = 0
         self.rss_bytes_max = 0
+        self.own_cpu_s = 0.0
         self.start_s = self.end_s = 0.0
 
     async def run(self) -> None:
-        self.start_s = time.perf_counter()
+        self.start_s, cpu_s = time.perf_counter(), time.process_time()
         due = self.scenario.arrivals.times_s(self.duration_s)
         watch = asyncio.create_task(self._watch())
         try:
@@ -110,7 +112,7 @@ class _Round:
                 for client in self.clients:
                     group.create_task(self._ask(client, due))
         finally:
-            self.end_s = time.perf_counter()
+            self.end_s, self.own_cpu_s = time.perf_counter(), time.process_time() - cpu_s
             watch.cancel()
 
     async def _ask(self, client: _Client, due: Iterator[float | None]) -> None:
@@ -177,7 +179,9 @@ class _Round:
             target=target,
             at=datetime.now(UTC).isoformat(timespec="seconds"),
             machine=machine(),
+            load_average=os.getloadavg()[0],
             elapsed_s=elapsed_s,
+            client_cores=self.own_cpu_s / elapsed_s,
             calls=self.calls,
             outcomes={outcome: count for outcome, count in sorted(self.outcomes.items()) if count},
             chunks=self.chunks,

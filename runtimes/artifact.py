@@ -295,7 +295,7 @@ def verify(artifact: Artifact) -> None:
     """Prove that the folder holds exactly the files that were published, and none that could execute.
 
     Raises Rejected for a changed, missing or unlisted file, a manifest that does not match its own version,
-    and all that `integrity` rejects. Reads in constant memory, about 1 GB a second.
+    and all that `integrity` rejects. Reads every byte, in constant memory.
     """
     manifest, path = artifact.manifest, artifact.path
     who = f"{manifest.name}@{manifest.version} in {path}"

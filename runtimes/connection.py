@@ -148,8 +148,7 @@ class Connection(asyncio.Protocol):
         came after it, all of the request was sent, and the upstream means to stay. Otherwise it is closed."""
         self._asked = False
         if (
-            self.ended
-            and self._keep
+            self._keep
             and not self._paused
             and not self.stopped
             and self._transport is not None
@@ -208,7 +207,7 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self.stopped:
             return
-        if not self._asked or self.ended:
+        if not self._asked:
             self.stop("it sent what nobody asked for")
             return
         self.heard = True
@@ -257,8 +256,8 @@ class Connection(asyncio.Protocol):
             self._refuse("more bytes than the answer")
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if not self.status:  # else it is a trailer: nobody downstream could still use it
-            self._fields.append((name.lower(), value.strip()))
+        # Trailers come here as well, after the head was made of what came before, and go nowhere.
+        self._fields.append((name.lower(), value.strip()))
 
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()

@@ -225,7 +225,7 @@ class Wire:
         """The one parked last: the likeliest to be alive, and the others get to grow old and go."""
         while self._parked:
             connection = self._parked.pop()
-            if not connection.closing and self.clock.now_s() - connection.parked_s < PARKED_S_MAX:
+            if self.clock.now_s() - connection.parked_s < PARKED_S_MAX:
                 return connection
             connection.stop("it was parked for too long")
         return None

@@ -77,7 +77,7 @@ class FakeClock:
 async def until(condition: Callable[[], bool]) -> None:
     """Let the other tasks run until this is so; for state that has no event of its own. Gives up after 10 s."""
     async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110
+        while not condition():
             await asyncio.sleep(0)
 
 
@@ -115,6 +115,7 @@ class FakeGenerator:
         """Set once a call has arrived."""
         self.got = b""
         """The body of the newest call, as an engine would have read it."""
+        self.got_headers: tuple[tuple[bytes, bytes], ...] = ()
         self._script = list(script)
         self._running = 0
 
@@ -135,6 +136,7 @@ class FakeGenerator:
     async def exchange(self, request: Exchange) -> AsyncIterator[Reply]:
         self._running += 1
         self.got = request.body
+        self.got_headers = request.headers
         self.begun.set()
         try:
             turn = self._script.pop(0) if len(self._script) > 1 else self._script[0]

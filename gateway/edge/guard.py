@@ -38,6 +38,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self.bounds = bounds
         self.in_header = False
         self.header_bytes = 0
+        self.unended_bytes = 0
         self.refusal: GatewayError | None = None
         self.read_timer: asyncio.TimerHandle | None = None
         self.write_timer: asyncio.TimerHandle | None = None
@@ -66,7 +67,13 @@ class GuardedProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self.refusal is not None:
             return
+        amid_header = self.in_header
         super().data_received(data)
+        if amid_header and self.in_header:
+            # A field is reported only once it is whole: what has no end must be counted as it comes.
+            self.unended_bytes += len(data)
+            if self.unended_bytes > self.bounds.header_bytes_max and self.refusal is None:
+                self._close_with(self._header_too_long())
         # What arrives in one piece, as nearly all requests do, never costs a timer.
         if self.refusal is None and (self.in_header or self.cycle is None or self.cycle.response_complete):
             self._expect()
@@ -96,7 +103,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         self.in_header = True
-        self.header_bytes = 0
+        self.header_bytes = self.unended_bytes = 0
         super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
@@ -116,6 +123,9 @@ class GuardedProtocol(HttpToolsProtocol):
         if len(hosts) != 1 or not HOST.fullmatch(hosts[0]):
             problem = "no" if not hosts else "more than one" if len(hosts) > 1 else "a malformed"
             self._refuse(BadRequest(f"The request has {problem} Host header; send exactly one host[:port]."))
+        if self.parser.should_upgrade():
+            # The parser stops at such a header, and the body behind it would be lost without a word.
+            self._refuse(BadRequest("This server speaks HTTP/1.1 and upgrades to nothing; leave Upgrade out."))
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
@@ -127,7 +137,10 @@ class GuardedProtocol(HttpToolsProtocol):
     def _count_header(self, size: int) -> None:
         self.header_bytes += size
         if self.header_bytes > self.bounds.header_bytes_max:
-            self._refuse(HeaderTooLarge(f"The request's header is longer than {self.bounds.header_bytes_max} bytes."))
+            self._refuse(self._header_too_long())
+
+    def _header_too_long(self) -> HeaderTooLarge:
+        return HeaderTooLarge(f"The request's header is longer than {self.bounds.header_bytes_max} bytes.")
 
     # -- waiting for the client
 

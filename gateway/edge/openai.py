@@ -96,7 +96,7 @@ class OpenAI:
         )
 
     def _handler(self, route: str) -> Any:
-        @asgi(route)
+        @asgi(route, copy_scope=False)
         async def handler(scope: Any, receive: Any, send: Any) -> None:
             await self.serve(route, scope, receive, send)
 
@@ -143,9 +143,9 @@ class OpenAI:
             translation=self.translations.get(route),
         )
         if isinstance(ask, Generate):
-            each = max(ask.n or 1, ask.best_of or 1)
+            each, param = max((ask.n or 1, "n"), (ask.best_of or 1, "best_of"))
             if each > self.bounds.choices_max:
-                raise BadRequest(f"n: at most {self.bounds.choices_max} choices are made at once.", param="n")
+                raise BadRequest(f"{param}: at most {self.bounds.choices_max} choices are made at once.", param=param)
             call.prompts = _prompts(ask.prompt)
             call.choices = each * call.prompts
             limits = (ask.max_tokens, ask.max_completion_tokens, ask.max_output_tokens)
@@ -324,7 +324,7 @@ def _not_here(request: Request[Any, Any, Any], error: HTTPException) -> Response
         response.headers.update(error.headers or {})
         return response
     if error.status_code == 404:
-        return _refused(request, NotFound(f"There is no {method} {path} here; the API is under /v1."))
+        return _refused(request, NotFound(f"There is no {method} {path} here; GET /openapi.json lists what there is."))
     return _refused(request, BadRequest(str(error.detail)))
 
 

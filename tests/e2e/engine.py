@@ -15,7 +15,7 @@ MODEL = "smollm2"
 
 async def counters(gateway: GatewayProcess) -> Counter[str]:
     """Every sample of vLLM's metrics, summed over its labels."""
-    transport = httpx.AsyncHTTPTransport(uds=str(gateway.state / "run" / f"{MODEL}-0.sock"))
+    transport = httpx.AsyncHTTPTransport(uds=str(gateway.state / "run" / f"{MODEL}-0" / "api.sock"))
     async with httpx.AsyncClient(transport=transport, base_url="http://engine", timeout=30) as client:
         answer = await client.get("/metrics")
     assert answer.status_code == 200

@@ -7,7 +7,7 @@ import json
 import socket
 import struct
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from types import TracebackType
 from typing import Any, Self
 
@@ -41,10 +41,8 @@ class Connection:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._writer.close()
-        try:
+        with suppress(OSError):  # reset by the other side, or by us: either way it is closed
             await self._writer.wait_closed()
-        except OSError:
-            pass  # reset by the other side, or by us: either way it is closed
 
     async def send(self, data: bytes) -> None:
         self._writer.write(data)

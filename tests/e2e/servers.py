@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 import os
 import re
 import signal
+import ssl
 import subprocess
 import sys
 import threading
@@ -21,6 +23,9 @@ START_S_MAX = 30.0
 """From start to the line that names the addresses."""
 ENGINE_START_S_MAX = 240.0
 STOP_S_MAX = 60.0
+
+#: Everything here is on loopback; a default context would read all of the system's authorities for each client.
+NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 _ADDRESSES = re.compile(r"http://([\w.:\[\]-]+)/v1.*admin on http://([\w.:\[\]-]+)")
 
@@ -174,17 +179,21 @@ class GatewayProcess:
         """Keys are told to a running gateway through its store, which it looks at every half second."""
         give_up_s = time.monotonic() + 10
         headers = {"authorization": f"Bearer {key}"}
-        while httpx.get(f"{self.url}/models", headers=headers, trust_env=False).status_code == 401:
-            assert time.monotonic() < give_up_s, "the gateway does not take the new key"
-            time.sleep(0.05)
+        with httpx.Client(headers=headers, trust_env=False, verify=NO_TLS) as client:
+            while client.get(f"{self.url}/models").status_code == 401:
+                assert time.monotonic() < give_up_s, "the gateway does not take the new key"
+                time.sleep(0.05)
 
     def admin_client(self) -> httpx.Client:
         headers = {"authorization": f"Bearer {(self.state / 'admin.token').read_text().strip()}"}
-        return httpx.Client(base_url=f"http://{self.admin}", headers=headers, trust_env=False, timeout=20)
+        return httpx.Client(
+            base_url=f"http://{self.admin}", headers=headers, trust_env=False, verify=NO_TLS, timeout=20
+        )
 
     def client(self, key: str | None = None) -> httpx.AsyncClient:
         headers = {} if key is None else {"authorization": f"Bearer {key}"}
-        return httpx.AsyncClient(base_url=f"http://{self.address}", headers=headers, trust_env=False, timeout=120)
+        address = f"http://{self.address}"
+        return httpx.AsyncClient(base_url=address, headers=headers, trust_env=False, verify=NO_TLS, timeout=120)
 
     def records(self, tenant: str) -> dict[str, Any]:
         """Every call's record by its id, as `headrace usage` has it. Fails if a call has two."""
@@ -193,10 +202,22 @@ class GatewayProcess:
         assert len(found) == len(rows), "a call has more than one record"
         return found
 
+    async def record(self, key: Key, id: str | None = None) -> Any:
+        """The record of one call, or the only one of the key, once it has reached the store."""
+        with self.admin_client() as admin:
+            async with asyncio.timeout(10):
+                while True:
+                    rows = _ok(admin.get("/usage/records", params={"key": key.id, "limit": 1000}))
+                    found = [row for row in rows if id in (None, row["id"])]
+                    if found:
+                        assert len(found) == 1, "a call has more than one record"
+                        return found[0]
+                    await asyncio.sleep(0.05)
+
     async def running(self, model: str) -> int:
         """Calls that hold a place of this model now."""
         with self.admin_client() as admin:
-            return next(it["queue"]["running"] for it in _ok(admin.get("/models")) if it["name"] == model)
+            return int(next(it["queue"]["running"] for it in _ok(admin.get("/models")) if it["name"] == model))
 
 
 class Key:

@@ -103,22 +103,29 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("command", ["check", "serve"])
 @pytest.mark.parametrize("name", WRONG)
-def test_a_bad_configuration_is_refused_with_the_path_of_the_field(tmp_path: Path, name: str, command: str) -> None:
+def test_a_bad_configuration_is_refused_with_the_path_of_the_field(tmp_path: Path, name: str) -> None:
     text, field = WRONG[name]
     file = tmp_path / "headrace.toml"
     file.write_text(f'{text}\n[state]\npath = "{tmp_path}/s"\n')
-    refused = headrace(command, "--config", str(file))
+    refused = headrace("check", str(file))
     assert refused.returncode == 1
     assert str(file) in refused.stderr
     assert field in refused.stderr
     assert len(refused.stderr.splitlines()) == 1, "one line says it all"
 
 
-@pytest.mark.parametrize("command", ["check", "serve"])
-def test_a_configuration_that_is_not_there_is_named(tmp_path: Path, command: str) -> None:
-    refused = headrace(command, "--config", str(tmp_path / "none.toml"))
+def test_what_check_refuses_serve_refuses_too(tmp_path: Path) -> None:
+    file = tmp_path / "headrace.toml"
+    file.write_text(f'{MODEL}\n[server]\nlisten = 5\n[state]\npath = "{tmp_path}/s"\n')
+    refused = headrace("serve", "--config", str(file))
+    assert refused.returncode == 1
+    assert "server.listen" in refused.stderr
+    assert not (tmp_path / "s").exists(), "nothing is begun with a bad configuration"
+
+
+def test_a_configuration_that_is_not_there_is_named(tmp_path: Path) -> None:
+    refused = headrace("check", str(tmp_path / "none.toml"))
     assert refused.returncode == 1
     assert "none.toml" in refused.stderr
 
@@ -208,9 +215,7 @@ async def test_a_killed_gateway_loses_no_call_that_a_client_saw_completed(make: 
 ENOUGH = 300
 
 
-async def call_on(
-    gateway: GatewayProcess, key: Key, number: int, completed: list[str], enough: asyncio.Event
-) -> None:
+async def call_on(gateway: GatewayProcess, key: Key, number: int, completed: list[str], enough: asyncio.Event) -> None:
     """Call until the gateway is gone: chats, completions and streams in turn. Note whom it answered whole."""
     while True:
         try:

@@ -53,7 +53,7 @@ async def test_usage_is_streamed_to_who_asked_and_metered_for_all(
     else:
         assert with_usage == []
         assert all("usage" not in chunk for chunk in stream.chunks)
-    record = gateway.records(key.tenant)[stream.id]
+    record = await gateway.record(key, stream.id)
     assert (record["tokens_in"], record["tokens_out"], record["estimated"]) == (7, 3, False)
 
 
@@ -65,9 +65,7 @@ async def test_usage_is_streamed_to_who_asked_and_metered_for_all(
 async def test_no_answer_is_a_502(gateway: GatewayProcess, key: Key, fault: str, stream: bool) -> None:
     async with gateway.client(key.text) as client:
         answer = await client.post(CHAT, json=ask(fault=fault, stream=stream))
-    require_refusal(
-        answer.status_code, answer.headers, answer.content, expected=502, code="engine_failed", retry=True
-    )
+    require_refusal(answer.status_code, answer.headers, answer.content, expected=502, code="engine_failed", retry=True)
     assert SECRET not in answer.text and KEY not in answer.text
 
 
@@ -95,7 +93,7 @@ async def test_a_providers_error_keeps_status_type_param_and_code(
         answer = await client.post(CHAT, json=ask(fault=fault, stream=stream))
     assert answer.status_code == status
     assert answer.json()["error"] == error
-    assert gateway.records(key.tenant)[answer.headers["x-request-id"]]["status"] == status
+    assert (await gateway.record(key, answer.headers["x-request-id"]))["status"] == status
 
 
 async def test_a_providers_retry_after_is_passed_on(gateway: GatewayProcess, key: Key) -> None:
@@ -115,18 +113,22 @@ async def test_a_page_that_is_no_error_object_is_not_passed_on(gateway: GatewayP
 async def test_the_providers_401_is_the_operators_problem_not_the_clients(gateway: GatewayProcess, key: Key) -> None:
     async with gateway.client(key.text) as client:
         answer = await client.post(CHAT, json=ask(fault="knows_us_not"))
-    require_refusal(
-        answer.status_code, answer.headers, answer.content, expected=502, code="engine_failed", retry=True
-    )
+    require_refusal(answer.status_code, answer.headers, answer.content, expected=502, code="engine_failed", retry=True)
     assert KEY not in answer.text
+
+
+async def test_a_stream_that_begins_with_an_error_has_that_errors_status(gateway: GatewayProcess, key: Key) -> None:
+    async with gateway.client(key.text) as client:
+        answer = await client.post(CHAT, json=ask(fault="says_error_first", stream=True))
+    assert answer.status_code == 503
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.json()["error"] == {"message": "No room.", "type": "server_error", "param": None, "code": "503"}
 
 
 async def test_an_answer_without_end_is_cut_off(gateway: GatewayProcess, key: Key) -> None:
     async with gateway.client(key.text) as client:
         answer = await client.post(CHAT, json=ask(fault="huge_answer"))
-    require_refusal(
-        answer.status_code, answer.headers, answer.content, expected=502, code="engine_failed", retry=True
-    )
+    require_refusal(answer.status_code, answer.headers, answer.content, expected=502, code="engine_failed", retry=True)
 
 
 async def test_another_replica_answers_before_the_first_byte(gateway: GatewayProcess, key: Key) -> None:
@@ -166,16 +168,26 @@ async def test_a_stream_cut_short_ends_in_an_error_and_never_in_done(
     assert error["error"]["type"] == "server_error"
     assert isinstance(error["error"]["code"], str)
     assert SECRET not in events[-1] and KEY not in events[-1]
-    record = gateway.records(key.tenant)[stream.id]
+    record = await gateway.record(key, stream.id)
     assert record["outcome"] == "failed"
     assert record["tokens_out"] == 1
 
 
+@pytest.mark.parametrize("route", ["/v1/messages", "/v1/responses"])
+async def test_where_events_have_names_the_error_has_one_too(gateway: GatewayProcess, key: Key, route: str) -> None:
+    async with gateway.client(key.text) as client:
+        answer = await client.post(route, json=ask(fault="resets_amid", stream=True))
+    *_, last = answer.text.strip().split("\n\n")
+    name, data = last.split("\n")
+    assert name == "event: error"
+    error = json.loads(data.removeprefix("data: "))
+    assert error["type"] == "error"
+    assert error["error"]["code"] == "engine_failed"
+
+
 @pytest.mark.parametrize("fault", AMID)
 async def test_the_python_sdk_raises_amid_the_stream(gateway: GatewayProcess, key: Key, fault: str) -> None:
-    client = openai.AsyncOpenAI(
-        base_url=gateway.url, api_key=key.text, max_retries=0, _strict_response_validation=True
-    )
+    client = openai.AsyncOpenAI(base_url=gateway.url, api_key=key.text, max_retries=0, _strict_response_validation=True)
     words = []
     async with client:
         stream = await client.chat.completions.create(
@@ -187,7 +199,7 @@ async def test_the_python_sdk_raises_amid_the_stream(gateway: GatewayProcess, ke
         async with stream:
             with pytest.raises(openai.APIError) as caught:
                 async for chunk in stream:
-                    words.append(chunk.choices[0].delta.content)
+                    words.append(chunk.choices[0].delta.content)  # noqa: PERF401  those before the fault count
     assert words == [WORDS[0]]
     assert not isinstance(caught.value, openai.APIConnectionError)
 
@@ -210,7 +222,7 @@ async def test_leaving_before_the_first_byte_hangs_up_on_the_provider(
                 await asyncio.sleep(0.01)
         getattr(connection, how)()
         assert await asyncio.to_thread(provider.left.wait, 10), "the provider's connection stays open"
-    (record,) = await recorded(gateway, key, 1)
+    record = await gateway.record(key)
     assert (record["outcome"], record["status"], record["tokens_out"]) == ("cancelled", 0, 0)
     assert await gateway.running("relay") == 0
 
@@ -225,7 +237,7 @@ async def test_leaving_amid_the_stream_hangs_up_on_the_provider(
         await stream.text(1)
         getattr(stream.connection, how)()
         assert await asyncio.to_thread(provider.left.wait, 10), "the provider's connection stays open"
-    (record,) = await recorded(gateway, key, 1)
+    record = await gateway.record(key)
     assert (record["outcome"], record["status"], record["tokens_out"]) == ("cancelled", 200, 1)
     assert await gateway.running("relay") == 0
 
@@ -264,9 +276,7 @@ replicas = [{ kind = "echo" }]
         readiness = httpx.get(f"http://{gateway.admin}/readyz", trust_env=False)
     finally:
         assert gateway.stop() == 0
-    require_refusal(
-        away.status_code, away.headers, away.content, expected=503, code="engine_unavailable", retry=True
-    )
+    require_refusal(away.status_code, away.headers, away.content, expected=503, code="engine_unavailable", retry=True)
     assert float(away.headers["retry-after"]) > 0
     assert here.status_code == 200
     assert readiness.status_code == 503

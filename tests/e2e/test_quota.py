@@ -76,9 +76,7 @@ async def test_a_call_that_never_fits_is_not_told_to_come_back(gateway: GatewayP
     key = gateway.issue(limits={"tpm": 1000})
     async with gateway.client(key.text) as client:
         refused = await client.post(CHAT, json={**HELLO, "max_tokens": 5000})
-    require_refusal(
-        refused.status_code, refused.headers, refused.content, expected=429, code="request_exceeds_limit"
-    )
+    require_refusal(refused.status_code, refused.headers, refused.content, expected=429, code="request_exceeds_limit")
     assert "retry-after" not in refused.headers
 
 

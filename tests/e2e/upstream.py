@@ -205,8 +205,15 @@ async def says_error_amid(self: Upstream, reader: asyncio.StreamReader, writer: 
     """As vLLM does when its engine fails: an event, then the end."""
     await start(writer)
     await event(writer, chunk(WORDS[0]))
+    await asyncio.sleep(0.2)  # both in one piece would be an error before the first byte
     await event(writer, {"error": {"message": "Out of memory.", "type": "server_error", "param": None, "code": 500}})
     await part(writer, b"data: [DONE]\n\n")
+    await part(writer, b"")
+
+
+async def says_error_first(self: Upstream, reader: asyncio.StreamReader, writer: Writer, body: Any) -> None:
+    await start(writer)
+    await event(writer, {"error": {"message": "No room.", "type": "server_error", "param": None, "code": 503}})
     await part(writer, b"")
 
 
@@ -242,6 +249,7 @@ FAULTS: dict[str, Callable[[Upstream, asyncio.StreamReader, Writer, Any], Awaita
             limits,
             knows_us_not,
             says_error_amid,
+            says_error_first,
             huge_event,
             huge_answer,
         )

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import uvicorn
-import uvloop
 
 from gateway.call import Bounds
 from gateway.edge.guard import GuardedProtocol, read_body, require_depth
@@ -18,11 +17,6 @@ from tests.fakes import until
 
 BOUNDS = {"header_bytes_max": 2_000, "headers_max": 8, "body_bytes_max": 4_096}
 GET = b"GET /ok HTTP/1.1\r\nhost: a\r\n\r\n"
-
-
-@pytest.fixture(scope="module")
-def event_loop_policy() -> uvloop.EventLoopPolicy:
-    return uvloop.EventLoopPolicy()
 
 
 class App:
@@ -103,9 +97,11 @@ class Site:
         self.app = app
         self.port = port
         self.server = server
+        self.peers: list[Peer] = []
 
     async def peer(self) -> Peer:
-        return Peer(*await asyncio.open_connection("127.0.0.1", self.port))
+        self.peers.append(Peer(*await asyncio.open_connection("127.0.0.1", self.port)))
+        return self.peers[-1]
 
     @property
     def tasks(self) -> int:
@@ -135,11 +131,14 @@ async def serving(**bounds: Any) -> AsyncIterator[Site]:
     server.capture_signals = nullcontext  # type: ignore[method-assign]
     running = asyncio.create_task(server.serve())
     await until(lambda: server.started)
+    site = Site(app, server.servers[0].sockets[0].getsockname()[1], server)
     try:
-        yield Site(app, server.servers[0].sockets[0].getsockname()[1], server)
+        yield site
     finally:
-        server.should_exit = True
+        for peer in site.peers:
+            peer.writer.transport.abort()
         app.go_on.set()
+        server.should_exit = True
         await running
 
 
@@ -314,9 +313,10 @@ async def test_expecting_to_continue_is_answered_before_the_body(peer: Peer) -> 
     assert await peer.answer() == (200, b"hi")
 
 
-async def test_an_offer_to_upgrade_is_passed_over(peer: Peer) -> None:
-    peer.send(post(b"hi", b"/ok", b"connection: Upgrade, HTTP2-Settings", b"upgrade: h2c", b"http2-settings: x"))
-    assert await peer.answer() == (200, b"hi")
+@pytest.mark.parametrize("protocol", [b"h2c", b"websocket"])
+async def test_an_offer_to_upgrade_is_refused_rather_than_losing_the_body(peer: Peer, protocol: bytes) -> None:
+    peer.send(post(b"hi", b"/ok", b"connection: Upgrade, HTTP2-Settings", b"upgrade: " + protocol))
+    assert await peer.refused() == 400
 
 
 @pytest.mark.parametrize(

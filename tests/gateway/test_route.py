@@ -62,6 +62,16 @@ async def test_a_replica_that_cannot_answer_is_passed_over(stages_of: Open, faul
     assert await ask(stages) == "chat-1"
 
 
+async def test_a_replica_that_was_passed_over_is_let_go_at_once(stages_of: Open) -> None:
+    first, second = FakeGenerator(Script([b"oops"], status=500)), FakeGenerator(Script([asyncio.Event()]))
+    stages = await stages_of(first, second)
+    asking = asyncio.create_task(ask(stages))
+    await second.begun.wait()
+    assert (first.load().running, stages.replicas["chat"][0].running) == (0, 0)
+    asking.cancel()
+    await asyncio.gather(asking, return_exceptions=True)
+
+
 async def test_nothing_is_retried_after_the_first_byte(stages_of: Open) -> None:
     second = FakeGenerator(OK)
     stages = await stages_of(FakeGenerator(events(b'data: {"choices":[{}]}\n\n', Broken("cut"))), second)

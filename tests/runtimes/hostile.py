@@ -120,11 +120,15 @@ def answering(*pieces: bytes) -> Callable[[Peer], Awaitable[None]]:
 
 
 def either_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    """Run an async test twice: on asyncio's own loop, and on the one that serves in production."""
+    """Run an async test twice, on asyncio's own loop and on the one that serves in production, and fail it if
+    anything went wrong where only the loop could see it."""
 
     def run(*args: Any, loop: Callable[[], asyncio.AbstractEventLoop], **named: Any) -> None:
+        unseen: list[dict[str, Any]] = []
         with asyncio.Runner(loop_factory=loop) as runner:
+            runner.get_loop().set_exception_handler(lambda _, context: unseen.append(context))
             runner.run(test(*args, **named))
+        assert unseen == []
 
     functools.update_wrapper(run, test)
     del run.__wrapped__  # type: ignore[attr-defined]
@@ -132,4 +136,5 @@ def either_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[...,
     extra = inspect.Parameter("loop", inspect.Parameter.KEYWORD_ONLY)
     run.__signature__ = signature.replace(parameters=[*signature.parameters.values(), extra])  # type: ignore[attr-defined]
     loops = [asyncio.new_event_loop, uvloop.new_event_loop]
-    return pytest.mark.parametrize("loop", loops, ids=["asyncio", "uvloop"])(run)
+    both: Callable[..., None] = pytest.mark.parametrize("loop", loops, ids=["asyncio", "uvloop"])(run)
+    return both

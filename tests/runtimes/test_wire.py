@@ -391,14 +391,40 @@ async def test_a_call_that_is_late_already_is_not_sent() -> None:
 )
 @either_loop
 async def test_the_deadline_ends_an_answer_wherever_it_is_and_the_server_sees_it(sent: bytes, got: bytes) -> None:
+    clock, here = FakeClock(), asyncio.Event()
+
     async def script(peer: Peer) -> None:
         await peer.request()
+        await peer.send(HELLO)
+        await peer.request()
         await peer.send(sent)
+        here.set()
         await peer.gone()
 
-    async with hostile(script) as host, wired(host) as wire:
-        assert await outcome(wire, within_s=SOON_S) == (got, Expired)
+    async with hostile(script) as host, wired(host, clock=clock) as wire:
+        await outcome(wire)
+        late = asyncio.create_task(outcome(wire, within_s=SOON_S))
+        await here.wait()
+        await asyncio.sleep(SOON_S)
+        clock.advance(SOON_S)
+        assert await late == (got, Expired)
         await until(lambda: host.open == 0)
+
+
+@either_loop
+async def test_the_deadline_takes_nothing_back_that_is_here_and_leaves_parked_connections_alone() -> None:
+    clock = FakeClock()
+    async with hostile(answering(HELLO)) as host, wired(host, clock=clock) as wire:
+        await outcome(wire)
+        async with wire.exchange("POST", "/", (), b"", clock.now_s() + SOON_S) as reply:
+            clock.advance(SOON_S)
+            await asyncio.sleep(3 * SOON_S)
+            assert [frame async for frame in reply.frames] == [b"hello"]
+        await outcome(wire, within_s=SOON_S)
+        clock.advance(SOON_S)
+        await asyncio.sleep(3 * SOON_S)
+        assert await outcome(wire) == (b"hello", None)
+        assert len(host.peers) == 1
 
 
 @either_loop
@@ -425,17 +451,46 @@ async def test_silence_before_an_answer_is_patience() -> None:
 
 
 @either_loop
-async def test_an_early_timer_of_one_call_does_not_end_the_next() -> None:
+async def test_a_slow_reader_is_not_the_servers_silence() -> None:
+    clock, read = FakeClock(), asyncio.Event()
+
     async def script(peer: Peer) -> None:
         await peer.request()
-        await peer.send(HELLO)
+        await peer.send(HELLO[:-2])
+        await read.wait()
+        await peer.send(HELLO[-2:])
+
+    async with (
+        hostile(script) as host,
+        wired(host, clock=clock, idle_s_max=SOON_S) as wire,
+        wire.exchange("POST", "/", (), b"", math.inf) as reply,
+    ):
+        clock.advance(2 * SOON_S)
+        await asyncio.sleep(3 * SOON_S)
+        read.set()
+        assert b"".join([frame async for frame in reply.frames]) == b"hello"
+
+
+@either_loop
+async def test_an_early_timer_of_one_call_does_not_end_the_next() -> None:
+    clock, go = FakeClock(), asyncio.Event()
+
+    async def script(peer: Peer) -> None:
+        for _ in range(2):
+            await peer.request()
+            await peer.send(HELLO)
         await peer.request()
-        await asyncio.sleep(4 * SOON_S)
+        await go.wait()
         await peer.send(HELLO)
 
-    async with hostile(script) as host, wired(host) as wire:
-        assert await outcome(wire, within_s=2 * SOON_S) == (b"hello", None)
-        assert await outcome(wire) == (b"hello", None)
+    async with hostile(script) as host, wired(host, clock=clock) as wire:
+        await outcome(wire)
+        await outcome(wire, within_s=SOON_S)
+        last = asyncio.create_task(outcome(wire))
+        clock.advance(SOON_S)
+        await asyncio.sleep(3 * SOON_S)
+        go.set()
+        assert await last == (b"hello", None)
         assert len(host.peers) == 1
 
 
@@ -512,8 +567,11 @@ async def test_a_connection_that_is_not_clean_is_not_kept(answer: bytes) -> None
         await until(lambda: host.open == 0)
 
 
+@pytest.mark.parametrize(
+    "surplus", [HELLO.replace(b"hello", b"ghost"), b"\r\n", b"\0"], ids=["answer", "blank", "byte"]
+)
 @either_loop
-async def test_surplus_that_comes_late_closes_the_parked_connection() -> None:
+async def test_surplus_that_comes_late_closes_the_parked_connection(surplus: bytes) -> None:
     more = asyncio.Event()
 
     async def script(peer: Peer) -> None:
@@ -521,7 +579,7 @@ async def test_surplus_that_comes_late_closes_the_parked_connection() -> None:
         await peer.send(HELLO)
         if peer.serial == 0:
             await more.wait()
-            await peer.send(HELLO.replace(b"hello", b"ghost"))
+            await peer.send(surplus)
         await peer.gone()
 
     async with hostile(script) as host, wired(host) as wire:
@@ -625,6 +683,19 @@ async def test_a_connection_parked_for_too_long_is_not_used() -> None:
 
 
 @either_loop
+async def test_parked_connections_close_by_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runtimes.wire.PARKED_S_MAX", SOON_S)
+    clock = FakeClock()
+    async with hostile(answering(HELLO)) as host, wired(host, clock=clock) as wire:
+        await outcome(wire)
+        await asyncio.sleep(3 * SOON_S)
+        assert wire.parked == 1
+        clock.advance(SOON_S)
+        await until(lambda: host.open == 0)
+        assert wire.connections == 0
+
+
+@either_loop
 async def test_calls_beyond_the_places_wait_in_order_and_no_longer_than_their_deadline() -> None:
     async with hostile(answering(HELLO)) as host, wired(host, connections_max=1) as wire:
         done: list[int] = []
@@ -652,7 +723,8 @@ async def test_a_place_granted_to_a_call_that_is_cancelled_goes_to_the_next() ->
         # Leaving has just granted the place to the first, which has not run since.
         first.cancel()
         assert (await second)[1] == b"hello"
-        assert (await asyncio.gather(first, return_exceptions=True)) != [b"hello"]
+        await asyncio.gather(first, return_exceptions=True)
+        assert first.cancelled()
 
 
 # Leaving.
@@ -832,13 +904,29 @@ async def test_thousands_of_cancels_leak_nothing_and_mix_nothing_up() -> None:
 
 
 @either_loop
-async def test_closing_while_a_call_connects_ends_it() -> None:
-    async with mute() as host, wired(host, connect_s_max=2 * SOON_S) as wire:
+async def test_closing_waits_for_the_call_that_connects() -> None:
+    async with mute() as host, wired(host) as wire:
         task = asyncio.create_task(outcome(wire))
         await until(lambda: host.open == 1)
-        await wire.aclose()
-        assert await task == (b"", Unavailable)
+        closing = asyncio.create_task(wire.aclose())
+        await asyncio.sleep(0)
+        assert not closing.done()
+        task.cancel()
+        await closing
         await until(lambda: host.open == 0)
+
+
+@either_loop
+async def test_closing_at_any_turn_of_a_call_leaves_nothing() -> None:
+    async with hostile(answering(HELLO)) as host:
+        for turns in range(20):
+            async with wired(host) as wire:
+                task = asyncio.create_task(outcome(wire))
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                await wire.aclose()
+                assert await task in ((b"", Unavailable), (b"hello", None))
+            await until(lambda: host.open == 0)
 
 
 # TLS.

@@ -1,0 +1,60 @@
+"""The README's examples, run as they stand against the real engines; only the address and the key's file differ."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.servers import GatewayProcess, Key
+
+pytestmark = pytest.mark.engine
+
+ROOT = Path(__file__).parents[2]
+FIRST_CALLS = (ROOT / "README.md").read_text().partition("## First calls")[2].partition("\n## ")[0]
+
+
+def block(language: str) -> str:
+    found = re.findall(rf"```{language}\n(.*?)```", FIRST_CALLS, re.DOTALL)
+    assert len(found) == 1
+    return found[0]
+
+
+def ran(program: list[str], text: str, gateway: GatewayProcess, key: Key, folder: Path) -> str:
+    (folder / "demo.key").write_text(f"{key.text}\n")
+    text = text.replace("127.0.0.1:8000", gateway.address).replace(".headrace/demo.key", str(folder / "demo.key"))
+    text = text.replace(".venv/bin/headrace", f"{sys.executable} -m gateway")
+    known = {**os.environ, "HEADRACE_STATE": str(gateway.state), "HEADRACE_KEY": key.text}
+    shown = subprocess.run([*program, text], cwd=ROOT, env=known, capture_output=True, text=True, timeout=300)
+    assert shown.returncode == 0, shown.stderr
+    return shown.stdout
+
+
+def test_the_shell_examples_answer(engine_gateway: GatewayProcess, engine_key: Key, tmp_path: Path):
+    # One command at a time, as a reader would paste them.
+    commands = [it for it in re.split(r"\n\n", block("sh").strip()) if "export" not in it]
+    chat, stream, classification, usage = (
+        ran(["bash", "-euc"], it, engine_gateway, engine_key, tmp_path) for it in commands
+    )
+    assert "Paris" in json.loads(chat)["choices"][0]["message"]["content"]
+    assert stream.rstrip().endswith("data: [DONE]")
+    assert [row["label"] for row in json.loads(classification)["data"]] == ["order_status", "payment_problem"]
+    assert re.search(r"^smollm2 ", usage, re.MULTILINE)
+
+
+def test_the_key_is_read_as_shown(engine_gateway: GatewayProcess, engine_key: Key, tmp_path: Path):
+    export = block("sh").strip().split("\n\n")[0]
+    shown = ran(["bash", "-euc"], f"{export}\necho $HEADRACE_KEY", engine_gateway, engine_key, tmp_path)
+    assert shown.strip() == engine_key.text
+
+
+def test_the_python_example_answers(engine_gateway: GatewayProcess, engine_key: Key, tmp_path: Path):
+    shown = ran([sys.executable, "-c"], block("python"), engine_gateway, engine_key, tmp_path)
+    assert "Paris" in shown
+    assert "2 vectors of 384" in shown
+    assert shown.rstrip().endswith("order_status")
