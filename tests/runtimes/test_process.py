@@ -59,7 +59,7 @@ async def running(engine: Engine) -> AsyncIterator[Engine]:
 
 async def until(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110 - another process's doing, which sets no event here
+        while not condition():
             await asyncio.sleep(0.005)
 
 

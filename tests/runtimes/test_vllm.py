@@ -96,7 +96,7 @@ async def say(runtime: VllmRuntime, body: Any, path: str = "/v1/chat/completions
 
 async def until(condition: Callable[[], object], *, s_max: float = 20) -> None:
     async with asyncio.timeout(s_max):
-        while not condition():  # noqa: ASYNC110 - another process's doing, which sets no event here
+        while not condition():
             await asyncio.sleep(0.005)
 
 
