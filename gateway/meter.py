@@ -220,9 +220,11 @@ async def _stream(call: Call, reply: Reply, answer: Answer) -> AsyncIterator[byt
                     continue
             else:
                 block = part
-            relayed = _relay(call, answer, choices, block)
+            relayed, fault = _relay(call, answer, choices, block)
             if relayed:
                 yield relayed
+            if fault is not None:
+                raise fault
             if answer.end:
                 break
     except Broken as fault:
@@ -253,12 +255,18 @@ def _whole_events(pending: bytearray, part: bytes) -> bytes:
     return block
 
 
-def _relay(call: Call, answer: Answer, choices: dict[int, Counts], block: bytes) -> bytes:
-    """Whole events as the client gets them."""
+def _relay(call: Call, answer: Answer, choices: dict[int, Counts], block: bytes) -> tuple[bytes, GatewayError | None]:
+    """Whole events as the client gets them, up to one that says the engine failed."""
     if b"\r" in block:
         block = block.replace(b"\r\n", b"\n")
-    events = block.split(b"\n\n")
-    return b"".join([_relay_event(call, answer, choices, event) for event in events if event and not answer.end])
+    relayed: list[bytes] = []
+    for event in block.split(b"\n\n"):
+        if event and not answer.end:
+            try:
+                relayed.append(_relay_event(call, answer, choices, event))
+            except GatewayError as fault:
+                return b"".join(relayed), fault
+    return b"".join(relayed), None
 
 
 def _relay_event(call: Call, answer: Answer, choices: dict[int, Counts], event: bytes) -> bytes:

@@ -211,6 +211,16 @@ async def test_an_error_amid_a_stream_ends_it_with_the_engine_s_words() -> None:
     assert (fault.message, fault.type, fault.param, fault.code) == ("out of memory", "InternalServerError", None, "500")
 
 
+async def test_what_came_in_one_read_with_an_error_is_delivered_before_it() -> None:
+    call = a_call(stream=True)
+    together = chunk("x") + chunk("y") + event(error={"message": "out of memory", "code": 500})
+    answer = await begin(events(together, DONE), call)
+    assert answer.events is not None
+    assert answer.body == chunk("x") + chunk("y")
+    with pytest.raises(EngineFailed):
+        await anext(answer.events)
+
+
 @pytest.mark.parametrize(
     ("sent", "status"),
     [
