@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import re
 import secrets
 from typing import TYPE_CHECKING, Annotated
 
@@ -170,12 +171,15 @@ class Call(msgspec.Struct):
         The client's bytes go through as they are, unknown parameters included, except for what must change:
         the model's name where the engine knows it by another, and the usage that a stream must carry for
         the call to be metered. `each_chunk` asks for exact usage in every chunk, which only engines that know
-        vLLM's extension understand.
+        vLLM's extension understand. A null `n`, which OpenAI allows and vLLM's completions refuse, is left out.
         """
         forced_usage = self.stream and self.route in USAGE_ON_REQUEST
-        if not forced_usage and model == self.model:
+        null_n = self.route == "/v1/completions" and NULL_N.search(self.body) is not None
+        if not forced_usage and not null_n and model == self.model:
             return Exchange(self.route, self.body, self.deadline_s, self._headers())
         fields = FIELDS.decode(self.body)
+        if null_n and fields.get("n") == NULL:
+            del fields["n"]
         if model != self.model:
             fields["model"] = msgspec.Raw(msgspec.json.encode(model))
         if forced_usage:
@@ -196,6 +200,7 @@ class Call(msgspec.Struct):
 #: Routes whose streams carry usage only if `stream_options.include_usage` asks for it.
 USAGE_ON_REQUEST = frozenset({"/v1/chat/completions", "/v1/completions"})
 FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
+NULL_N = re.compile(rb'"n"\s*:\s*null')
 TRUE, NULL = msgspec.Raw(b"true"), msgspec.Raw(b"null")
 
 

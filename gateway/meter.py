@@ -9,6 +9,7 @@ what was delivered. Elsewhere events are counted, and the record says `estimated
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any
@@ -364,13 +365,17 @@ def _fault(error: bytes | msgspec.Raw, status: int | None) -> GatewayError:
     fault: GatewayError = BadRequest("") if status < 500 else EngineFailed("")
     fault.status = status
     fault.retryable = status in RETRYABLE
-    fault.message = _text(said.message) or f"The engine answered {status} without saying why."
+    message = QUOTED.sub("…", _text(said.message))
+    fault.message = message or f"The engine answered {status} without saying why."
     fault.type = _text(said.type) if _text(said.type) not in ("", "error") else fault.type
     fault.param = _text(said.param) or None
     fault.code = _text(said.code) or fault.code
     return fault
 
 
+#: Validators built on pydantic (vLLM's, FastAPI's) quote the offending input, which may be a prompt. The client knows it;
+#: whoever else gets to read the error must not.
+QUOTED = re.compile(r",? ?['\"]?input['\"]?: .*", re.DOTALL)
 #: Statuses after which the same call may well succeed.
 RETRYABLE = frozenset({408, 409, 429, 500, 502, 503, 504})
 

@@ -38,8 +38,9 @@ class Onnx(msgspec.Struct, tag="onnx", tag_field="kind", frozen=True, forbid_unk
     """On the shelf (`name`, `name@alias`, `name@version`) or a folder with a manifest."""
     threads: Count = 1
     """Cores that one batch may use."""
-    batch_max: Count = 32
-    """Rows that go through the graph at once."""
+    batch_max: Count = 1
+    """Rows that go through the graph at once. INT8 graphs scale activations over all of them, so a text's answer would
+    depend on its neighbours; raise it for graphs whose rows are independent (fp32), where it is faster."""
     waiting_max: Count = 256
     """Calls that may wait while another one runs; one more is refused as Overloaded."""
     provider: Literal["auto", "cpu", "cuda"] = "auto"

@@ -319,6 +319,8 @@ def command(
         options["--distributed-executor-backend"] = "uni"
         flags.append("--enforce-eager")
         env["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # else "uni" becomes "mp" on a CPU
+        # Else the first call with `prompt_logprobs` compiles for half a minute while every other call waits.
+        env["TORCHDYNAMO_DISABLE"] = "1"
         env["OMP_NUM_THREADS"] = str(spec.threads or max(1, cores() - 1))
     else:
         options["--dtype"] = spec.dtype

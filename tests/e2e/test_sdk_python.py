@@ -198,7 +198,7 @@ async def test_a_batch_of_embeddings_is_its_single_ones(async_client: openai.Asy
     for text, item in zip(TEXTS, batch.data, strict=True):
         single = await async_client.embeddings.create(model="minilm", input=text, encoding_format="float")
         # near, not equal: int8 activations are scaled by batch, its padding included
-        assert cosine(single.data[0].embedding, item.embedding) > 0.9
+        assert cosine(single.data[0].embedding, item.embedding) > 1 - 1e-5
 
 
 def test_near_meanings_have_near_embeddings(lenient: openai.OpenAI) -> None:
