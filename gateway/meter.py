@@ -373,7 +373,7 @@ def _fault(error: bytes | msgspec.Raw, status: int | None) -> GatewayError:
     return fault
 
 
-#: Validators built on pydantic (vLLM's, FastAPI's) quote the offending input, which may be a prompt. The client knows it;
+#: Validators built on pydantic (vLLM's, FastAPI's) quote the offending input, maybe a prompt. The client knows it;
 #: whoever else gets to read the error must not.
 QUOTED = re.compile(r",? ?['\"]?input['\"]?: .*", re.DOTALL)
 #: Statuses after which the same call may well succeed.
