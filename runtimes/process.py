@@ -63,7 +63,7 @@ class Limits(msgspec.Struct, frozen=True):
     """Pause before the first restart; doubled for each further failure in the window, ± 20 %."""
     restart_s_max: float = 60.0
     failures_max: int = 5
-    """With so many failures within `failures_s` it stays down until `retry` is called."""
+    """With so many failures within `failures_s` it is left alone for as long before the next try."""
     failures_s: float = 600.0
     log_bytes_max: int = 32 << 20
 
@@ -114,7 +114,6 @@ class Process:
         self._session: Session | None = None
         self._task: asyncio.Task[None] | None = None
         self._tried = asyncio.Event()
-        self._asked = asyncio.Event()
 
     async def open(self) -> None:
         """Start, and return when the first probe was good. Raises Unavailable when the first start fails, or
@@ -155,16 +154,12 @@ class Process:
         it = self._snapshot
         if it.retry_at_s is not None:
             wait_s = max(0.0, it.retry_at_s - self._clock.now_s())
+            if it.phase == "failed":
+                return f"down: it failed {it.attempt} times, next try in {wait_s:.0f} s; see its log"
             return f"restarting, attempt {it.attempt}, next try in {wait_s:.0f} s"
         if it.phase == "starting" and it.attempt > 1:
             return f"restarting, attempt {it.attempt} is under way"
-        if it.phase == "failed":
-            return f"down: it failed {it.attempt} times and waits to be asked to try again; see its log"
         return it.phase
-
-    def retry(self) -> None:
-        """Start again now, if it is waiting to, or has given up."""
-        self._asked.set()
 
     async def aclose(self) -> None:
         """Stop the engine and everything it started. Safe to call twice and after a failed `open`."""
@@ -190,17 +185,14 @@ class Process:
             failures.append(now_s)
             while failures[0] < now_s - limits.failures_s:
                 failures.popleft()
-            self._asked.clear()
             if len(failures) == limits.failures_max:
-                self._turn("failed", attempt=len(failures), reason=reason)
-                self._tried.set()
-                await self._asked.wait()
-                failures.clear()
-                continue
-            wait_s = backoff_s(len(failures), limits) * random.uniform(0.8, 1.2)  # noqa: S311 - not a secret
-            self._turn("restarting", attempt=len(failures) + 1, reason=reason, retry_at_s=now_s + wait_s)
+                wait_s = limits.failures_s
+                self._turn("failed", attempt=len(failures), reason=reason, retry_at_s=now_s + wait_s)
+            else:
+                wait_s = backoff_s(len(failures), limits) * random.uniform(0.8, 1.2)  # noqa: S311 - not a secret
+                self._turn("restarting", attempt=len(failures) + 1, reason=reason, retry_at_s=now_s + wait_s)
             self._tried.set()
-            await first(self._clock.sleep(wait_s), self._asked.wait())
+            await self._clock.sleep(wait_s)
 
     async def _live(self) -> str:
         """One life of the engine, from start to the reason for its end. Nothing of it is left afterwards."""

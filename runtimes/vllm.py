@@ -182,11 +182,6 @@ class VllmRuntime:
         """The engine's process; None before `open`."""
         return None if self._process is None else self._process.snapshot()
 
-    def retry(self) -> None:
-        """Start the engine again now, if it waits to or has given up."""
-        if self._process is not None:
-            self._process.retry()
-
     async def aclose(self) -> None:
         self._closing = True
         if self._process is not None and self._process.snapshot().phase == "ready":

@@ -125,22 +125,21 @@ async def test_while_it_waits_to_be_restarted_it_says_so(tmp_path: Path) -> None
     await engine.process.aclose()
 
 
-async def test_after_too_many_failures_it_stays_down_until_asked(tmp_path: Path) -> None:
+async def test_after_too_many_failures_it_is_left_alone_and_then_tried_again(tmp_path: Path) -> None:
     code = f"""
         import os, pathlib
         if (pathlib.Path(os.environ["STATE"]) / "repaired").exists():
             {SERVES}
         print("broken"); raise SystemExit(1)
     """
-    engine = Engine(tmp_path, textwrap.dedent(code), limits=msgspec.structs.replace(FAST, failures_max=3))
+    limits = msgspec.structs.replace(FAST, failures_max=1, failures_s=1.0)
+    engine = Engine(tmp_path, textwrap.dedent(code), limits=limits)
     with pytest.raises(Unavailable):
         await engine.process.open()
-    await until(lambda: engine.process.snapshot().phase == "failed")
-    assert engine.process.snapshot().attempt == 3
-    with pytest.raises(Unavailable, match="failed 3 times and waits to be asked"):
+    assert engine.process.snapshot().phase == "failed"
+    with pytest.raises(Unavailable, match=r"down: it failed 1 times, next try in \d s; see its log"):
         engine.process.check()
     (tmp_path / "repaired").touch()
-    engine.process.retry()
     await until(lambda: engine.process.snapshot().phase == "ready")
     await engine.process.aclose()
 

@@ -119,7 +119,6 @@ async def test_a_dead_engine_is_unavailable_and_started_again(site: Site) -> Non
         await until(lambda: runtime.snapshot().phase != "ready")  # type: ignore[union-attr]
         with pytest.raises(Unavailable, match="chat-0 is restarting, attempt 2"):
             await say(runtime, "hello")
-        runtime.retry()
         await until(lambda: runtime.snapshot().phase == "ready")  # type: ignore[union-attr]
         assert await say(runtime, "hello") == (200, "hello")
 

@@ -468,6 +468,8 @@ async def test_a_slow_reader_is_not_the_servers_silence() -> None:
         clock.advance(2 * SOON_S)
         await asyncio.sleep(3 * SOON_S)
         read.set()
+        await until(lambda: host.peers[0].sent_bytes == len(HELLO))
+        await asyncio.sleep(SOON_S)
         assert b"".join([frame async for frame in reply.frames]) == b"hello"
 
 
@@ -571,7 +573,10 @@ async def test_a_connection_that_is_not_clean_is_not_kept(answer: bytes) -> None
     "surplus", [HELLO.replace(b"hello", b"ghost"), b"\r\n", b"\0"], ids=["answer", "blank", "byte"]
 )
 @either_loop
-async def test_surplus_that_comes_late_closes_the_parked_connection(surplus: bytes) -> None:
+async def test_surplus_that_comes_late_closes_the_parked_connection(
+    surplus: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runtimes.wire.PARKED_S_MAX", 3_600.0)
     more = asyncio.Event()
 
     async def script(peer: Peer) -> None:
