@@ -4,6 +4,9 @@ PYTHON ?= python3
 HEADRACE_STATE ?= $(CURDIR)/.headrace
 export HEADRACE_STATE
 
+# Where it is set, every start would compile torch and its like anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 HEADRACE := $(BIN)/headrace
@@ -63,7 +66,8 @@ $(VENV)/.ready: requirements.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Headrace needs Python 3.11 or newer: make PYTHON=/path/to/python3.11")'
 	@echo "headrace: making $(VENV) (about a minute)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install -qq --disable-pip-version-check --no-compile --require-hashes --no-deps -r requirements.txt
+	@$(BIN)/pip install -qq --disable-pip-version-check --require-hashes --no-deps -r requirements.txt
 	@$(BIN)/pip install -qq --disable-pip-version-check --no-deps -e .
+	@$(BIN)/python -m compileall -q gateway runtimes training loadtests
 	@touch $@
 
