@@ -25,6 +25,7 @@ from runtimes.contract import (
 from runtimes.integrity import ShelfFault
 
 if TYPE_CHECKING:
+    from runtimes.contract import Array
     from runtimes.session import Session
 
 T = TypeVar("T")
@@ -56,7 +57,8 @@ class Onnx(msgspec.Struct, tag="onnx", tag_field="kind", frozen=True, forbid_unk
 
 
 class OnnxRuntime:
-    """See Onnx. Batches of different calls take turns, so a long call does not hold up the short ones."""
+    """See Onnx. Calls take turns, a piece of text to tokenize or a batch to run each, so a long call does not hold up
+    the short ones; left or late, it stops at its next turn."""
 
     def __init__(self, *, spec: Onnx, site: Site, clock: Clock) -> None:
         self.task = ""
@@ -97,7 +99,7 @@ class OnnxRuntime:
             await asyncio.to_thread(worker.shutdown)
 
     async def infer(self, request: InferRequest) -> InferReply:
-        from runtimes.session import batches, merged
+        from runtimes.session import batches, merged, pieces
 
         session = self._opened()
         session.check(request.inputs)
@@ -105,7 +107,9 @@ class OnnxRuntime:
             raise Overloaded(f"{self._site.replica} has {self._calls - 1} calls waiting already; retry later")
         self._calls += 1
         try:
-            rows = await self._work(partial(session.tokens, request.inputs), request.deadline_s)
+            rows: list[Array] = []
+            for piece in pieces(request.inputs):
+                rows += await self._work(partial(session.tokens, piece), request.deadline_s)
             plan = batches(rows, rows_max=self._spec.batch_max)
             parts = [
                 await self._work(partial(session.run, [rows[index] for index in batch]), request.deadline_s)

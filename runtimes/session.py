@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import onnxruntime
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from runtimes.artifact import Artifact
 from runtimes.contract import Invalid, Unavailable
@@ -21,6 +21,16 @@ if TYPE_CHECKING:
     from runtimes.contract import Array
 
 Provider = Literal["auto", "cpu", "cuda"]
+
+PIECE_CHARS = 16_384
+"""Text that is tokenized at once: about as long on a CPU as a batch takes, so that calls can take turns."""
+CHARS_PER_TOKEN = 8
+"""What is read of a text at first. Prose has fewer characters per token, so it is seldom too little."""
+CHARS_PER_TOKEN_MAX = 128
+"""What is ever read of a text. WordPiece takes no word of more than 100 characters apart, so only long runs of blanks,
+or of longer words, are cut before they fill `tokens_max`."""
+WORDS_UNSETTLED = 16
+"""Words before a cut that it may have changed: its last one, or a special token (`[MASK]`) that it went through."""
 
 
 class Session:
@@ -48,14 +58,12 @@ class Session:
             raise Invalid(f"{self._who} takes either `text`, or `input_ids` and `attention_mask`; got {sorted(inputs)}")
 
     def tokens(self, inputs: Mapping[str, Array]) -> list[Array]:
-        """One row of token ids per entry: text is tokenized and truncated, ids lose their padding."""
+        """One row of token ids per entry: text is tokenized and truncated, ids lose their padding. See `pieces`."""
         if "text" in inputs:
-            # One at a time, because a batch would spread over all cores, whatever `threads` says; as batches of
-            # one, because only the batch call lets other threads run meanwhile.
-            found = [self._tokenizer.encode_batch_fast([text])[0] for text in inputs["text"]]
-            if not all(encoding.ids for encoding in found):
+            found = [self._ids(text) for text in inputs["text"]]
+            if not all(map(len, found)):
                 raise Invalid("`text` has a row without a single token; leave it out", param="text")
-            return [np.asarray(encoding.ids, np.int64) for encoding in found]
+            return found
         lengths = inputs["attention_mask"].sum(axis=1)
         return [row[:length] for row, length in zip(inputs["input_ids"], lengths, strict=True)]
 
@@ -72,6 +80,20 @@ class Session:
             # What the library says may quote the ids, so only its kind is passed on.
             raise Unavailable(f"{self._who} failed on a batch of {ids.shape}: {type(error).__name__}") from None
         return dict(zip(self._outputs, found, strict=True))
+
+    def _ids(self, text: str) -> Array:
+        """The first `tokens_max` ids. Of a long text, no more is read than settles them: the library tokenizes all
+        that it is given before it truncates, and keeps what it cut off."""
+        # One text at a time, because a batch would spread over all cores, whatever `threads` says; as batches of one,
+        # because only the batch call lets other threads run meanwhile.
+        chars = CHARS_PER_TOKEN * self.tokens_max
+        chars_max = min(len(text), CHARS_PER_TOKEN_MAX * self.tokens_max)
+        while chars < chars_max:
+            encoding = self._tokenizer.encode_batch([text[:chars]])[0]
+            if _settled(encoding):
+                return np.asarray(encoding.ids, np.int64)
+            chars *= 4
+        return np.asarray(self._tokenizer.encode_batch_fast([text[:chars_max]])[0].ids, np.int64)
 
     def _check_text(self, text: Array) -> None:
         if text.dtype != object or not all(isinstance(row, str) for row in text.flat):
@@ -129,6 +151,19 @@ class Session:
             raise Rejected(f"{self._who}: the graph scores {width} labels, the manifest has {len(self.labels)}")
 
 
+def pieces(inputs: Mapping[str, Array]) -> list[Mapping[str, Array]]:
+    """The same rows in the same order, a few at a time: what `tokens` can work on without keeping others waiting."""
+    if "text" not in inputs:
+        return [inputs]  # nothing to tokenize
+    starts, chars = [0], 0
+    for index, text in enumerate(inputs["text"]):
+        chars += len(text)
+        if chars > PIECE_CHARS and index > starts[-1]:
+            starts.append(index)
+            chars = len(text)
+    return [{"text": rows} for rows in np.split(inputs["text"], starts[1:])]
+
+
 def batches(rows: Sequence[Array], *, rows_max: int) -> list[list[int]]:
     """Indices of rows that go together: similar in length, so that little of a batch is padding.
 
@@ -149,6 +184,13 @@ def merged(plan: Sequence[Sequence[int]], parts: Sequence[Mapping[str, Array]]) 
     """The answers of all batches as one, in the order in which the rows were given."""
     order = np.argsort(np.concatenate(plan))
     return {name: np.concatenate([part[name] for part in parts])[order] for name in parts[0]}
+
+
+def _settled(encoding: Encoding) -> bool:
+    """Whether more text after that of this truncated encoding would leave its ids as they are."""
+    kept = [word for word in encoding.word_ids if word is not None]
+    beyond = [word for part in encoding.overflowing for word in part.word_ids if word is not None]
+    return bool(kept and beyond) and max(beyond) - max(kept) > WORDS_UNSETTLED
 
 
 def _tokenizer(artifact: Artifact, who: str) -> Tokenizer:

@@ -1,7 +1,9 @@
 import asyncio
+import json
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,19 +11,22 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 
 from runtimes.artifact import Shelf, seal
 from runtimes.contract import Expired, InferReply, InferRequest, Invalid, Load, Overloaded, Site, Unavailable
 from runtimes.onnx import Onnx, OnnxRuntime
-from runtimes.session import batches
+from runtimes.session import CHARS_PER_TOKEN, CHARS_PER_TOKEN_MAX, PIECE_CHARS, Session, batches, pieces
 from tests import tiny
 from tests.fakes import FakeClock, until
 
 DEADLINE_S = 1_060.0
+LONG = ["card " * (PIECE_CHARS // 5)] * 6
+"""Texts each of which is a piece of its own."""
 
 
 class HeldClock(FakeClock):
-    """A clock at which every thread but the test's own waits its turn: the worker asks it before each batch."""
+    """A clock at which every thread but the test's own waits its turn: the worker asks before each piece and batch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,8 +40,8 @@ class HeldClock(FakeClock):
             assert self._turns.acquire(timeout=10)
         return super().now_s()
 
-    def let_go(self, batches: int = 1_000) -> None:
-        self._turns.release(batches)
+    def let_go(self, turns: int = 1_000) -> None:
+        self._turns.release(turns)
 
 
 @pytest.fixture
@@ -47,6 +52,16 @@ def site(tmp_path: Path) -> Site:
     return Site(model="intent", replica="intent-0", state=tmp_path, shelf=shelf)
 
 
+@pytest.fixture(scope="module")
+def session(tmp_path_factory: pytest.TempPathFactory) -> Session:
+    shelf = Shelf(tmp_path_factory.mktemp("shelf"))
+    folder = tmp_path_factory.mktemp("folder")
+    (folder / "model.onnx").write_bytes(tiny.graph("classify"))
+    untruncated().save(str(folder / "tokenizer.json"))
+    manifest = shelf.publish(folder, tiny.card("classify"))
+    return Session(shelf.resolve(f"tiny@{manifest.version}"), threads=1, provider="cpu")
+
+
 @asynccontextmanager
 async def opened(spec: Onnx, site: Site, clock: FakeClock | None = None) -> AsyncIterator[OnnxRuntime]:
     runtime = spec.build(site, clock=clock or FakeClock())
@@ -55,6 +70,14 @@ async def opened(spec: Onnx, site: Site, clock: FakeClock | None = None) -> Asyn
         yield runtime
     finally:
         await runtime.aclose()
+
+
+def untruncated() -> Tokenizer:
+    """The tiny tokenizer, except that `[SEP]` in a text is a token: to others, three words."""
+    tokenizer = Tokenizer.from_str(json.dumps(tiny.tokenizer()))
+    tokenizer.no_padding()
+    tokenizer.add_special_tokens(["[SEP]"])
+    return tokenizer
 
 
 def texts(*rows: str, deadline_s: float = DEADLINE_S) -> InferRequest:
@@ -201,6 +224,48 @@ async def test_a_short_call_overtakes_the_rest_of_a_long_one(site: Site) -> None
     assert done == ["short", "long"]
 
 
+async def test_a_short_call_gets_its_turn_between_the_pieces_of_a_long_one(site: Site) -> None:
+    clock = HeldClock()
+    async with opened(Onnx(artifact="tiny"), site, clock) as runtime:
+        long = asyncio.create_task(runtime.infer(texts(*LONG)))
+        await until(lambda: clock.asked == 1)
+        short = asyncio.create_task(runtime.infer(texts("login")))
+        await until(lambda: runtime.load().waiting == 1)
+        clock.let_go(4)  # both calls' first turn, then their second: the short one needs no more
+        await short
+        assert not long.done()
+        clock.let_go()
+        await long
+    assert clock.asked == 2 + 2 * len(LONG)  # a turn for each text to be tokenized, and one to be run
+
+
+@pytest.mark.parametrize("late", [False, True])
+async def test_a_long_call_that_is_left_or_late_stops_at_its_next_piece(site: Site, late: bool) -> None:
+    clock = HeldClock()
+    async with opened(Onnx(artifact="tiny"), site, clock) as runtime:
+        long = asyncio.create_task(runtime.infer(texts(*LONG, deadline_s=1_001.0)))
+        await until(lambda: clock.asked == 1)
+        clock.let_go(1)
+        await until(lambda: clock.asked == 2)
+        if late:
+            clock.advance(2)
+        else:
+            long.cancel()
+        clock.let_go()
+        with pytest.raises(Expired if late else asyncio.CancelledError):
+            await long
+        await runtime.infer(texts("login"))
+    assert clock.asked == 2 + 2  # of the long one's six pieces, two had their turn
+
+
+async def test_by_default_every_row_goes_through_the_graph_alone(site: Site) -> None:
+    clock = HeldClock()
+    clock.let_go()
+    async with opened(Onnx(artifact="tiny"), site, clock) as runtime:
+        await runtime.infer(texts("card", "login", "money"))
+    assert clock.asked == 1 + 3  # short texts are tokenized together
+
+
 async def test_closing_lets_calls_under_way_finish(site: Site) -> None:
     clock = HeldClock()
     runtime = Onnx(artifact="tiny", batch_max=1).build(site, clock=clock)
@@ -284,6 +349,53 @@ async def test_an_unknown_artifact_is_an_error_that_says_what_there_is(site: Sit
         await Onnx(artifact="missing@stable").build(site).open()
     with pytest.raises(Unavailable, match="manifest"):
         await Onnx(artifact="some/model").build(site).open()
+
+
+@given(
+    words=st.lists(st.sampled_from([*tiny.WORDS, " ", "?!", "é", "\U0001f600", "x" * 120]), min_size=1, max_size=9),
+    separator=st.sampled_from(["", " ", "\n"]),
+    repeats=st.integers(1, 400),
+)
+def test_a_long_text_has_the_first_tokens_that_all_of_it_has(
+    words: list[str], separator: str, repeats: int, session: Session
+) -> None:
+    text = separator.join(words * repeats)[: CHARS_PER_TOKEN_MAX * tiny.TOKENS_MAX]
+    whole = untruncated().encode(text).ids
+    [ids] = session.tokens({"text": np.array([text], object)})
+    # The end token is the last one in either case.
+    assert ids.tolist() == [*whole[:-1][: tiny.TOKENS_MAX - 1], whole[-1]]
+
+
+@pytest.mark.parametrize("word", ["card", "cardcardcard" * 10, "漢", "é"])
+def test_where_a_long_text_is_cut_leaves_its_tokens_alone(word: str, session: Session) -> None:
+    for shift in range(2 * len(word)):  # every place in a word at which a first reading may end
+        text = "x" * shift + f" {word}" * (CHARS_PER_TOKEN * tiny.TOKENS_MAX)
+        whole = untruncated().encode(text).ids
+        [ids] = session.tokens({"text": np.array([text], object)})
+        assert ids.tolist() == [*whole[: tiny.TOKENS_MAX - 1], whole[-1]]
+
+
+def test_a_special_token_that_a_cut_goes_through_is_read_again(session: Session) -> None:
+    unread = CHARS_PER_TOKEN * tiny.TOKENS_MAX - len("[SE")
+    text = ("card " * (tiny.TOKENS_MAX - 3)).ljust(unread) + "[SEP]" + " card" * 100
+    [ids] = session.tokens({"text": np.array([text], object)})
+    assert ids.tolist() == [2, *[5] * (tiny.TOKENS_MAX - 3), 3, 3]
+
+
+def test_a_text_of_nothing_but_blanks_is_read_only_so_far(session: Session) -> None:
+    blanks = " " * (CHARS_PER_TOKEN_MAX * tiny.TOKENS_MAX)
+    near, far = session.tokens({"text": np.array([f"{blanks[:-4]}card", f"{blanks}card"], object)})
+    assert (near.tolist(), far.tolist()) == ([2, 5, 3], [2, 3])
+
+
+@given(lengths=st.lists(st.integers(0, 2 * PIECE_CHARS), min_size=1, max_size=30))
+def test_pieces_hold_every_text_in_order_and_little_at_once(lengths: list[int]) -> None:
+    given_ = np.array(["x" * length for length in lengths], object)
+    found = [piece["text"].tolist() for piece in pieces({"text": given_})]
+    assert list(chain(*found)) == given_.tolist()
+    assert all(len(piece) == 1 or sum(map(len, piece)) <= PIECE_CHARS for piece in found)
+    # No two neighbours would fit into one.
+    assert all(sum(map(len, [*one, two[0]])) > PIECE_CHARS for one, two in pairwise(found))
 
 
 @given(lengths=st.lists(st.integers(1, 600), min_size=1, max_size=80), rows_max=st.integers(1, 40))
