@@ -7,6 +7,7 @@ which sees the change within half a second, and without one. What a command need
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from cyclopts import App, CycloptsError, Parameter
+from cyclopts.validators import Number
 
 from gateway.console import (
     COMMON,
@@ -79,14 +81,19 @@ Examples:
 def main() -> None:
     """Run one command; a user's mistake is one line on stderr and status 1, or 2 if the command line is wrong."""
     try:
+        _require_text(sys.argv[1:])
         APP(sys.argv[1:], print_error=False, exit_on_error=False, result_action="return_value")
+        sys.stdout.flush()
     except CycloptsError as error:
         fail(2, f"{str(error).rstrip('.')}; `--help` shows what there is")
     except BrokenPipeError:
         # Whoever read our output has gone, e.g. `head`; writing at exit must not fail again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         sys.exit(1)
     except OSError as error:
+        if error.errno == errno.ENOSPC and error.filename is None:
+            _drop_output()
+            fail(1, f"the output can't be written: {error.strerror}")
         if error.filename is None:
             raise
         fail(1, f"{error.filename}: {error.strerror}")
@@ -94,6 +101,17 @@ def main() -> None:
         fail(1, str(error))
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _require_text(arguments: Sequence[str]) -> None:
+    for number, argument in enumerate(arguments, start=1):
+        # Python keeps bytes that are no UTF-8 as lone surrogates, which nothing can store or show.
+        if any("\ud800" <= letter <= "\udfff" for letter in argument):
+            fail(2, f"argument {number} is not UTF-8 text; `--help` shows what there is")
+
+
+def _drop_output() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _version() -> str:
@@ -188,6 +206,7 @@ def tenant_add(
 @TENANT.command(name="list")
 def tenant_list(common: Common = COMMON) -> None:
     """Show all tenants."""
+    _require_state(common)
     rows = _run(common, lambda issuer: issuer.store.tenants())
     if common.json:
         print_json(rows)
@@ -324,6 +343,7 @@ def key_list(*, tenant: str | None = None, common: Common = COMMON) -> None:
     tenant
         Only this tenant's.
     """
+    _require_state(common)
     keys = _run(common, lambda issuer: issuer.keys(tenant=tenant))
     if common.json:
         print_json(keys)
@@ -397,7 +417,7 @@ def usage(
     until: Moment | None = None,
     by: Literal["tenant", "model", "key", "none"] = "tenant",
     records: Annotated[bool, Parameter(negative="", show_default=False)] = False,
-    limit: int = 1000,
+    limit: Annotated[int, Parameter(validator=Number(gte=1, lte=1_000_000))] = 1000,
     common: Common = COMMON,
 ) -> None:
     """Show what was used, up to the last call that ended.
@@ -431,6 +451,7 @@ def usage(
             return await issuer.store.usage(where, limit=limit)
         return await issuer.store.usage_totals(where, by=by)
 
+    _require_state(common)
     rows = _run(common, ask)
     if common.json:
         print_json(rows)
@@ -541,6 +562,17 @@ def _state(common: Common) -> Path:
     from gateway.config import Config
 
     return (_config(common) if _config_path(common) else Config(models=())).state_path
+
+
+def _require_state(common: Common) -> None:
+    """A command that only reads makes no state folder. Raises ConfigError."""
+    from gateway.config import ConfigError
+
+    state = _state(common)
+    if not state.is_dir():
+        raise ConfigError(
+            f"there is no state folder {state}; name the gateway's configuration with --config, or add a tenant first"
+        )
 
 
 def _run(common: Common, ask: Callable[[Issuer], Coroutine[Any, Any, T]]) -> T:

@@ -32,7 +32,7 @@ from gateway.journal import Journal
 from gateway.key import pepper_of
 from gateway.pipeline import Pipeline
 from gateway.quota import Quota
-from gateway.replica import Replica
+from gateway.replica import Replica, replica_name
 from gateway.route import Route, Target
 from gateway.store import SqliteStore
 from gateway.tenant import Tenants
@@ -189,7 +189,7 @@ def _owned(state: Path) -> Iterator[None]:
 def _target(model: Model, *, state: Path, shelf: Shelf, clock: Clock) -> Target:
     replicas = []
     for number, spec in enumerate(model.replicas):
-        name = f"{model.name.replace('/', '-')}-{number}"
+        name = replica_name(model.name, number)
         site = Site(model=model.name, replica=name, state=state, shelf=shelf)
         kind = str(type(spec).__struct_config__.tag)
         replicas.append(
@@ -274,7 +274,8 @@ def _gauges(lines: Mapping[str, Line], replicas: Sequence[Replica], journal: Jou
 
 
 class Listener:
-    """A bound socket, so that a port in use is known before anything is started."""
+    """A listening socket, so that a port in use is known before anything is started: bound alone, it could be
+    shared with another that is bound too."""
 
     def __init__(self, address: str, field: str) -> None:
         host, _, port = address.rpartition(":")
@@ -283,6 +284,7 @@ class Listener:
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             self.socket.bind((host, int(port)))
+            self.socket.listen(BACKLOG)
         except (OSError, OverflowError) as error:
             self.socket.close()
             raise ConfigError(f"server.{field}: can't listen on {address}: {error}.") from None
@@ -290,6 +292,10 @@ class Listener:
 
     def close(self) -> None:
         self.socket.close()
+
+
+#: Connections the kernel holds for us until they are accepted.
+BACKLOG = 2048
 
 
 class Server(uvicorn.Server):
@@ -313,7 +319,7 @@ async def _listening(listener: Listener, app: Any, protocol: Any) -> AsyncIterat
             proxy_headers=False,
             timeout_keep_alive=KEEP_ALIVE_S_MAX,
             timeout_graceful_shutdown=2,
-            backlog=2048,
+            backlog=BACKLOG,
         )
     )
     running = asyncio.create_task(server.serve(sockets=[listener.socket]), name=f"listen {listener.address}")

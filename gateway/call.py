@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from runtimes.dialect.openai import Translation
 
 
-class Limits(msgspec.Struct, frozen=True):
+class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What one tenant or key may use; None is no limit."""
 
     rpm: int | None = None

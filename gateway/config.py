@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -17,7 +18,7 @@ import runtimes
 from gateway.call import Bounds
 
 Struct = msgspec.Struct
-Address = Annotated[str, Meta(pattern=r"^(\[[0-9a-fA-F:]+\]|[A-Za-z0-9.-]+):[0-9]{1,5}$", description="host:port")]
+Address = Annotated[str, Meta(pattern=r"^(\[[0-9a-fA-F:]+\]|[A-Za-z0-9.-]+):[0-9]{1,5}\Z", description="host:port")]
 
 
 class ConfigError(Exception):
@@ -41,13 +42,13 @@ class Server(Struct, frozen=True, forbid_unknown_fields=True):
 class State(Struct, frozen=True, forbid_unknown_fields=True):
     """`[state]`: where everything that must outlive the process is kept."""
 
-    path: str = ".headrace"
+    path: Annotated[str, Meta(pattern=r"^[^\x00]+\Z")] = ".headrace"
 
 
 class Model(Struct, frozen=True, forbid_unknown_fields=True):
     """`[[models]]`: a name clients call, and the replicas that answer it."""
 
-    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$")]
+    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}\Z")]
     replicas: Annotated[tuple[runtimes.Spec, ...], Meta(min_length=1)]
     waiting_max: Annotated[int, Meta(ge=0)] = 256
     """Calls that may wait for a place at once; more are refused with 503."""
@@ -60,7 +61,7 @@ class Model(Struct, frozen=True, forbid_unknown_fields=True):
 class Tracing(Struct, frozen=True, forbid_unknown_fields=True):
     """`[trace]`: spans go nowhere unless a collector is named."""
 
-    otlp: str | None = None
+    otlp: Annotated[str, Meta(pattern=r"^https?://[^\s/]\S*\Z")] | None = None
     """OTLP/HTTP endpoint, e.g. `http://127.0.0.1:4318/v1/traces`."""
     sample: Annotated[float, Meta(ge=0, le=1)] = 1.0
     """Share of calls traced; a caller's own sampling decision comes first."""
@@ -80,22 +81,47 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
 def load(path: Path) -> Config:
     """Raises ConfigError, whose message names the file and the path of the wrong field."""
     try:
-        data = tomllib.loads(path.read_text())
+        config = msgspec.convert(tomllib.loads(path.read_text()), Config)
     except FileNotFoundError:
         raise ConfigError(f"{path}: there is no such file; name one with --config.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: can't be read: {error}.") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: not TOML: {error}.") from None
-    try:
-        config = msgspec.convert(data, Config)
+    except RecursionError:
+        raise ConfigError(f"{path}: it is nested too deeply; no setting is.") from None
     except msgspec.ValidationError as error:
         raise ConfigError(f"{path}: {field_error(str(error))}") from None
+    for wrong in _contradictions(config):
+        raise ConfigError(f"{path}: {wrong}.")
+    return config
+
+
+def _contradictions(config: Config) -> Iterator[str]:
+    """What no type can tell."""
     names = [model.name for model in config.models]
     for number, name in enumerate(names):
         if name in names[:number]:
-            raise ConfigError(f"{path}: models[{number}].name: {name!r} is used twice.")
-    return config
+            yield f"models[{number}].name: {name!r} is used twice"
+    server = config.server
+    for field in ("listen", "grpc", "admin"):
+        address = getattr(server, field)
+        if _endpoint(address)[1] > PORT_MAX:
+            yield f"server.{field}: {address!r} has a port above {PORT_MAX}"
+    if _endpoint(server.listen) == _endpoint(server.admin) and _endpoint(server.admin)[1]:
+        yield f"server.admin: {server.admin!r} is server.listen's address too; give each its own"
+    try:
+        config.state_path  # noqa: B018  raises
+    except RuntimeError:
+        yield f"state.path: {config.state.path!r} names the home of nobody here"
+
+
+PORT_MAX = 65_535
+
+
+def _endpoint(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":")
+    return host.lower(), int(port)
 
 
 def field_error(message: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import secrets
@@ -108,7 +109,13 @@ def limits_text(limits: Limits) -> str:
 
 
 def date_text(wall_s: float | None) -> str:
-    return "" if wall_s is None else datetime.fromtimestamp(wall_s, UTC).strftime("%Y-%m-%d %H:%M")
+    if wall_s is None:
+        return ""
+    try:
+        return datetime.fromtimestamp(wall_s, UTC).strftime("%Y-%m-%d %H:%M")
+    except (ValueError, OverflowError, OSError):
+        # No year of the calendar; one such row must not keep the others from being shown.
+        return f"unix {wall_s:g}"
 
 
 def fail(status: int, what: str) -> NoReturn:
@@ -124,6 +131,8 @@ def private_file(path: Path | None) -> Iterator[TextIO | None]:
     if path is None:
         yield None
         return
+    if not path.name or path.is_dir():
+        raise OSError(errno.EISDIR, "it is a folder; name a file", str(path))
     draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         with os.fdopen(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:

@@ -43,8 +43,10 @@ class Journal:
         self.clock = clock
         self.write = write
         self.unwritten = bytearray()
-        self.fault = ""
-        """Why the last write or fold failed; empty if it did not."""
+        self.faults: dict[str, str] = {}
+        """What goes wrong now: writing, reading, storing or folding, and why."""
+        self.set_aside = 0
+        """Records that the store can never take; the log knows them by id, and the file ASIDE keeps them."""
         self.folded_bytes = 0
         self.written_bytes = 0
         self.path = Path()
@@ -52,6 +54,11 @@ class Journal:
         self.left: list[Path] = []
         """Segments of gateways before this one."""
         self.folding = asyncio.Lock()
+
+    @property
+    def fault(self) -> str:
+        """Why records do not get on; empty if they do."""
+        return "; ".join(self.faults.values())
 
     async def open(self) -> None:
         """Start a fresh segment, and fold what a killed gateway left behind."""
@@ -88,9 +95,12 @@ class Journal:
         """Fold until cancelled."""
         while True:
             await self.clock.sleep(FOLD_S)
-            if self.unwritten:
-                self._write()
-            await self.fold()
+            try:
+                if self.unwritten:
+                    self._write()
+                await self.fold()
+            except Exception as error:  # noqa: BLE001  it is logged, and said by `fault` until a fold goes well
+                self._failed("folding", f"usage records can't be folded: {type(error).__name__}")
 
     async def fold(self) -> None:
         """Carry what has been written since the last fold into the store. Doing so twice counts once."""
@@ -99,12 +109,11 @@ class Journal:
                 await self._fold_left()
                 await self._fold_own()
             except StoreFault as fault:
-                self._failed(f"the store does not take usage records: {fault}")
+                self._failed("storing", f"the store does not take usage records: {fault}")
             except OSError as error:
-                self._failed(f"the usage journal can't be read or begun anew: {error.strerror}")
+                self._failed("reading", f"the usage journal can't be read or begun anew: {error.strerror}")
             else:
-                if not self.unwritten:
-                    self.fault = ""
+                self.faults = {kind: why for kind, why in self.faults.items() if kind == "writing"}
 
     async def _fold_left(self) -> None:
         while self.left:
@@ -129,9 +138,30 @@ class Journal:
     async def _carry(self, segment: Path, offset: int) -> int:
         """Whole lines from `offset` on into the store; how many bytes they were, 0 at the end."""
         records, read_bytes = await asyncio.to_thread(_read_from, segment, offset)
-        if records:
-            await self.sink(records)
+        try:
+            if records:
+                await self.sink(records)
+        except StoreFault:
+            raise
+        except Exception:  # noqa: BLE001  one of them is at fault, and must not hold up the others
+            for record in records:
+                await self._carry_one(record)
         return read_bytes
+
+    async def _carry_one(self, record: Record) -> None:
+        try:
+            await self.sink([record])
+        except StoreFault:
+            raise
+        except Exception as error:  # noqa: BLE001  it is logged
+            await asyncio.to_thread(_keep, self.folder / ASIDE, record)
+            self.set_aside += 1
+            log.critical(
+                "the store can't take usage record %s (%s); it is kept in %s, tell its tenant's bill by it",
+                record.id,
+                type(error).__name__,
+                self.folder / ASIDE,
+            )
 
     def _start(self) -> None:
         path = self.folder / f"{int(self.clock.wall_s() * 1e6)}-{secrets.token_hex(4)}.jsonl"
@@ -143,15 +173,17 @@ class Journal:
         try:
             written = self.write(self.file, self.unwritten)
         except OSError as error:
-            self._failed(f"the usage journal can't be written: {error.strerror}")
+            self._failed("writing", f"the usage journal can't be written: {error.strerror}")
         else:
             self.written_bytes += written
             del self.unwritten[:written]
+            if not self.unwritten:
+                self.faults.pop("writing", None)
 
-    def _failed(self, fault: str) -> None:
-        if fault != self.fault:
-            log.error("%s; calls go on while memory for their records lasts", fault)
-        self.fault = fault
+    def _failed(self, kind: str, why: str) -> None:
+        if kind not in self.faults:
+            log.error("%s; calls go on while memory for their records lasts", why)
+        self.faults[kind] = why
 
 
 def unfolded(folder: Path) -> list[Record]:
@@ -163,7 +195,11 @@ def unfolded(folder: Path) -> list[Record]:
 FOLD_S = 0.5
 SEGMENT_BYTES_MAX = 8 * 1024 * 1024
 UNWRITTEN_BYTES_MAX = 4 * 1024 * 1024
+#: How much is read at once, and how much more to find the end of its last line.
 READ_BYTES_MAX = 1024 * 1024
+LINE_BYTES_MAX = 16 * 1024 * 1024
+#: Not a segment: what is in it is never folded.
+ASIDE = "aside"
 LINE = msgspec.json.Decoder(Record)
 
 
@@ -184,8 +220,19 @@ def _read_from(segment: Path, offset: int) -> tuple[list[Record], int]:
     with segment.open("rb") as file:
         file.seek(offset)
         chunk = file.read(READ_BYTES_MAX)
+        if not chunk.endswith(b"\n"):
+            rest = file.readline(LINE_BYTES_MAX)
+            chunk += rest
+            if len(rest) == LINE_BYTES_MAX and not rest.endswith(b"\n"):
+                return _records(chunk, segment), len(chunk)  # no record is so long: each part of it is a damaged line
     whole = chunk[: chunk.rfind(b"\n") + 1]
     return _records(whole, segment), len(whole)
+
+
+def _keep(path: Path, record: Record) -> None:
+    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    with os.fdopen(file, "wb") as aside:
+        aside.write(msgspec.json.encode(record) + b"\n")
 
 
 def _records(lines: bytes, segment: Path) -> list[Record]:

@@ -77,6 +77,8 @@ ALPHABET = string.digits + string.ascii_letters
 ID_CHARS = 10
 SECRET_CHARS = 32
 KEY_CHARS_MAX = 128
+#: Below this a kept secret is a file cut short, or one that could be guessed.
+KEPT_CHARS_MIN = 16
 
 #: Two base-62 digits at a time: three look-ups write a CRC instead of six divisions.
 PAIRS: Sequence[str] = [high + low for high in ALPHABET for low in ALPHABET]
@@ -103,8 +105,9 @@ def pepper_of(state: Path) -> Pepper:
 
 
 def kept(path: Path, make: Callable[[], str]) -> str:
-    """The secret in `path`; if there is none yet, the one that `make` returns, readable by its owner only. Of
-    several processes that find none at once, one writes and all return what it wrote. Raises OSError."""
+    """The secret in `path`; if there is no file yet, the one that `make` returns, readable by its owner only. Of
+    several processes that find none at once, one writes and all return what it wrote. Raises OSError, and Unfit if
+    the file holds nothing that keeps a secret."""
     if not path.exists():
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
@@ -116,7 +119,13 @@ def kept(path: Path, make: Callable[[], str]) -> str:
             pass
         finally:
             draft.unlink()
-    return path.read_text().strip()
+    secret = path.read_bytes().strip()
+    if len(secret) < KEPT_CHARS_MIN or not secret.isascii():
+        raise Unfit(
+            f"{path} holds no secret of at least {KEPT_CHARS_MIN} ASCII characters; restore it, or remove it to have "
+            "a new one made"
+        )
+    return secret.decode()
 
 
 def write_private(path: Path, text: str) -> None:

@@ -3,7 +3,8 @@
 Bytes pass through: of an event only the few fields that say usage, error or end are decoded, and only what the
 client did not ask for is taken out. The engine's own counts are what is recorded wherever they arrive: a stream is
 asked to carry them in every chunk where the engine can (vLLM), so that one cut short is still billed exactly for
-what was delivered. Elsewhere events are counted, and the record says `estimated`.
+what was delivered. Elsewhere, and where an engine's counts can't be true, the text's length is taken, and the record
+says `estimated`.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ import asyncio
 import re
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+from msgspec import Meta
 
 from gateway.call import FIELDS, Call
-from gateway.errors import BadRequest, DeadlineExceeded, EngineFailed, GatewayError
+from gateway.errors import BadRequest, DeadlineExceeded, EngineFailed, GatewayError, QuotaExceeded
 from runtimes.clock import Clock
 from runtimes.contract import Broken, Expired, Reply
 
@@ -42,7 +44,7 @@ async def meter(call: Call, reply: Reply, clock: Clock) -> Answer:
     EngineFailed with its 5xx or if it breaks off, DeadlineExceeded.
     """
     call.first_byte_s = clock.now_s() - call.received_s
-    if reply.status < 400 and _header(reply, b"content-type").startswith(b"text/event-stream"):
+    if reply.status < 400 and _header(reply, b"content-type").lower().startswith(b"text/event-stream"):
         answer = Answer(reply.status, b"")
         answer.events = _stream(call, reply, answer)
         # Waited for here, because an error that comes first can still be told with a status of its own.
@@ -64,21 +66,25 @@ async def meter(call: Call, reply: Reply, clock: Clock) -> Answer:
 LEFT_OUT, NULL, NONE = msgspec.Raw(b""), msgspec.Raw(b"null"), msgspec.Raw(b"[]")
 
 
+#: What can be a number of tokens; 2^53 is how far JSON's numbers are whole everywhere (RFC 8259 §6).
+Tokens = Annotated[int, Meta(ge=0, le=2**53)]
+
+
 class Details(msgspec.Struct):
-    cached_tokens: int | None = None
+    cached_tokens: Tokens | None = None
 
 
 class Counts(msgspec.Struct):
     """Usage as chat and completions name it, and as responses and messages do."""
 
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
+    prompt_tokens: Tokens | None = None
+    completion_tokens: Tokens | None = None
     prompt_tokens_details: Details | None = None
-    input_tokens: int | None = None
-    output_tokens: int | None = None
+    input_tokens: Tokens | None = None
+    output_tokens: Tokens | None = None
     input_tokens_details: Details | None = None
-    cache_read_input_tokens: int | None = None
-    cache_creation_input_tokens: int | None = None
+    cache_read_input_tokens: Tokens | None = None
+    cache_creation_input_tokens: Tokens | None = None
 
     @property
     def tokens_in(self) -> int | None:
@@ -100,7 +106,7 @@ class Counts(msgspec.Struct):
 class Carrier(msgspec.Struct):
     """An object inside an event that carries usage: `response` or `message`."""
 
-    usage: Counts | None = None
+    usage: msgspec.Raw = LEFT_OUT
 
 
 class Choice(msgspec.Struct):
@@ -108,12 +114,13 @@ class Choice(msgspec.Struct):
 
 
 class Event(msgspec.Struct):
-    """The few fields of a streamed event, or of a whole answer, that the gateway reads."""
+    """The few fields of a streamed event, or of a whole answer, that the gateway reads; of any type at first."""
 
-    type: str | None = None
+    type: Any = None
     choices: msgspec.Raw = LEFT_OUT
-    usage: Counts | None = None
-    response: Carrier | None = None
+    delta: msgspec.Raw = LEFT_OUT
+    usage: msgspec.Raw = LEFT_OUT
+    response: msgspec.Raw = LEFT_OUT
     message: msgspec.Raw = LEFT_OUT
     error: msgspec.Raw = LEFT_OUT
 
@@ -158,6 +165,9 @@ AFTER_END_S_MAX = 1.0
 
 USAGE = b',"usage":'
 
+#: What a decoder may raise: JSON nested beyond the interpreter's depth is as unreadable as none.
+UNREADABLE = (msgspec.MsgspecError, RecursionError)
+
 #: Event types that end a stream of the routes that don't use `[DONE]`.
 CLOSING = frozenset({"response.completed", "response.incomplete", "response.failed", "message_stop"})
 
@@ -182,17 +192,24 @@ async def _whole(call: Call, reply: Reply) -> bytes:
 
 def _count_whole(call: Call, body: bytes) -> None:
     try:
-        usage = EVENT.decode(body).usage
-    except msgspec.MsgspecError:
+        usage = _usage(EVENT.decode(body).usage)
+    except UNREADABLE:
         usage = None
-    if usage is not None:
+    if usage is None:
+        _estimate(call, len(body) // 4)
+    else:
         _count(call, usage)
-        return
-    call.estimated = True
-    call.tokens_in = call.tokens_in_estimate
-    # Four bytes a token as for the input, but never more than the call could have been given.
-    allowed = len(body) if call.tokens_out_max is None else call.tokens_out_max * call.choices
-    call.tokens_out = min(len(body) // 4, allowed)
+
+
+def _usage(said: msgspec.Raw) -> Counts | None:
+    """The engine's counts; None if it says none, or none that can be true."""
+    if not _given(said):
+        return None
+    try:
+        counts = COUNTS.decode(said)
+    except UNREADABLE:
+        return None
+    return None if counts.tokens_in is None and counts.tokens_out is None else counts
 
 
 def _count(call: Call, usage: Counts) -> None:
@@ -204,6 +221,15 @@ def _count(call: Call, usage: Counts) -> None:
         call.tokens_out = tokens_out
     if (tokens_cached := usage.tokens_cached) is not None:
         call.tokens_cached = tokens_cached
+
+
+def _estimate(call: Call, tokens_out: int) -> None:
+    """So many tokens more, but never more in all than the call could have been given."""
+    call.estimated = True
+    call.tokens_in = call.tokens_in or call.tokens_in_estimate
+    if call.tokens_out_max is not None:
+        tokens_out = min(tokens_out, max(call.tokens_out_max * call.choices - call.tokens_out, 0))
+    call.tokens_out += tokens_out
 
 
 # ---- a stream of events ------------------------------------------------------------------------------------
@@ -273,47 +299,92 @@ def _relay(call: Call, answer: Answer, choices: dict[int, Counts], block: bytes)
 def _relay_event(call: Call, answer: Answer, choices: dict[int, Counts], event: bytes) -> bytes:
     """The event as the client gets it; empty if it gets none, or if it is held back as the closing one."""
     whole = event + b"\n\n"
-    start = (0 if event.startswith(b"data:") else event.find(b"\ndata:") + 1) + len(b"data:")
-    payload = event[start:].strip()
+    payload = _payload(event)
     if payload == b"[DONE]":
         answer.end = whole
         return b""
     try:
         seen = EVENT.decode(payload)
-    except msgspec.MsgspecError:
+    except UNREADABLE:
+        if payload:  # it may well bring text, as a chunk with a NaN among its numbers does
+            _estimate(call, 1)
         return whole
-    if seen.type == "error" or _given(seen.error):
+    kind = seen.type if isinstance(seen.type, str) else ""
+    if kind == "error" or _given(seen.error):
         raise _fault(seen.error if _given(seen.error) else payload, None)
-    usage = seen.usage if seen.response is None else seen.response.usage
-    if seen.type == "message_start" and _given(seen.message):
-        usage = CARRIER.decode(seen.message).usage
-    if usage is None:
-        if (_given(seen.choices) and seen.choices != NONE) or (seen.type or "").endswith("delta"):
-            # An event that brings text and says no usage: about one token.
-            call.estimated = True
-            call.tokens_in = call.tokens_in or call.tokens_in_estimate
-            call.tokens_out += 1
-    elif call.choices == 1 or not _given(seen.choices) or seen.choices == NONE:
-        _count(call, usage)
-    else:
-        _count_choice(call, choices, CHOICES.decode(seen.choices), usage)
-    if seen.type in CLOSING:
+    _count_event(call, choices, seen, kind)
+    if kind in CLOSING:
         answer.end = whole
         return b""
-    if seen.usage is None or not _given(seen.choices):
+    if not _given(seen.usage) or not _given(seen.choices):
         return whole
     if seen.choices == NONE:
         return whole if call.usage_asked else b""
     if call.chunk_usage_asked:
         return whole
-    return event[:start] + b" " + _without_usage(payload) + b"\n\n"
+    lines = [line for line in event.split(b"\n") if not line.startswith(b"data:")]
+    return b"\n".join([*lines, b"data: " + _without_usage(payload.replace(b"\n", b" "))]) + b"\n\n"
+
+
+def _payload(event: bytes) -> bytes:
+    """What an event's `data` lines say together (WHATWG HTML §9.2.6); empty for a comment."""
+    if b"\n" not in event:
+        return event[len(b"data:") :].strip() if event.startswith(b"data:") else b""
+    return b"\n".join(line[len(b"data:") :] for line in event.split(b"\n") if line.startswith(b"data:")).strip()
+
+
+def _count_event(call: Call, choices: dict[int, Counts], seen: Event, kind: str) -> None:
+    said = seen.usage
+    carrier = seen.message if kind == "message_start" else seen.response
+    if _given(carrier):
+        with suppress(*UNREADABLE):
+            said = CARRIER.decode(carrier).usage
+    usage = _usage(said)
+    with_choices = _given(seen.choices) and seen.choices != NONE
+    numbered: list[Choice] = []
+    if usage is not None and with_choices and call.choices > 1:
+        try:
+            numbered = CHOICES.decode(seen.choices)
+        except UNREADABLE:
+            usage = None
+    if usage is not None and numbered:
+        _count_choice(call, choices, numbered, usage)
+    elif usage is not None:
+        _count(call, usage)
+    elif with_choices or kind.endswith("delta"):
+        # An event that brings text and says no usage: four bytes a token as for the input, but one at the least.
+        _estimate(call, max(_text_bytes(seen.choices if with_choices else seen.delta) // 4, 1))
+    elif _given(said):
+        _estimate(call, 0)
+
+
+def _text_bytes(brought: msgspec.Raw) -> int:
+    """How much text a chunk's choices or an event's `delta` bring, tool calls and thoughts included."""
+    try:
+        fields = [msgspec.json.decode(brought)]
+    except UNREADABLE:
+        return 0
+    size = 0
+    while fields:
+        field = fields.pop()
+        if isinstance(field, str):
+            size += len(field.encode())
+        elif isinstance(field, list):
+            fields += field
+        elif isinstance(field, dict):
+            fields += (value for name, value in field.items() if name not in NOT_TEXT)
+    return size
+
+
+#: Fields of a choice that no model wrote, or that say again what it wrote.
+NOT_TEXT = frozenset({"id", "type", "role", "index", "finish_reason", "stop_reason", "logprobs", "token_ids"})
 
 
 def _without_usage(payload: bytes) -> bytes:
     cut = payload.rfind(USAGE)
     try:
         COUNTS.decode(payload[cut + len(USAGE) : -1])
-    except msgspec.MsgspecError:
+    except UNREADABLE:
         fields = FIELDS.decode(payload)
         del fields["usage"]
         return msgspec.json.encode(fields)
@@ -325,7 +396,7 @@ def _count_choice(call: Call, choices: dict[int, Counts], seen: list[Choice], us
 
     So it is in vLLM, whose choices are numbered prompt by prompt.
     """
-    choices.update((choice.index, usage) for choice in seen)
+    choices.update((choice.index, usage) for choice in seen if 0 <= choice.index < call.choices)
     per_prompt = call.choices // call.prompts
     prompts = {index // per_prompt: latest.tokens_in or 0 for index, latest in choices.items()}
     call.estimated = False
@@ -337,10 +408,10 @@ def _count_choice(call: Call, choices: dict[int, Counts], seen: list[Choice], us
 
 
 def _refusal(reply: Reply, body: bytes) -> GatewayError:
-    """An engine's error body in OpenAI's shape: one object, `code` a string, nothing lost that it said."""
+    """An engine's error body in OpenAI's shape: one object, `code` a short name, else nothing lost that it said."""
     try:
         failure = FAILURE.decode(body)
-    except msgspec.MsgspecError:
+    except UNREADABLE:
         failure = Failure()
         body = msgspec.json.encode(_plain(body))
     if _given(failure.detail) and not _given(failure.error):
@@ -348,7 +419,8 @@ def _refusal(reply: Reply, body: bytes) -> GatewayError:
     else:
         fault = _fault(failure.error if _given(failure.error) else body, reply.status)
     after_s = _header(reply, b"retry-after")
-    fault.retry_after_s = float(after_s) if after_s.isdigit() else None
+    if RETRY_AFTER_S.fullmatch(after_s):
+        fault.retry_after_s = float(after_s)
     return fault
 
 
@@ -356,26 +428,34 @@ def _fault(error: bytes | msgspec.Raw, status: int | None) -> GatewayError:
     """`status` is the engine's; None amid a stream, where the error's own code may say it."""
     try:
         said = SAID.decode(error)
-    except msgspec.MsgspecError:
+    except UNREADABLE:
         said = Said()
     if isinstance(said, str):
         said = Said(message=said)
     if status is None:
         status = said.code if isinstance(said.code, int) and 400 <= said.code < 600 else EngineFailed.status
-    fault: GatewayError = BadRequest("") if status < 500 else EngineFailed("")
+    # A log says the status alone: the engine's words, which the client gets, may quote its prompt.
+    fault: GatewayError = (BadRequest if status < 500 else EngineFailed)(f"the engine answered {status}")
     fault.status = status
+    if status == QuotaExceeded.status:
+        fault.type = QuotaExceeded.type
     fault.retryable = status in RETRYABLE
     message = QUOTED.sub("…", _text(said.message))
     fault.message = message or f"The engine answered {status} without saying why."
     fault.type = _text(said.type) if _text(said.type) not in ("", "error") else fault.type
     fault.param = _text(said.param) or None
-    fault.code = _text(said.code) or fault.code
+    # The code alone is recorded and traced. What is no name, or a very long one, could be a prompt.
+    code = _text(said.code)
+    fault.code = code if CODE.fullmatch(code) else fault.code
     return fault
 
 
 #: Validators built on pydantic (vLLM's, FastAPI's) quote the offending input, maybe a prompt. The client knows it;
 #: whoever else gets to read the error must not.
 QUOTED = re.compile(r",? ?['\"]?input['\"]?: .*", re.DOTALL)
+CODE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+#: Whole seconds, up to some eleven days; anything else is no advice.
+RETRY_AFTER_S = re.compile(rb"[0-9]{1,6}")
 #: Statuses after which the same call may well succeed.
 RETRYABLE = frozenset({408, 409, 429, 500, 502, 503, 504})
 
@@ -396,7 +476,7 @@ def _plain(body: bytes) -> str:
 def _detail(detail: msgspec.Raw) -> Said:
     try:
         said = DETAIL.decode(detail)
-    except msgspec.MsgspecError:
+    except UNREADABLE:
         return Said()
     if isinstance(said, str):
         return Said(message=said)

@@ -48,15 +48,16 @@ class Quota:
         for holder in holders:
             holder.check(reserved, now_s, asked=bool(call.tokens_out_max))
         taken = [holder.take(reserved, now_s) for holder in holders]
-        used_at_least = 0
         try:
             yield
         except asyncio.CancelledError:
-            # The client left before the answer; an engine that had its prompt by then has worked on it.
-            used_at_least = call.tokens_in_estimate if call.replica else 0
+            # The client left before the answer; an engine that had its prompt by then has worked on it. Noted in the
+            # call, so that the record says what was charged.
+            if call.replica and not call.tokens_in:
+                call.tokens_in, call.estimated = call.tokens_in_estimate, True
             raise
         finally:
-            used = call.tokens_in + call.tokens_out or used_at_least
+            used = call.tokens_in + call.tokens_out
             for holder, tokens in zip(holders, taken, strict=True):
                 holder.settle(tokens, used)
 

@@ -14,6 +14,11 @@ from runtimes.contract import Generator, Predictor, RuntimeFault
 log = logging.getLogger("headrace.replica")
 
 
+def replica_name(model: str, number: int) -> str:
+    """The name of a model's replica, fit for a folder and for one replica only: no model's name has a plus."""
+    return f"{model.replace('/', '+')}-{number}"
+
+
 class State(enum.StrEnum):
     starting = "starting"
     ready = "ready"

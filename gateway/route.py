@@ -104,9 +104,7 @@ class Route:
             names = ", ".join(replica.name for replica in candidates)
             raise EngineFailed(f"No engine of model {call.model!r} could answer ({names}); retry.", retry_after_s=1.0)
         states = ", ".join(f"{replica.name} is {replica.state}" for replica in target.replicas)
-        raise EngineUnavailable(
-            f"No engine of model {call.model!r} is up ({states}); it is being started, retry.", retry_after_s=2.0
-        )
+        raise EngineUnavailable(f"No engine of model {call.model!r} is up ({states}); retry later.", retry_after_s=2.0)
 
 
 def _candidates(target: Target) -> list[Replica]:

@@ -11,7 +11,7 @@ import logging
 import operator
 import os
 import sqlite3
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -56,8 +56,9 @@ class Store(Protocol):
     async def tenants(self) -> list[TenantRow]: ...
     async def tenant(self, name: str) -> TenantRow: ...
     async def add_tenant(self, row: TenantRow) -> None: ...
-    async def set_tenant(self, row: TenantRow) -> None:
-        """Replace name, limits and `disabled` of the tenant with this id."""
+    async def set_tenant(self, name: str, *, limits: Mapping[str, int | None], disabled: bool | None) -> TenantRow:
+        """Change the limits that are named, and `disabled` unless it is None; what others change at the same time
+        stays as they set it."""
 
     async def remove_tenant(self, tenant_id: str) -> None:
         """Remove a tenant and its keys. Its usage stays: a bill outlives its customer."""
@@ -277,19 +278,23 @@ class SqliteStore:
 
     async def tenant(self, name: str) -> TenantRow:
         rows = await self._read(sa.select(TENANTS).where(TENANTS.c.name == name))
-        if not rows:
-            raise Missing(f"there is no tenant {name!r}; `headrace tenant list` shows those there are")
+        _require(len(rows), _no_tenant(name))
         return _tenant(rows[0])
 
     async def add_tenant(self, row: TenantRow) -> None:
         async with self._change(f"there is already a tenant {row.name!r}; choose another name") as change:
             await change.execute(sa.insert(TENANTS).values(_flat(row)))
 
-    async def set_tenant(self, row: TenantRow) -> None:
-        values = {name: value for name, value in _flat(row).items() if name != "created_s"}
-        async with self._change(f"there is already a tenant {row.name!r}; choose another name") as change:
-            done = await change.execute(sa.update(TENANTS).where(TENANTS.c.id == row.id).values(values))
-            _require(done.rowcount, f"there is no tenant with id {row.id!r}")
+    async def set_tenant(self, name: str, *, limits: Mapping[str, int | None], disabled: bool | None) -> TenantRow:
+        values = {**limits} if disabled is None else {**limits, "disabled": disabled}
+        if not values:
+            return await self.tenant(name)
+        async with self._change() as change:
+            # Only these columns: a whole row, read before, would undo what another has changed since.
+            query = sa.update(TENANTS).where(TENANTS.c.name == name).values(values).returning(TENANTS)
+            rows = (await change.execute(query)).all()
+            _require(len(rows), _no_tenant(name))
+            return _tenant(rows[0])
 
     async def remove_tenant(self, tenant_id: str) -> None:
         async with self._change() as change:
@@ -440,6 +445,10 @@ def _flat(row: TenantRow | KeyRow) -> dict[str, Any]:
     columns = msgspec.structs.asdict(row)
     limits = msgspec.structs.asdict(columns.pop("limits"))
     return {**columns, **limits}
+
+
+def _no_tenant(name: str) -> str:
+    return f"there is no tenant {name!r}; `headrace tenant list` shows those there are"
 
 
 def _require(found: int, otherwise: str) -> None:

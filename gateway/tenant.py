@@ -190,15 +190,8 @@ class Issuer:
 
     async def set_tenant(self, name: str, *, limits: Mapping[str, int | None], disabled: bool | None) -> TenantRow:
         """Change the limits that are named, and `disabled` unless it is None; the rest stays."""
-        row = await self.store.tenant(name)
-        row = msgspec.structs.replace(
-            row,
-            limits=msgspec.structs.replace(row.limits, **limits),
-            disabled=row.disabled if disabled is None else disabled,
-        )
-        _require_limits(row.limits)
-        await self.store.set_tenant(row)
-        return row
+        _require_limits(Limits(**limits))
+        return await self.store.set_tenant(name, limits=limits, disabled=disabled)
 
     async def remove_tenant(self, name: str) -> None:
         await self.store.remove_tenant((await self.store.tenant(name)).id)
@@ -220,11 +213,11 @@ class Issuer:
         lifetime_s: float | None = None,
     ) -> Minted:
         _require_limits(limits)
-        if lifetime_s is not None and not lifetime_s > 0:
-            raise Unfit(f"a key can't expire after {lifetime_s:g} s; give it a time above 0")
-        for glob in (*models, *routes):
-            if not 0 < len(glob) <= GLOB_CHARS_MAX:
-                raise Unfit(f"a glob has 1 to {GLOB_CHARS_MAX} characters, {glob[:40]!r} has {len(glob)}")
+        if lifetime_s is not None and not 0 < lifetime_s <= LIFETIME_S_MAX:
+            raise Unfit(f"a key can't expire after {lifetime_s:g} s; give it a time above 0 and up to 100 years")
+        _require_printable("name", name)
+        _require_globs("models", models)
+        _require_globs("routes", routes)
         now_s = self.clock.wall_s()
         minted = mint(pepper=self._pepper, env=env)
         await self.store.add_key(
@@ -248,8 +241,8 @@ class Issuer:
         row = await self.store.key(id)
         if row.revoked_s is not None:
             raise Unfit(f"key {id} has been revoked; add a new one instead")
-        if not overlap_s >= 0:
-            raise Unfit(f"the overlap can't be {overlap_s:g} s; give 0 to end the old secret now")
+        if not 0 <= overlap_s <= LIFETIME_S_MAX:
+            raise Unfit(f"the overlap can't be {overlap_s:g} s; give 0, to end the old secret now, up to 100 years")
         minted = mint(pepper=self._pepper, env=row.env, id=id)
         until_s = self.clock.wall_s() + overlap_s
         await self.store.rotate_key(id, digest=minted.digest, previous_until_s=until_s)
@@ -277,6 +270,8 @@ class KeyView(msgspec.Struct, frozen=True):
 
 LABEL_CHARS_MAX = 100
 GLOB_CHARS_MAX = 200
+#: A century; what is meant to live longer needs no end.
+LIFETIME_S_MAX = 100 * 365.25 * 86_400
 
 
 def _view(row: KeyRow, tenant: str) -> KeyView:
@@ -290,6 +285,21 @@ def _require_name(name: str) -> None:
             f"{name[:80]!r} is no name for a tenant; use 1 to 64 letters, digits, dots, dashes and underscores, "
             "beginning with a letter or digit"
         )
+
+
+def _require_globs(field: str, globs: tuple[str, ...]) -> None:
+    if not globs:
+        raise Unfit(f"a key without {field} can be used for nothing; name some, or leave {field} out for all")
+    for glob in globs:
+        if not 0 < len(glob) <= GLOB_CHARS_MAX:
+            raise Unfit(f"a glob has 1 to {GLOB_CHARS_MAX} characters, {glob[:40]!r} has {len(glob)}")
+        _require_printable(field, glob)
+
+
+def _require_printable(field: str, text: str) -> None:
+    """These are shown on terminals, where a control character can hide or forge what stands beside it."""
+    if not text.isprintable():
+        raise Unfit(f"{field}: {text[:40]!r} has control characters; leave them out")
 
 
 def _require_limits(limits: Limits) -> None:

@@ -16,10 +16,23 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
-from litestar import Controller, Litestar, MediaType, Request, Response, delete, get, patch, post
+from litestar import (
+    Controller,
+    HttpMethod,
+    Litestar,
+    MediaType,
+    Request,
+    Response,
+    Router,
+    delete,
+    get,
+    patch,
+    post,
+    route,
+)
 from litestar.connection import ASGIConnection
 from litestar.di import NamedDependency, Provide
-from litestar.exceptions import HTTPException
+from litestar.exceptions import HTTPException, NotFoundException
 from litestar.handlers import BaseRouteHandler
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
@@ -30,6 +43,7 @@ from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from gateway.call import Limits, Record
+from gateway.config import field_error
 from gateway.errors import BadRequest, GatewayError, MethodNotAllowed, NotFound, TooLarge, Unauthenticated
 from gateway.fairness import Queue
 from gateway.key import Minted, Unfit, kept
@@ -77,7 +91,7 @@ def admin_app(
             title="Headrace admin API",
             version="1",
             description="Tenants, keys, models and usage of one gateway. Never exposed beside the data plane.",
-            path="/schema",
+            openapi_router=Router("/schema", route_handlers=[], include_in_schema=False, after_request=_found),
             render_plugins=[JsonRenderPlugin(path="/openapi.json")],
             components=Components(security_schemes={"token": SecurityScheme(type="http", scheme="bearer")}),
             security=[{"token": []}],
@@ -116,7 +130,7 @@ class Bearer:
             return
         scheme, _, shown = connection.headers.get("authorization", "").partition(" ")
         right = hmac.compare_digest(shown.strip().encode(), self.token)
-        if not right or scheme.lower() != "bearer":
+        if not right or not self.token or scheme.lower() != "bearer":
             raise Unauthenticated(
                 "The admin API needs `Authorization: Bearer <token>`; the token lies in admin.token in the state "
                 "folder."
@@ -136,17 +150,20 @@ class Readiness(Struct, frozen=True):
     checks: dict[str, Check]
 
 
+PROBED_BY = [HttpMethod.GET, HttpMethod.HEAD]
+
+
 class Probes(Controller):
     tags = ["health"]  # noqa: RUF012  Litestar's own idiom
     opt = {"open_to_all": True}  # noqa: RUF012
     security = [{}]  # noqa: RUF012
 
-    @get("/healthz", media_type=MediaType.TEXT)
+    @route("/healthz", http_method=PROBED_BY, media_type=MediaType.TEXT)
     async def healthz(self) -> str:
         """The process is alive; it says nothing of whether it can serve."""
         return "ok"
 
-    @get("/readyz")
+    @route("/readyz", http_method=PROBED_BY)
     async def readyz(self, checks: NamedDependency[Any]) -> Response[Readiness]:
         """200 if every collaborator is ready, else 503; both say of each what is wrong with it."""
         found = {name: Check(ready=not reason, reason=reason) for name, reason in (await checks()).items()}
@@ -335,6 +352,13 @@ class StoreDown(GatewayError):
     status, type, code, retryable = 503, "server_error", "store_unavailable", True
 
 
+def _found(response: Response[Any]) -> Response[Any]:
+    """Litestar's own page for what is not there is HTML."""
+    if response.status_code == 404:
+        raise NotFoundException
+    return response
+
+
 def _refuse(request: Request[Any, Any, Any], fault: Exception) -> Response[bytes]:
     """Every error of this plane, in the one shape the data plane has too."""
     error = _as_gateway_error(request, fault)
@@ -360,6 +384,11 @@ def _as_gateway_error(request: Request[Any, Any, Any], fault: Exception) -> Gate
             return MethodNotAllowed(f"{request.url.path} does not take {request.method}.")
         case HTTPException(status_code=413):
             return TooLarge(f"The body is longer than {BODY_BYTES_MAX} bytes.")
+        case RecursionError():
+            return BadRequest("The body is nested too deeply.")
+        case HTTPException(status_code=500, __cause__=msgspec.ValidationError() as cause) if "$.data" in str(cause):
+            # For some wrong types, e.g. text for a list, Litestar blames itself.
+            return BadRequest(field_error(str(cause)).removeprefix("data."))
         case HTTPException(status_code=400, extra=extra):
             return BadRequest(*_wrong_field(fault, extra))
     log.error("the admin API failed at %s %s", request.method, request.url.path, exc_info=fault)

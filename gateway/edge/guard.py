@@ -67,13 +67,12 @@ class GuardedProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self.refusal is not None:
             return
-        amid_header = self.in_header
+        # A field is reported only once it is whole: what has no end must be counted as it comes. Whatever the parser
+        # reports begins the count anew.
+        self.unended_bytes += len(data)
         super().data_received(data)
-        if amid_header and self.in_header:
-            # A field is reported only once it is whole: what has no end must be counted as it comes.
-            self.unended_bytes += len(data)
-            if self.unended_bytes > self.bounds.header_bytes_max and self.refusal is None:
-                self._close_with(self._header_too_long())
+        if self.unended_bytes > self.bounds.header_bytes_max and self.refusal is None:
+            self._close_with(self._header_too_long())
         # What arrives in one piece, as nearly all requests do, never costs a timer.
         if self.refusal is None and (self.in_header or self.cycle is None or self.cycle.response_complete):
             self._expect()
@@ -99,7 +98,7 @@ class GuardedProtocol(HttpToolsProtocol):
         super().timeout_keep_alive_handler()
         self._expect_to_be_read()
 
-    # -- one request's header, as httptools reads it
+    # -- one request, as httptools reads it
 
     def on_message_begin(self) -> None:
         self.in_header = True
@@ -107,11 +106,15 @@ class GuardedProtocol(HttpToolsProtocol):
         super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
+        self.unended_bytes = 0
         self._count_header(len(url))
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        self.unended_bytes = 0
         self._count_header(len(name) + len(value) + len(b": \r\n"))
+        if not self.in_header:
+            return  # a trailer, which comes too late to say anything: RFC 9110 §6.5.1 lets it be dropped
         if len(self.headers) >= self.bounds.headers_max:
             self._refuse(HeaderTooLarge(f"The request has more than {self.bounds.headers_max} header fields."))
         super().on_header(name, value)
@@ -128,7 +131,12 @@ class GuardedProtocol(HttpToolsProtocol):
             self._refuse(BadRequest("This server speaks HTTP/1.1 and upgrades to nothing; leave Upgrade out."))
         super().on_headers_complete()
 
+    def on_body(self, body: bytes) -> None:
+        self.unended_bytes = 0
+        super().on_body(body)
+
     def on_message_complete(self) -> None:
+        self.unended_bytes = 0
         self._expect_nothing()
         if self.cycle.response_complete:
             self.cycle.more_body = False
@@ -140,7 +148,9 @@ class GuardedProtocol(HttpToolsProtocol):
             self._refuse(self._header_too_long())
 
     def _header_too_long(self) -> HeaderTooLarge:
-        return HeaderTooLarge(f"The request's header is longer than {self.bounds.header_bytes_max} bytes.")
+        return HeaderTooLarge(
+            f"The request's header, or its header and trailer, is longer than {self.bounds.header_bytes_max} bytes."
+        )
 
     # -- waiting for the client
 

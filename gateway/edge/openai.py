@@ -148,8 +148,13 @@ class OpenAI:
                 raise BadRequest(f"{param}: at most {self.bounds.choices_max} choices are made at once.", param=param)
             call.prompts = _prompts(ask.prompt)
             call.choices = each * call.prompts
-            limits = (ask.max_tokens, ask.max_completion_tokens, ask.max_output_tokens)
-            call.tokens_out_max = next((limit for limit in limits if limit is not None), None)
+            if call.choices > self.bounds.choices_max:
+                raise BadRequest(
+                    f"prompt: {call.prompts} prompts with {param} {each} make {call.choices} choices; at most "
+                    f"{self.bounds.choices_max} are made at once.",
+                    param="prompt",
+                )
+            call.tokens_out_max = max(_limits(route, ask), default=None)
         else:
             call.tokens_out_max = 0
         return call
@@ -228,6 +233,15 @@ def _decode(decoder: msgspec.json.Decoder[Any], body: bytes) -> Any:
     except RecursionError:
         raise BadRequest("The request's JSON nests too deeply.") from None
     return ask
+
+
+def _limits(route: str, ask: Generate) -> list[int]:
+    """What bounds each choice's output on this route. Of two, engines differ in which one they obey."""
+    fields = {
+        "/v1/chat/completions": (ask.max_tokens, ask.max_completion_tokens),
+        "/v1/responses": (ask.max_output_tokens,),
+    }
+    return [limit for limit in fields.get(route, (ask.max_tokens,)) if limit is not None]
 
 
 def _prompts(prompt: msgspec.Raw) -> int:

@@ -118,7 +118,7 @@ ERRORS: Mapping[int, str] = {
     413: "The body is too large",
     429: "Over quota; `retry-after` is exact",
     502: "No engine could answer, or one broke off before the answer began",
-    503: "The model's queue is full, or its engine is being started; see `retry-after`",
+    503: "The model's queue is full, or no engine of it is up; see `retry-after`",
     504: "Waited or ran too long",
 }
 
@@ -134,7 +134,7 @@ def documents() -> Sequence[Any]:
 
     @get("/docs", sync_to_thread=False)
     def people() -> Response[str]:
-        return Response(rendered, media_type="text/html; charset=utf-8")
+        return Response(rendered, media_type="text/html")
 
     return [machines, people]
 

@@ -109,17 +109,26 @@ async def test_a_second_tenant_of_the_same_name_is_refused_by_name(store: Store)
     assert await store.tenants() == [ACME]
 
 
-async def test_setting_a_tenant_changes_limits_and_keeps_its_birthday(store: Store) -> None:
-    await store.add_tenant(ACME)
-    await store.set_tenant(TenantRow(id="t1", name="acme", disabled=True, created_s=777.0))
-    assert await store.tenants() == [TenantRow(id="t1", name="acme", disabled=True, created_s=ACME.created_s)]
-
-
-async def test_renaming_onto_another_tenant_is_refused(store: Store) -> None:
+async def test_setting_a_tenant_changes_what_is_named_and_nothing_else(store: Store) -> None:
     await store.add_tenant(ACME)
     await store.add_tenant(ZEBRA)
-    with pytest.raises(Taken, match="'acme'"):
-        await store.set_tenant(msgspec.structs.replace(ZEBRA, name="acme"))
+    changed = await store.set_tenant("acme", limits={"rpm": None, "tpm": 7}, disabled=None)
+    assert changed == msgspec.structs.replace(ACME, limits=Limits(rpm=None, tpm=7, concurrent=2))
+    assert await store.tenants() == [changed, ZEBRA]
+    disabled = await store.set_tenant("acme", limits={}, disabled=True)
+    assert disabled == msgspec.structs.replace(changed, disabled=True)
+    assert await store.set_tenant("acme", limits={}, disabled=None) == disabled
+
+
+async def test_changes_of_different_columns_at_once_are_all_kept(store: Store, neighbour: Store) -> None:
+    await store.add_tenant(ACME)
+    await asyncio.gather(
+        store.set_tenant("acme", limits={"rpm": 77}, disabled=None),
+        neighbour.set_tenant("acme", limits={}, disabled=True),
+        store.set_tenant("acme", limits={"tpm": 88}, disabled=None),
+    )
+    limits = Limits(rpm=77, tpm=88, concurrent=2)
+    assert await store.tenant("acme") == msgspec.structs.replace(ACME, limits=limits, disabled=True)
 
 
 async def test_removing_a_tenant_removes_its_keys_and_keeps_its_usage(store: Store) -> None:
@@ -136,7 +145,7 @@ async def test_removing_a_tenant_removes_its_keys_and_keeps_its_usage(store: Sto
     "change",
     [
         lambda store: store.tenant("nobody"),
-        lambda store: store.set_tenant(ACME),
+        lambda store: store.set_tenant("acme", limits={"rpm": 1}, disabled=None),
         lambda store: store.remove_tenant("t1"),
         lambda store: store.key("k1"),
         lambda store: store.revoke_key("k1", at_s=1.0),
@@ -187,7 +196,7 @@ async def test_rotating_keeps_exactly_the_secret_before(store: Store) -> None:
     "change",
     [
         lambda store: store.add_tenant(ZEBRA),
-        lambda store: store.set_tenant(msgspec.structs.replace(ACME, disabled=True)),
+        lambda store: store.set_tenant("acme", limits={}, disabled=True),
         lambda store: store.remove_tenant("t1"),
         lambda store: store.add_key(msgspec.structs.replace(KEY, id="k2")),
         lambda store: store.revoke_key("k1", at_s=1.0),

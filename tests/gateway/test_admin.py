@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry
 from gateway.call import Limits, Outcome, Record
 from gateway.edge.admin import BODY_BYTES_MAX, ModelLook, admin_app, admin_token
 from gateway.fairness import Queue
-from gateway.key import Pepper
+from gateway.key import Pepper, Unfit
 from gateway.replica import Health, State
 from gateway.store import SqliteStore, Unreachable
 from gateway.tenant import Tenants
@@ -115,6 +115,21 @@ async def test_nearly_the_token_is_not_the_token(stranger: Client, shown: str) -
     assert TOKEN not in answer.text
 
 
+@pytest.mark.parametrize("shown", ["Bearer", "Bearer ", ""])
+async def test_an_empty_token_opens_nothing(store: SqliteStore, tenants: Tenants, shown: str) -> None:
+    app = admin_app(
+        tenants=tenants, store=store, models=lambda: [], ready=lambda: {}, registry=CollectorRegistry(), token=""
+    )
+    async with AsyncTestClient(app) as client:
+        assert (await client.get("/tenants", headers={"authorization": shown})).status_code == 401
+
+
+def test_an_empty_token_file_is_refused_and_named(tmp_path: Path) -> None:
+    (tmp_path / "admin.token").touch()
+    with pytest.raises(Unfit, match=r"admin\.token"):
+        admin_token(tmp_path)
+
+
 async def test_the_token_opens_whatever_the_case_of_its_scheme(stranger: Client) -> None:
     assert (await stranger.get("/tenants", headers={"authorization": f"bearer {TOKEN}"})).status_code == 200
 
@@ -145,6 +160,14 @@ async def test_one_that_is_not_well_makes_it_unready_and_is_named(
     assert answer.json()["checks"]["model chat"] == {"ready": False, "reason": "chat-0: it is starting"}
     assert answer.json()["checks"]["journal"]["ready"]
     assert (await stranger.get("/healthz")).status_code == 200
+
+
+async def test_head_answers_as_get_does_without_a_body(stranger: Client, troubles: dict[str, str | None]) -> None:
+    for path in ("/healthz", "/readyz"):
+        answer = await stranger.head(path)
+        assert (answer.status_code, answer.content) == (200, b"")
+    troubles["journal"] = "the disk is full"
+    assert (await stranger.head("/readyz")).status_code == 503
 
 
 class Gone(SqliteStore):
@@ -207,6 +230,11 @@ async def test_a_tenant_is_added_shown_changed_and_removed(client: Client, acme:
             "limits.rpm: Expected",
         ),
         ("POST", "/tenants", {"name": "b", "admin": True}, 400, "invalid_request", "body: Object contains unknown"),
+        ("POST", "/tenants", {"name": "b", "limits": {"bogus": 1}}, 400, "invalid_request", "`bogus`"),
+        ("POST", "/keys", {"tenant": "acme", "limits": {"bogus": 1}}, 400, "invalid_request", "`bogus`"),
+        ("PATCH", "/tenants/acme", {"limits": {"bogus": 1}}, 400, "invalid_request", "`bogus`"),
+        ("POST", "/tenants", b"[" * 60_000, 400, "invalid_request", "nested"),
+        ("POST", "/tenants", None, 400, "invalid_request", "body"),
         ("POST", "/tenants", {}, 400, "invalid_request", "name"),
         ("POST", "/tenants", b"{", 400, "invalid_request", ""),
         ("POST", "/tenants", b"x" * (BODY_BYTES_MAX + 1), 413, "request_too_large", "65536"),
@@ -215,6 +243,12 @@ async def test_a_tenant_is_added_shown_changed_and_removed(client: Client, acme:
         ("POST", "/keys", {"tenant": "nobody"}, 404, "not_found", "'nobody'"),
         ("POST", "/keys", {"tenant": "acme", "env": "PROD"}, 400, "invalid_request", "environment"),
         ("POST", "/keys", {"tenant": "acme", "lifetime_s": -5}, 400, "invalid_request", "expire"),
+        ("POST", "/keys", {"tenant": "acme", "lifetime_s": 1e300}, 400, "invalid_request", "100 years"),
+        ("POST", "/keys", {"tenant": "acme", "models": "*"}, 400, "invalid_request", "models"),
+        ("POST", "/keys", {"tenant": "acme", "models": []}, 400, "invalid_request", "models"),
+        ("POST", "/keys", {"tenant": "acme", "name": "a\nb"}, 400, "invalid_request", "control"),
+        ("POST", "/keys/nobody/rotate", None, 400, "invalid_request", "body"),
+        ("POST", "/keys/nobody/rotate", b"null", 400, "invalid_request", "body"),
         ("POST", "/keys/nobody/rotate", {}, 404, "not_found", "'nobody'"),
         ("DELETE", "/keys/nobody", None, 404, "not_found", "'nobody'"),
         ("GET", "/keys?tenant=nobody", None, 404, "not_found", "'nobody'"),
@@ -223,6 +257,8 @@ async def test_a_tenant_is_added_shown_changed_and_removed(client: Client, acme:
         ("GET", "/usage/records?limit=0", None, 400, "invalid_request", "limit"),
         ("GET", "/usage/records?limit=10001", None, 400, "invalid_request", "limit"),
         ("GET", "/nowhere", None, 404, "not_found", "/nowhere"),
+        ("GET", "/schema/nowhere", None, 404, "not_found", "/schema/nowhere"),
+        ("GET", "/keys/a/b", None, 404, "not_found", "/keys/a/b"),
         ("PUT", "/tenants", None, 405, "method_not_allowed", "PUT"),
     ],
 )

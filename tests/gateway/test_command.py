@@ -14,8 +14,10 @@ import msgspec
 import pytest
 
 from gateway.__main__ import main
+from gateway.app import Listener
 from gateway.call import Outcome, Record
-from gateway.console import duration_s, moment_s
+from gateway.config import ConfigError
+from gateway.console import date_text, duration_s, moment_s
 from gateway.key import parse
 
 ROOT = Path(__file__).parents[2]
@@ -125,8 +127,12 @@ def test_the_help_lists_every_command_and_shows_examples(headrace: Headrace) -> 
         ("usage", "--by", "color"),
         ("usage", "--since", "yesterday"),
         ("tenant", "list", "--bogus"),
+        ("usage", "--records", "--limit", "99999999999999999999"),
+        ("usage", "--records", "--limit", "0"),
+        ("key", "add", "--tenant", "acme", "--name", "\udcff"),
+        ("key", "list", "--tenant", "\udcff"),
     ],
-    ids=" ".join,
+    ids=lambda it: ascii(" ".join(it)),
 )
 def test_a_wrong_command_line_is_one_line_and_status_2(headrace: Headrace, arguments: tuple[str, ...]) -> None:
     ended = headrace(*arguments)
@@ -147,6 +153,9 @@ def test_a_wrong_command_line_is_one_line_and_status_2(headrace: Headrace, argum
         (("key", "revoke", "nobody"), "no key with id 'nobody'"),
         (("key", "rotate", "nobody"), "no key with id 'nobody'"),
         (("key", "list", "--tenant", "nobody"), "no tenant 'nobody'"),
+        (("key", "add", "--tenant", "nobody", "--expires", "99999999999w"), "100 years"),
+        (("key", "add", "--tenant", "nobody", "--name", "two\nlines"), "control"),
+        (("key", "add", "--tenant", "nobody", "--models"), "models"),
         (("check", "absent.toml"), "absent.toml"),
         (("tenant", "list", "--config", "absent.toml"), "absent.toml"),
         (("engine", "install", "bogus"), "bogus"),
@@ -155,6 +164,7 @@ def test_a_wrong_command_line_is_one_line_and_status_2(headrace: Headrace, argum
     ids=lambda it: " ".join(it) if isinstance(it, tuple) else "",
 )
 def test_a_mistake_is_one_line_and_status_1(headrace: Headrace, arguments: tuple[str, ...], says: str) -> None:
+    headrace("tenant", "add", "somebody")
     ended = headrace(*arguments, "--json")
     assert (ended.status, ended.out) == (1, "")
     assert ended.err.startswith("headrace: ")
@@ -167,8 +177,24 @@ def test_a_state_folder_that_cannot_be_made_is_a_mistake_too(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("HEADRACE_STATE", str(tmp_path / "file" / "state"))
-    ended = headrace("tenant", "list")
+    ended = headrace("tenant", "add", "acme")
     assert (ended.status, ended.err.count("\n")) == (1, 1)
+
+
+@pytest.mark.parametrize("words", [("tenant", "list"), ("key", "list"), ("usage",)], ids=" ".join)
+def test_a_command_that_only_reads_makes_no_state(headrace: Headrace, state: Path, words: tuple[str, ...]) -> None:
+    ended = headrace(*words, "--json")
+    assert (ended.status, ended.out) == (1, "")
+    assert f"no state folder {state}" in ended.err
+    assert not state.exists()
+
+
+def test_an_empty_pepper_is_a_mistake_and_named(headrace: Headrace, state: Path) -> None:
+    headrace("tenant", "add", "acme")
+    (state / "pepper").write_text("")
+    ended = headrace("key", "add", "--tenant", "acme")
+    assert (ended.status, ended.out, ended.err.count("\n")) == (1, "", 1)
+    assert str(state / "pepper") in ended.err
 
 
 # ---- configuration
@@ -260,6 +286,22 @@ def test_a_key_that_cannot_be_saved_is_not_issued(headrace: Headrace, tmp_path: 
     assert (ended.status, ended.out) == (1, "")
     assert "absent/demo.key: No such file or directory" in ended.err
     assert headrace("key", "list", "--json").json == []
+
+
+@pytest.mark.parametrize("save", ["folder", "folder/", "/", "", "."])
+def test_a_key_is_not_issued_into_a_folder(headrace: Headrace, tmp_path: Path, save: str) -> None:
+    (tmp_path / "folder").mkdir()
+    headrace("tenant", "add", "acme")
+    ended = headrace("key", "add", "--tenant", "acme", "--save", save)
+    assert (ended.status, ended.out, ended.err.count("\n")) == (1, "", 1)
+    assert "name a file" in ended.err
+    assert headrace("key", "list", "--json").json == []
+
+
+def test_a_date_beyond_the_calendar_breaks_no_list() -> None:
+    assert date_text(1e300) == "unix 1e+300"
+    assert date_text(-1e300) == "unix -1e+300"
+    assert date_text(0.0) == "1970-01-01 00:00"
 
 
 def test_a_key_that_cannot_be_issued_leaves_the_saved_one(headrace: Headrace, tmp_path: Path) -> None:
@@ -390,6 +432,43 @@ def test_a_reader_that_has_seen_enough_is_no_fault(headrace: Headrace, tmp_path:
     finally:
         os.close(write)
     assert (ran.returncode, ran.stderr) == (1, b"")
+
+
+@pytest.mark.parametrize("words", [("tenant", "list"), ("tenant", "list", "--json"), ("--help",)], ids=" ".join)
+def test_a_full_disk_under_the_output_is_one_line(headrace: Headrace, tmp_path: Path, words: tuple[str, ...]) -> None:
+    headrace("tenant", "add", "acme")
+    with Path("/dev/full").open("w") as full:
+        ran = subprocess.run(
+            command(*words), cwd=tmp_path, env=environment(), stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert ran.returncode == 1
+    assert ran.stderr == "headrace: the output can't be written: No space left on device.\n"
+
+
+def test_bytes_that_are_no_text_are_one_line(headrace: Headrace, tmp_path: Path) -> None:
+    headrace("tenant", "add", "acme")
+    words = [*command("key", "list", "--tenant"), b"\xff"]
+    ran = subprocess.run(words, cwd=tmp_path, env=environment(), capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout, ran.stderr.count("\n")) == (2, "", 1)
+    assert "UTF-8" in ran.stderr
+
+
+def test_a_second_gateway_on_a_port_says_which_field_and_ends(headrace: Headrace, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        (tmp_path / "headrace.toml").write_text(CONFIG.format(listen=0, admin=port))
+        ended = headrace("serve")
+    assert ended.status == 1
+    assert f"server.admin: can't listen on 127.0.0.1:{port}" in ended.err
+
+
+def test_a_listener_holds_its_port_from_the_start() -> None:
+    first = Listener("127.0.0.1:0", "listen")
+    try:
+        with pytest.raises(ConfigError, match=r"server\.admin: .*in use"):
+            Listener(first.address, "admin")
+    finally:
+        first.close()
 
 
 def test_beside_a_running_gateway_the_commands_take_effect_and_tell_the_truth(

@@ -45,6 +45,8 @@ class App:
         match scope["path"]:
             case "/wait":
                 await self.go_on.wait()
+            case "/key":
+                body = b", ".join(name + b": " + value for name, value in scope["headers"])
             case "/stream":
                 await send({"type": "http.response.start", "status": 200, "headers": []})
                 await send({"type": "http.response.body", "body": b"first", "more_body": True})
@@ -410,3 +412,58 @@ async def test_strings_are_told_from_brackets_across_pieces(shift: int, monkeypa
     await require_depth(shallow, 2)
     with pytest.raises(BadRequest):
         await require_depth(shallow, 1)
+
+
+CHUNKED = b"POST /key HTTP/1.1\r\nhost: a\r\nauthorization: Bearer good\r\ntransfer-encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "trailer", [b"", b"authorization: Bearer bad\r\n", b"host: b\r\nhost: c\r\n", b"x-api-key: bad\r\n"]
+)
+async def test_a_trailer_is_dropped_and_never_mistaken_for_the_header(peer: Peer, trailer: bytes) -> None:
+    peer.send(CHUNKED + b"2\r\nhi\r\n0\r\n" + trailer + b"\r\n" + GET)
+    assert await peer.answer() == (200, b"host: a, authorization: Bearer good, transfer-encoding: chunked")
+    assert await peer.answer() == (200, b"/ok")
+
+
+@pytest.mark.parametrize("piece", [b"x: y\r\n", b"x" * 6], ids=["of fields", "of one field"])
+async def test_a_trailer_without_end_is_a_431(peer: Peer, piece: bytes) -> None:
+    peer.send(CHUNKED + b"2\r\nhi\r\n0\r\n")
+    for _ in range(10):
+        peer.send(piece * 1_000)
+        await peer.writer.drain()
+        await asyncio.sleep(0)
+    assert await peer.refused() == 431
+
+
+async def test_a_chunk_extension_without_end_is_a_431(peer: Peer) -> None:
+    peer.send(CHUNKED + b"2;" + b"x" * 10_000)
+    for _ in range(10):
+        peer.send(b"x" * 10_000)
+        await peer.writer.drain()
+        await asyncio.sleep(0)
+    assert await peer.refused() == 431
+
+
+async def test_a_trailer_that_stalls_is_a_408() -> None:
+    async with serving(body_s_max=0.05, header_s_max=0.05) as site:
+        peer = await site.peer()
+        peer.send(CHUNKED + b"2\r\nhi\r\n0\r\nx: ")
+        assert (await peer.answer())[0] == 408
+        assert await peer.closed()
+
+
+async def test_thousands_of_small_requests_on_one_connection_are_no_large_header(peer: Peer) -> None:
+    count = 3_000
+    peer.send(GET * count)
+    for _ in range(count):
+        assert await peer.answer() == (200, b"/ok")
+
+
+async def test_a_body_in_many_pieces_is_no_large_header(peer: Peer) -> None:
+    peer.send(CHUNKED.replace(b"/key", b"/ok"))
+    for _ in range(600):
+        peer.send(b"1\r\nx\r\n")
+        await peer.writer.drain()
+    peer.send(b"0\r\n\r\n")
+    assert await peer.answer() == (200, b"x" * 600)

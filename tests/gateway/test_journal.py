@@ -2,9 +2,12 @@
 
 import asyncio
 import errno
+import logging
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -244,3 +247,106 @@ async def test_records_are_readable_by_their_owner_only(tmp_path: Path) -> None:
     assert journal.path.stat().st_mode & 0o777 == 0o600
     assert journal.folder.stat().st_mode & 0o777 == 0o700
     await journal.aclose()
+
+
+async def test_a_line_longer_than_one_read_is_folded_like_any_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.journal.READ_BYTES_MAX", 1_000)
+    long = a_record("r1")
+    long.code = "x" * 5_000
+    usage = MemoryUsage()
+    killed = await a_journal(tmp_path, usage)
+    for record in (a_record("r0"), long, a_record("r2")):
+        killed.append(record)
+    await killed.fold()
+    assert list(usage.records) == ids(3)
+    os.close(killed.file)
+    usage.records.clear()
+    journal = await a_journal(tmp_path, usage)
+    await journal.aclose()
+    assert list(usage.records) == ids(3)
+
+
+async def test_a_line_too_long_to_be_a_record_costs_only_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.journal.READ_BYTES_MAX", 500)
+    monkeypatch.setattr("gateway.journal.LINE_BYTES_MAX", 1_000)
+    long = a_record("r1")
+    long.code = "x" * 5_000
+    usage = MemoryUsage()
+    journal = await a_journal(tmp_path, usage)
+    for record in (a_record("r0"), long, a_record("r2")):
+        journal.append(record)
+    await journal.aclose()
+    assert list(usage.records) == ["r0", "r2"]
+
+
+class Picky(MemoryUsage):
+    """A store that can't take one of the records, whatever is tried."""
+
+    async def append(self, records: Iterable[Record]) -> None:
+        given = list(records)
+        if any(record.id == "r1" for record in given):
+            raise OverflowError
+        await super().append(given)
+
+
+async def test_a_record_that_the_store_can_never_take_is_set_aside_and_holds_up_no_other(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    usage = Picky()
+    journal = await a_journal(tmp_path, usage)
+    for id in ids(3):
+        journal.append(a_record(id))
+    await journal.fold()
+    assert list(usage.records) == ["r0", "r2"]
+    assert (journal.set_aside, journal.fault) == (1, "")
+    assert "r1" in caplog.text
+    await journal.aclose()
+    (aside,) = (tmp_path / "journal").iterdir()
+    assert msgspec.json.decode(aside.read_bytes(), type=Record) == a_record("r1")
+    assert aside.stat().st_mode & 0o777 == 0o600
+
+
+async def test_folding_goes_on_after_a_fault_nobody_thought_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage, clock = MemoryUsage(), FakeClock()
+    journal = await a_journal(tmp_path, usage, clock=clock)
+
+    def odd(segment: Path, offset: int) -> None:
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as patched:
+        patched.setattr("gateway.journal._read_from", odd)
+        running = asyncio.create_task(journal.run())
+        journal.append(a_record("r0"))
+        await clock.until_asleep()
+        clock.advance(FOLD_S)
+        await until(lambda: "ZeroDivisionError" in journal.fault)
+    await clock.until_asleep()
+    clock.advance(FOLD_S)
+    await until(lambda: "r0" in usage.records)
+    await until(lambda: journal.fault == "")
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    await journal.aclose()
+
+
+async def test_two_faults_at_once_are_logged_once_each(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    usage, disk = MemoryUsage(), Disk()
+    journal = await a_journal(tmp_path, usage, disk)
+    journal.append(a_record("r0"))
+    disk.room, usage.fault = 0, Unreachable("the store is gone")
+    with caplog.at_level(logging.ERROR):
+        for id in ids(5, since=1):
+            journal.append(a_record(id))
+            await journal.fold()
+    assert len(caplog.records) == 2
+    assert "No space left" in journal.fault and "the store is gone" in journal.fault
+    disk.room, usage.fault = None, None
+    journal.append(a_record("r5"))
+    await journal.fold()
+    assert journal.fault == ""
+    await journal.aclose()
+    assert list(usage.records) == ids(6)

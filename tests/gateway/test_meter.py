@@ -74,7 +74,7 @@ STREAMS = {
         {"usage_asked": True, "chunk_usage_asked": True},
         (7, 6, False),
     ),
-    "never said": (PLAIN + DONE, PLAIN + DONE, {"body": b"x" * 35}, (9, 7, True)),
+    "never said": (PLAIN + DONE, PLAIN + DONE, {"body": b"x" * 35}, (9, 14, True)),
     "responses": (RESPONSES, RESPONSES, {"route": "/v1/responses"}, (5, 2, False)),
     "messages": (MESSAGES, MESSAGES, {"route": "/v1/messages"}, (9, 2, False)),
     "comments": (
@@ -328,3 +328,126 @@ async def test_a_long_plain_error_is_cut() -> None:
     with pytest.raises(EngineFailed) as raised:
         await begin(Script([b"x" * 100_000], status=500), a_call())
     assert len(raised.value.message) <= 1024
+
+
+IMPOSSIBLE: list[Any] = [-1, 2.5, 2**53 + 1, 10**30, "7", True, []]
+
+
+@pytest.mark.parametrize("number", IMPOSSIBLE)
+@pytest.mark.parametrize("field", ["prompt_tokens", "completion_tokens"])
+async def test_counts_that_can_t_be_true_are_as_if_not_said(field: str, number: Any) -> None:
+    said = usage(7, 3) | {field: number}
+    call = a_call(body=b"x" * 39)
+    await relayed(Script([json.dumps({"usage": said}).encode()]), call)
+    assert (call.tokens_in, call.estimated) == (10, True)
+    call = a_call(stream=True, body=b"x" * 39)
+    sent = [chunk("one", usage=said), chunk("two", usage=said), event(choices=[], usage=said)]
+    assert await relayed(events(*sent, DONE), call) == chunk("one") + chunk("two") + DONE
+    assert counts(call) == (10, 2, True)
+
+
+async def test_the_largest_counts_that_can_be_true_are_taken() -> None:
+    call = a_call()
+    await relayed(Script([json.dumps({"usage": usage(2**53, 0)}).encode()]), call)
+    assert counts(call) == (2**53, 0, False)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        b'{"choices":[{"delta":{"content":"hi"},"logprob":NaN}]}',
+        b'{"choices":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        b'{"choices":{"a":1},"type":[],"response":7}',
+        b'{"type":"content_block_delta","delta":{"text":"hi"},"usage":"x"}',
+    ],
+)
+async def test_an_event_that_can_t_be_read_is_relayed_and_counted_as_a_token(odd: bytes) -> None:
+    call = a_call(stream=True)
+    sent = b"data: " + odd + b"\n\n"
+    assert await relayed(events(sent, DONE), call) == sent + DONE
+    assert (call.tokens_out, call.estimated) == (1, True)
+
+
+async def test_an_event_of_several_lines_is_metered_and_freed_of_usage_like_any_other() -> None:
+    split = b'id: 4\ndata: {"choices":[{"index":0}],\ndata: "usage":{"prompt_tokens":7,"completion_tokens":3}}\n\n'
+    call = a_call(stream=True)
+    assert await relayed(events(split, DONE), call) == b'id: 4\ndata: {"choices":[{"index":0}]}\n\n' + DONE
+    assert counts(call) == (7, 3, False)
+    failing = b'data: {"error":\ndata: {"message":"no","code":503}}\n\n'
+    with pytest.raises(EngineFailed):
+        await relayed(events(failing, DONE), a_call(stream=True))
+
+
+async def test_without_usage_a_stream_is_counted_by_its_text_and_never_above_what_was_allowed() -> None:
+    long = [chunk("x" * 400), chunk("é" * 100), chunk("")]
+    call = a_call(stream=True)
+    await relayed(events(*long, DONE), call)
+    assert (call.tokens_out, call.estimated) == (100 + 50 + 1, True)
+    call = a_call(stream=True, tokens_out_max=60, choices=2)
+    await relayed(events(*long, DONE), call)
+    assert (call.tokens_out, call.estimated) == (120, True)
+    call = a_call(stream=True, route="/v1/responses")
+    with pytest.raises(EngineFailed):
+        await relayed(events(event(type="response.output_text.delta", item_id="i" * 99, delta="x" * 40)), call)
+    assert (call.tokens_out, call.estimated) == (10, True)
+
+
+async def test_what_a_model_calls_is_text_and_the_call_s_id_is_not() -> None:
+    calls = [{"index": 0, "id": "i" * 400, "type": "function", "function": {"name": "f", "arguments": "x" * 39}}]
+    call = a_call(stream=True)
+    await relayed(events(event(choices=[{"index": 0, "delta": {"role": "r" * 400, "tool_calls": calls}}]), DONE), call)
+    assert call.tokens_out == 10
+
+
+@pytest.mark.parametrize("message", [5, "text", [], {"usage": 5}])
+async def test_a_message_that_is_no_object_says_no_usage(message: Any) -> None:
+    call = a_call(stream=True, route="/v1/messages")
+    sent = event(type="message_start", message=message) + event(type="message_stop")
+    assert await relayed(events(sent), call) == sent
+    assert call.tokens_out == 0
+
+
+@pytest.mark.parametrize("choices", ["text", {"index": 0}, [{"index": "0"}], [5], 7])
+async def test_choices_that_can_t_be_told_apart_are_estimated(choices: Any) -> None:
+    call = a_call(stream=True, choices=2)
+    await relayed(events(event(choices=choices, usage=usage(5, 5)), DONE), call)
+    assert (call.tokens_out, call.estimated) == (1, True)
+
+
+async def test_choices_nobody_asked_for_are_not_counted() -> None:
+    call = a_call(stream=True, choices=2)
+    odd = [chunk("a", index, usage=usage(5, 5)) for index in (-1, 2, 10**9)]
+    await relayed(events(*odd, chunk("a", 1, usage=usage(5, 4)), DONE), call)
+    assert counts(call) == (5, 4, False)
+
+
+@pytest.mark.parametrize("code", ["what I asked", "x" * 65, "x" * 100_000, "tell\nme", "é", ""])
+async def test_a_code_that_is_no_name_is_replaced_so_that_no_prompt_is_recorded(code: str) -> None:
+    with pytest.raises(BadRequest) as raised:
+        await begin(Script([json.dumps({"error": {"message": "m", "code": code}}).encode()], status=400), a_call())
+    assert raised.value.code == "invalid_request"
+
+
+@pytest.mark.parametrize("after", [b"9" * 3_000, b"-1", b"1.5", b"inf", b"nan", b"", b"Wed, 21 Oct 2026 07:28:00 GMT"])
+async def test_advice_that_is_no_sane_number_of_seconds_is_ignored(after: bytes) -> None:
+    with pytest.raises(GatewayError) as raised:
+        await begin(Script([b"{}"], status=429, headers=((b"retry-after", after),)), a_call())
+    assert raised.value.retry_after_s is None
+
+
+async def test_a_429_without_a_type_is_a_rate_limit() -> None:
+    with pytest.raises(GatewayError) as raised:
+        await begin(Script([b"{}"], status=429), a_call())
+    assert raised.value.type == "rate_limit_error"
+
+
+async def test_a_log_gets_the_status_of_a_failure_and_not_the_engine_s_words() -> None:
+    with pytest.raises(EngineFailed) as raised:
+        await begin(Script([b'{"error":{"message":"words"}}'], status=500), a_call())
+    assert str(raised.value) == "the engine answered 500"
+    assert raised.value.message == "words"
+
+
+async def test_the_type_of_a_stream_may_be_written_in_any_case() -> None:
+    headers = ((b"content-type", b"text/Event-Stream; charset=utf-8"),)
+    assert (await begin(Script([chunk("x"), DONE], headers=headers), a_call(stream=True))).events is not None

@@ -345,3 +345,33 @@ async def test_only_a_wellformed_trace_context_is_handed_on(site: Site, given: s
     response = await site.client.post(CHAT, json=BODY, headers={"authorization": "Bearer good", "traceparent": given})
     assert response.status_code == 200
     assert (dict(site.engine.got_headers).get(b"traceparent") == given.encode()) is handed_on
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "reserved"),
+    [
+        (CHAT, {"max_tokens": 10, "max_completion_tokens": 500}, 500),
+        (CHAT, {"max_tokens": 500, "max_completion_tokens": 10}, 500),
+        (CHAT, {"max_completion_tokens": 500, "max_output_tokens": 900}, 500),
+        ("/v1/completions", {"max_tokens": 500, "max_completion_tokens": 900}, 500),
+        ("/v1/messages", {"max_tokens": 500, "max_output_tokens": 1}, 500),
+        ("/v1/responses", {"max_output_tokens": 500, "max_tokens": 1}, 500),
+    ],
+)
+async def test_the_most_an_engine_may_make_of_it_is_reserved(
+    site: Site, path: str, fields: dict[str, int], reserved: int
+) -> None:
+    body = BODY | fields
+    fits = reserved + len(json.dumps(body)) // 4 + 1
+    for tpm, status in ((fits, 200), (fits - 1, 429)):
+        key = a_principal(models=("chat",), tenant_limits=limits(tpm=tpm))
+        site.stages.pipeline.tenants = FakeTenants(SystemClock(), metered=key)
+        assert (await site.post(body, path, key="metered")).status_code == status
+
+
+@pytest.mark.parametrize(("prompts", "n", "status"), [(64, 2, 200), (65, 2, 400), (128, 1, 200), (129, 1, 400)])
+async def test_the_choices_of_all_prompts_together_are_bounded(site: Site, prompts: int, n: int, status: int) -> None:
+    response = await site.post({"model": "chat", "prompt": ["x"] * prompts, "n": n}, "/v1/completions")
+    assert response.status_code == status
+    if status == 400:
+        assert refused(response, 400)["param"] == "prompt"

@@ -168,6 +168,7 @@ async def test_who_leaves_while_the_engine_works_has_used_the_prompt() -> None:
         async with quota.hold(call, tokens_out_default=16):
             call.replica = "chat-0"
             raise asyncio.CancelledError
+    assert (call.tokens_in, call.tokens_out, call.estimated) == (50, 0, True)
     with pytest.raises(QuotaExceeded):
         await spend(quota, tenant_call(limits(tpm=100), body=b"", tokens_out_max=50))
     await spend(quota, tenant_call(limits(tpm=100), body=b"", tokens_out_max=49))

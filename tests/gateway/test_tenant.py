@@ -20,10 +20,11 @@ from gateway.call import Limits
 from gateway.errors import Forbidden, KeyExpired, Unauthenticated
 from gateway.key import ALPHABET, Pepper, Unfit, kept, mint, parse, pepper_of
 from gateway.store import KeyRow, SqliteStore, Taken, TenantRow, Unreachable
-from gateway.tenant import POLL_S, STALE_S, Issuer, Tenants
+from gateway.tenant import LIFETIME_S_MAX, POLL_S, STALE_S, Issuer, Tenants
 from tests.fakes import FakeClock
 
-PEPPER = Pepper(b"pepper")
+PEPPER_TEXT = "a pepper long enough"
+PEPPER = Pepper(PEPPER_TEXT.encode())
 ROOT = Path(__file__).parents[2]
 
 
@@ -277,7 +278,6 @@ async def test_another_pepper_knows_no_key(issuer: Issuer, store: SqliteStore, c
         (("chat", "support-*"), ("*",), "support-eu", "/v1/classify", True),
         (("chat", "support-*"), ("*",), "chat2", "/v1/classify", False),
         (("CHAT",), ("*",), "chat", "/v1/classify", False),
-        ((), ("*",), "chat", "/v1/classify", False),
         (("*",), ("/v1/chat/*",), "chat", "/v1/chat/completions", True),
         (("*",), ("/v1/chat/*",), "chat", "/v1/embeddings", False),
         (("*",), ("/v1/embeddings", "/v1/c*"), "chat", "/v1/classify", True),
@@ -326,7 +326,7 @@ async def test_another_process_is_followed(
 ) -> None:
     """The command adds and revokes a key while this process follows."""
     state = store.path.parent
-    (state / "pepper").write_text("pepper")
+    (state / "pepper").write_text(PEPPER_TEXT)
     (state / "headrace.toml").write_text(CONFIG)
     shown = await headrace(state, "key", "add", "--tenant", "acme")
     key, id = shown["key"], shown["id"]
@@ -462,6 +462,53 @@ async def test_changing_one_limit_keeps_the_others(issuer: Issuer) -> None:
     assert await issuer.store.tenant("acme") == row
 
 
+class Slow(SqliteStore):
+    """Between what a caller reads of a tenant and what it then writes, someone else disables it."""
+
+    async def tenant(self, name: str) -> TenantRow:
+        row = await super().tenant(name)
+        await super().set_tenant(name, limits={}, disabled=True)
+        return row
+
+
+async def test_a_change_of_limits_never_brings_a_disabled_tenant_back(tmp_path: Path, clock: FakeClock) -> None:
+    store = Slow(tmp_path / "slow.db")
+    await store.open()
+    issuer = Issuer(store=store, pepper=PEPPER, clock=clock)
+    await issuer.add_tenant("acme", Limits())
+    await asyncio.gather(
+        issuer.set_tenant("acme", limits={}, disabled=True),
+        issuer.set_tenant("acme", limits={"rpm": 3}, disabled=None),
+    )
+    (row,) = await store.tenants()
+    await store.aclose()
+    assert (row.disabled, row.limits) == (True, Limits(rpm=3))
+
+
+@pytest.mark.parametrize("s", [1e300, float("inf"), float("nan"), LIFETIME_S_MAX * 1.01])
+async def test_times_beyond_a_century_are_unfit(issuer: Issuer, s: float) -> None:
+    with pytest.raises(Unfit, match="100 years"):
+        await issuer.add_key(tenant="acme", lifetime_s=s)
+    minted = await issuer.add_key(tenant="acme", lifetime_s=LIFETIME_S_MAX)
+    with pytest.raises(Unfit, match="100 years"):
+        await issuer.rotate_key(minted.id, overlap_s=s)
+
+
+@pytest.mark.parametrize("text", ["two\nlines", "\x1b[2Jcleared", "tab\t", "right\u202eleft"])
+async def test_text_that_could_upset_a_terminal_is_unfit(issuer: Issuer, text: str) -> None:
+    with pytest.raises(Unfit, match="control"):
+        await issuer.add_key(tenant="acme", name=text)
+    with pytest.raises(Unfit, match="control"):
+        await issuer.add_key(tenant="acme", models=(text,))
+
+
+async def test_a_key_that_may_use_nothing_is_unfit(issuer: Issuer) -> None:
+    with pytest.raises(Unfit, match="models"):
+        await issuer.add_key(tenant="acme", models=())
+    with pytest.raises(Unfit, match="routes"):
+        await issuer.add_key(tenant="acme", routes=())
+
+
 async def test_keys_are_shown_with_their_tenants_name_and_without_digests(issuer: Issuer) -> None:
     await issuer.add_tenant("other", Limits())
     minted = await issuer.add_key(tenant="acme", name="laptop")
@@ -503,6 +550,14 @@ def test_the_pepper_is_made_once_and_its_owners_alone(tmp_path: Path) -> None:
     assert [file.name for file in state.iterdir()] == ["pepper"]
 
 
+@pytest.mark.parametrize("held", [b"", b"\n", b"short", b"\xff" * 64])
+def test_a_secret_that_is_none_is_refused_and_its_file_named(tmp_path: Path, held: bytes) -> None:
+    (tmp_path / "pepper").write_bytes(held)
+    with pytest.raises(Unfit, match=r"/pepper .*remove"):
+        pepper_of(tmp_path)
+    assert (tmp_path / "pepper").read_bytes() == held
+
+
 def test_all_that_make_a_secret_at_once_agree_on_one(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         for number in range(50):
@@ -511,7 +566,7 @@ def test_all_that_make_a_secret_at_once_agree_on_one(tmp_path: Path) -> None:
 
             def make(mine: int, path: Path = path, together: Barrier = together) -> str:
                 together.wait(30)
-                return kept(path, lambda: f"secret of {mine}")
+                return kept(path, lambda: f"a long secret of {mine}")
 
             assert set(pool.map(make, range(8))) == {path.read_text().strip()}
     assert len(list(tmp_path.iterdir())) == 50

@@ -177,8 +177,11 @@ async def leave(stages: Stages, call: Call, when: asyncio.Event) -> Record:
 
 async def test_leaving_before_the_first_byte_is_recorded(stages_of: Open) -> None:
     stages = await stages_of(Script([asyncio.Event()]))
-    record = await leave(stages, a_call(), stages.replicas["chat"][0].runtime.begun)
+    call = a_call()
+    record = await leave(stages, call, stages.replicas["chat"][0].runtime.begun)
     assert ending(record) == (Outcome.cancelled, 0, "client_left")
+    # The engine had the prompt: the record says what the quota was charged for it.
+    assert (record.tokens_in, record.tokens_out, record.estimated) == (call.tokens_in_estimate, 0, True)
 
 
 async def test_leaving_while_in_line_is_recorded_without_a_replica(stages_of: Open) -> None:
@@ -191,6 +194,7 @@ async def test_leaving_while_in_line_is_recorded_without_a_replica(stages_of: Op
     await asyncio.gather(second, return_exceptions=True)
     record = await only(stages)
     assert (*ending(record), record.replica) == (Outcome.cancelled, 0, "client_left", "")
+    assert (record.tokens_in, record.estimated) == (0, False)
     first.cancel()
     await asyncio.gather(first, return_exceptions=True)
 
