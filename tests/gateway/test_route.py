@@ -177,6 +177,8 @@ async def test_a_model_without_a_ready_replica_is_unavailable(stages_of: Open) -
         await ask(stages)
     assert refused.value.retry_after_s
     assert "/var" not in refused.value.message
+    # A remote engine that is down is started by nobody here.
+    assert refused.value.message == "No engine of model 'chat' is up (chat-0 is down); retry later."
 
 
 async def test_an_unknown_model_s_404_names_only_what_the_key_may_use(stages_of: Open) -> None:

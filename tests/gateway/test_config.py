@@ -1,0 +1,81 @@
+"""What a configuration file may say, and how it is told when it may not."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+
+from gateway.config import Config, ConfigError, load
+from gateway.replica import replica_name
+
+MODEL = """
+[[models]]
+name = "chat"
+[[models.replicas]]
+kind = "echo"
+"""
+
+
+def read(folder: Path, text: str) -> Config:
+    file = folder / "headrace.toml"
+    file.write_text(text)
+    return load(file)
+
+
+def test_the_shortest_configuration_is_one_model(tmp_path: Path) -> None:
+    assert [model.name for model in read(tmp_path, MODEL).models] == ["chat"]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('[server]\nlisten = "127.0.0.1:9"\nadmin = "127.0.0.1:9"', "server.admin: .*server.listen"),
+        ('[server]\nlisten = "Localhost:09"\nadmin = "localhost:9"', "server.admin: .*server.listen"),
+        ('[server]\nlisten = "127.0.0.1:8002"', "server.admin: .*server.listen"),
+        ('[server]\nlisten = "127.0.0.1:65536"', "server.listen: .*65535"),
+        ('[server]\nadmin = "127.0.0.1:99999"', "server.admin: .*65535"),
+        ('[server]\ngrpc = "127.0.0.1:99999"', "server.grpc: .*65535"),
+        ('[server]\nlisten = "127.0.0.1:80\\n"', "server.listen: "),
+        ('[state]\npath = ""', "state.path: "),
+        ('[state]\npath = "a\\u0000b"', "state.path: "),
+        ('[state]\npath = "~nobody-of-that-name/state"', "state.path: "),
+        ('[trace]\notlp = ""', "trace.otlp: "),
+        ('[trace]\notlp = "127.0.0.1:4318"', "trace.otlp: "),
+        ('[trace]\notlp = "ftp://127.0.0.1/v1/traces"', "trace.otlp: "),
+        ('[trace]\notlp = "http://"', "trace.otlp: "),
+        ("[state]\npath = " + "[" * 20_000, "nested too deeply"),
+    ],
+)
+def test_what_can_not_be_used_is_refused_by_its_field(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, says: str
+) -> None:
+    monkeypatch.delenv("HEADRACE_STATE", raising=False)
+    with pytest.raises(ConfigError, match=says):
+        read(tmp_path, text + MODEL)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[server]\nlisten = "127.0.0.1:0"\nadmin = "127.0.0.1:0"',
+        '[server]\nlisten = "127.0.0.1:65535"',
+        '[server]\nlisten = "127.0.0.2:8002"',
+        '[trace]\notlp = "http://127.0.0.1:4318/v1/traces"',
+        '[trace]\notlp = "https://collector.example"',
+    ],
+)
+def test_what_can_be_used_is(tmp_path: Path, text: str) -> None:
+    assert read(tmp_path, text + MODEL).models
+
+
+def test_a_name_that_ends_in_a_line_break_is_none(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"models\[0\]\.name: "):
+        read(tmp_path, MODEL.replace('"chat"', '"chat\\n"'))
+
+
+def test_no_two_models_share_a_replica_name(tmp_path: Path) -> None:
+    names = ["a/b", "a-b", "a--b", "a//b", "a:b", "a_b", "a", "a-0", "a/0"]
+    made = [replica_name(name, number) for name, number in itertools.product(names, range(2))]
+    assert len(set(made)) == len(made)
+    assert not any("/" in name for name in made)
+    assert replica_name("smollm2", 0) == "smollm2-0"
