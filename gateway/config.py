@@ -16,6 +16,7 @@ from msgspec import Meta
 
 import runtimes
 from gateway.call import Bounds
+from gateway.errors import field_error
 
 Struct = msgspec.Struct
 Address = Annotated[str, Meta(pattern=r"^(\[[0-9a-fA-F:]+\]|[A-Za-z0-9.-]+):[0-9]{1,5}\Z", description="host:port")]
@@ -122,10 +123,3 @@ PORT_MAX = 65_535
 def _endpoint(address: str) -> tuple[str, int]:
     host, _, port = address.rpartition(":")
     return host.lower(), int(port)
-
-
-def field_error(message: str) -> str:
-    """msgspec's `what - at `$.a[0].b`` as `a[0].b: what`."""
-    what, at, where = message.rpartition(" - at `$")
-    field = where.rstrip("`").lstrip(".") if at else ""
-    return f"{field}: {what}." if field else f"{(what or message).rstrip('.')}."

@@ -129,3 +129,10 @@ class JournalFull(GatewayError):
 
 class DeadlineExceeded(GatewayError):
     status, type, code, retryable = 504, "server_error", "deadline_exceeded", False
+
+
+def field_error(message: str) -> str:
+    """msgspec's `what - at `$.a[0].b`` as `a[0].b: what`."""
+    what, at, where = message.rpartition(" - at `$")
+    field = where.rstrip("`").lstrip(".") if at else ""
+    return f"{field}: {what}." if field else f"{(what or message).rstrip('.')}."

@@ -43,8 +43,7 @@ from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from gateway.call import Limits, Record
-from gateway.config import field_error
-from gateway.errors import BadRequest, GatewayError, MethodNotAllowed, NotFound, TooLarge, Unauthenticated
+from gateway.errors import BadRequest, GatewayError, MethodNotAllowed, NotFound, TooLarge, Unauthenticated, field_error
 from gateway.fairness import Queue
 from gateway.key import Minted, Unfit, kept
 from gateway.replica import Health
