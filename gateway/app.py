@@ -268,6 +268,7 @@ def _gauges(lines: Mapping[str, Line], replicas: Sequence[Replica], journal: Jou
         yield Gauge("headrace_replica_up", labels, replica.state == "ready")
         yield Gauge("headrace_replica_running", labels, replica.running)
     yield Gauge("headrace_journal_unfolded_bytes", {}, journal.written_bytes - journal.folded_bytes)
+    yield Gauge("headrace_journal_set_aside", {}, journal.set_aside)
 
 
 # ---- listeners ---------------------------------------------------------------------------------------------
