@@ -148,7 +148,7 @@ GAUGES = {
     "headrace_replica_up": "1 if the replica answers",
     "headrace_replica_running": "Calls at the replica",
     "headrace_journal_unfolded_bytes": "Usage records not yet in the store",
-    "headrace_journal_set_aside": "Usage records since the start that the store can never take; they are in journal/aside",
+    "headrace_journal_set_aside": "Usage records the store can never take, since the start; see journal/aside",
 }
 
 
