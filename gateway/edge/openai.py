@@ -24,7 +24,7 @@ from msgspec import Meta
 from gateway.call import NULL, USAGE_ON_REQUEST, Bounds, Call, Principal, call_id
 from gateway.edge.guard import Receive, read_body, require_depth
 from gateway.edge.schema import documents
-from gateway.errors import BadRequest, GatewayError, MethodNotAllowed, NotFound
+from gateway.errors import BadRequest, Draining, GatewayError, MethodNotAllowed, NotFound
 from gateway.meter import Answer
 from gateway.pipeline import Pipeline
 from gateway.route import Target
@@ -116,7 +116,9 @@ class OpenAI:
             await require_depth(body, self.bounds.json_depth_max)
             await self._answer(call, send)
         except asyncio.CancelledError:
-            return  # the client has gone: there is nobody left to answer
+            # Either the client has gone and nobody is left to answer, or the gateway stops amid its request.
+            if self.pipeline.stopped:
+                await _send_error(send, Draining("This gateway stopped before the request was whole."), id)
         except GatewayError as error:
             await _send_error(send, error, id)
         except Exception as error:  # noqa: BLE001  it is logged

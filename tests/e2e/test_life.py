@@ -174,6 +174,17 @@ async def test_a_stream_that_outlasts_the_drain_ends_in_an_error(make: Make) -> 
     assert "Traceback" not in gateway.text
 
 
+async def test_a_request_that_is_still_being_sent_when_the_gateway_stops_is_told_so(make: Make) -> None:
+    gateway = make(drain_s_max=0.2).start()
+    key = gateway.issue()
+    async with Connection(gateway.host) as connection:
+        await connection.send(post(CHAT, words(1), key.text)[:-1])
+        gateway.terminate()
+        answer = await connection.answer()
+    assert await asyncio.to_thread(gateway.wait) == 0
+    require_refusal(answer.status, answer.headers, answer.body, expected=503, code="draining", retry=True)
+
+
 async def until_unready(admin: httpx.AsyncClient) -> httpx.Response:
     async with asyncio.timeout(10):
         while (answer := await admin.get("/readyz")).status_code == 200:
