@@ -7,12 +7,13 @@ and every `headrace` command.
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import operator
 import os
 import sqlite3
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -246,6 +247,8 @@ class SqliteStore:
         except OSError as fault:
             raise Unreachable(f"the store {self.path} cannot be made: {fault.strerror}") from None
         with self._faults():
+            _keep_ahead_log(self.path)
+        with self._faults():
             if await self._schema() != HEAD:
                 from gateway.migrations.upgrade import upgrade
 
@@ -384,8 +387,9 @@ class SqliteStore:
     def _faults(self) -> Iterator[None]:
         try:
             yield
-        except sa.exc.SQLAlchemyError as fault:
-            why = str(fault.orig) if isinstance(fault, sa.exc.DBAPIError) else type(fault).__name__
+        except (sa.exc.SQLAlchemyError, sqlite3.Error) as fault:
+            cause = fault.orig if isinstance(fault, sa.exc.DBAPIError) else fault
+            why = str(cause) if isinstance(cause, sqlite3.Error) else type(fault).__name__
             raise Unreachable(f"the store {self.path} does not answer: {why}") from fault
 
 
@@ -398,11 +402,23 @@ def _create_private(path: Path) -> None:
         path.chmod(0o600)
 
 
+def _keep_ahead_log(path: Path) -> None:
+    """Put the file into WAL mode, where it stays. One process at a time: of several that change a new file's mode
+    at once, SQLite turns all but one away without waiting."""
+    folder = os.open(path.parent, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        with closing(sqlite3.connect(path)) as connection:
+            connection.execute("PRAGMA journal_mode = WAL")
+    finally:
+        os.close(folder)
+
+
 def _prepare(connection: Any, _: object) -> None:
     """Give a new connection its settings; FULL because a journal is deleted once its fold is committed."""
     try:
         cursor = connection.cursor()
-        for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+        for pragma in ("synchronous = FULL", "foreign_keys = ON"):
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
     except sqlite3.Error:
