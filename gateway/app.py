@@ -208,9 +208,9 @@ def _translations(config: Config) -> Mapping[str, type[Translation]]:
     kinds = {type(spec).__struct_config__.tag for model in config.models for spec in model.replicas}
     if "onnx" not in kinds:
         return {}
-    from runtimes.dialect.openai import Classification, Embeddings
+    from runtimes.dialect.openai import TRANSLATIONS
 
-    return {"/v1/embeddings": Embeddings, "/v1/classify": Classification}
+    return TRANSLATIONS
 
 
 def _tracer(tracing: Tracing, opened: AsyncExitStack) -> Tracer | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import re
 import secrets
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Annotated
 
 import msgspec
@@ -41,6 +42,11 @@ class Principal(msgspec.Struct, frozen=True):
     """Globs of paths this key may use."""
     expires_s: float | None = None
     """Unix time."""
+
+
+def covered(globs: tuple[str, ...], name: str) -> bool:
+    """Whether a scope takes in a model or a route."""
+    return "*" in globs or name in globs or any(fnmatchcase(name, glob) for glob in globs)
 
 
 class Bounds(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

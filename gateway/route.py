@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from fnmatch import fnmatchcase
 
 import msgspec
 
-from gateway.call import Call, Principal
+from gateway.call import Call, Principal, covered
 from gateway.errors import (
     BadRequest,
     DeadlineExceeded,
@@ -61,9 +60,7 @@ class Route:
         return ModelNotFound(f"The model {model!r} does not exist. This key may use: {names}.", param="model")
 
     def visible(self, principal: Principal) -> list[Target]:
-        return [
-            target for name, target in self.targets.items() if any(fnmatchcase(name, glob) for glob in principal.models)
-        ]
+        return [target for name, target in self.targets.items() if covered(principal.models, name)]
 
     @asynccontextmanager
     async def dispatch(self, call: Call, target: Target) -> AsyncIterator[Reply]:

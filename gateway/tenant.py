@@ -11,11 +11,10 @@ import hmac
 import logging
 import re
 from collections.abc import Mapping
-from fnmatch import fnmatchcase
 
 import msgspec
 
-from gateway.call import Limits, Principal
+from gateway.call import Limits, Principal, covered
 from gateway.errors import Forbidden, KeyExpired, Unauthenticated
 from gateway.key import Minted, Pepper, Unfit, mint, parse, random_id
 from gateway.store import KeyRow, Snapshot, Store, StoreFault, TenantRow
@@ -73,12 +72,12 @@ class Tenants:
 
     def authorize(self, principal: Principal, model: str, route: str) -> None:
         """Raises Forbidden (403) if the key's scopes leave out the model or the route."""
-        if not _covered(principal.models, model):
+        if not covered(principal.models, model):
             may = ", ".join(principal.models) or "none"
             raise Forbidden(
                 f"Key {principal.key_id} may not use model {model[:200]!r}; it may use: {may}.", param="model"
             )
-        if not _covered(principal.routes, route):
+        if not covered(principal.routes, route):
             may = ", ".join(principal.routes) or "none"
             raise Forbidden(f"Key {principal.key_id} may not use {route}; it may use: {may}.")
 
@@ -122,10 +121,6 @@ POLL_S = 0.4
 STALE_S = 2.0
 
 _UNKNOWN = "This API key is not valid; check it, or ask whoever runs this gateway for one."
-
-
-def _covered(globs: tuple[str, ...], name: str) -> bool:
-    return "*" in globs or name in globs or any(fnmatchcase(name, glob) for glob in globs)
 
 
 class Entry(msgspec.Struct, frozen=True):
