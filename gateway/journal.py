@@ -1,8 +1,9 @@
 """Records on their way to the store: written at once, folded behind the call.
 
-The journal is a folder of JSON lines. A record is written with one system call before the last byte of its
-answer goes out, so killing the process loses nothing that a client saw completed. While the disk is full, up to
-UNWRITTEN_BYTES_MAX are kept in memory and tried again; past that calls are refused rather than served unbilled.
+The journal is a folder of JSON lines. All records of one turn of the event loop are written with one system call,
+before the last bytes of their answers go out, so killing the process loses nothing that a client saw completed. While
+the disk is full, up to UNWRITTEN_BYTES_MAX are kept in memory and tried again; past that calls are refused rather than
+served unbilled.
 """
 
 from __future__ import annotations
@@ -54,6 +55,9 @@ class Journal:
         self.left: list[Path] = []
         """Segments of gateways before this one."""
         self.folding = asyncio.Lock()
+        self._writing = False
+        """A write is due at the end of this turn of the event loop."""
+        self._then: list[Callable[[], None]] = []
 
     @property
     def fault(self) -> str:
@@ -71,7 +75,6 @@ class Journal:
         """Fold everything; a segment that could not be folded stays for the next start."""
         if self.file < 0:
             return
-        self._write()
         await self.fold()
         if self.unwritten:
             log.critical("%d bytes of usage records are lost: %s", len(self.unwritten), self.fault)
@@ -88,22 +91,32 @@ class Journal:
             )
 
     def append(self, record: Record) -> None:
+        """Written at the end of this turn of the event loop, together with whatever else ends in it."""
         self.unwritten += msgspec.json.encode(record) + b"\n"
-        self._write()
+        if not self._writing:
+            self._writing = True
+            asyncio.get_running_loop().call_soon(self._write)
+
+    def when_written(self, then: Callable[[], None]) -> None:
+        """Call back once all that was appended so far is on its way to the disk, at once if it is already."""
+        if self._writing:
+            self._then.append(then)
+        else:
+            then()
 
     async def run(self) -> None:
         """Fold until cancelled."""
         while True:
             await self.clock.sleep(FOLD_S)
             try:
-                if self.unwritten:
-                    self._write()
                 await self.fold()
             except Exception as error:  # noqa: BLE001  it is logged, and said by `fault` until a fold goes well
                 self._failed("folding", f"usage records can't be folded: {type(error).__name__}")
 
     async def fold(self) -> None:
-        """Carry what has been written since the last fold into the store. Doing so twice counts once."""
+        """Carry what is there since the last fold into the store. Doing so twice counts once."""
+        if self.unwritten:
+            self._write()
         async with self.folding:
             try:
                 await self._fold_left()
@@ -170,15 +183,23 @@ class Journal:
         self.folded_bytes = self.written_bytes = 0
 
     def _write(self) -> None:
-        try:
-            written = self.write(self.file, self.unwritten)
-        except OSError as error:
-            self._failed("writing", f"the usage journal can't be written: {error.strerror}")
-        else:
-            self.written_bytes += written
-            del self.unwritten[:written]
-            if not self.unwritten:
-                self.faults.pop("writing", None)
+        self._writing = False
+        if self.unwritten:
+            try:
+                written = self.write(self.file, self.unwritten)
+            except OSError as error:
+                self._failed("writing", f"the usage journal can't be written: {error.strerror}")
+            else:
+                self.written_bytes += written
+                del self.unwritten[:written]
+        if not self.unwritten:
+            self.faults.pop("writing", None)
+        then, self._then = self._then, []
+        for go_on in then:
+            try:
+                go_on()
+            except Exception:
+                log.exception("what was to follow a usage record failed")
 
     def _failed(self, kind: str, why: str) -> None:
         if kind not in self.faults:

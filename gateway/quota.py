@@ -9,10 +9,9 @@ calls can never both take the last of a budget.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from types import TracebackType
 
-from gateway.call import Call, Limits
+from gateway.call import Call, Limits, Principal
 from gateway.errors import QuotaExceeded, QuotaTooSmall
 from runtimes.clock import Clock
 
@@ -25,47 +24,31 @@ class Quota:
         self.holders: dict[tuple[str, str], Holder] = {}
         self.holders_max = HOLDERS_KEPT
 
-    @asynccontextmanager
-    async def hold(self, call: Call, *, tokens_out_default: int) -> AsyncIterator[None]:
+    def hold(self, call: Call, *, tokens_out_default: int) -> Hold:
         """Reserve one request, one place, and the most tokens the call can use; settle on the way out.
 
         The worst case is the input's estimate plus `max_tokens` for every choice. A client that sets no
         `max_tokens` is taken at `tokens_out_default`; what it uses beyond that is carried as debt, so the
         limit holds over time all the same.
 
-        Raises QuotaExceeded with the exact wait, QuotaTooSmall if no wait would ever be long enough.
+        Entering raises QuotaExceeded with the exact wait, QuotaTooSmall if no wait would ever be long enough.
         """
-        principal = call.principal
-        tokens_out = tokens_out_default if call.tokens_out_max is None else call.tokens_out_max
-        reserved = call.tokens_in_estimate + tokens_out * call.choices
+        return Hold(self, call, tokens_out_default)
+
+    def holders_of(self, principal: Principal) -> tuple[Holder, Holder]:
+        """The counters that a call of this principal must fit into."""
         if len(self.holders) >= self.holders_max:
             self._forget_idle()
-        holders = (
+        return (
             self._holder("tenant", principal.tenant_id, principal.tenant, principal.tenant_limits),
             self._holder("key", principal.key_id, principal.key_id, principal.key_limits),
         )
-        now_s = self.clock.now_s()
-        for holder in holders:
-            holder.check(reserved, now_s, asked=bool(call.tokens_out_max))
-        taken = [holder.take(reserved, now_s) for holder in holders]
-        try:
-            yield
-        except asyncio.CancelledError:
-            # The client left before the answer; an engine that had its prompt by then has worked on it. Noted in the
-            # call, so that the record says what was charged.
-            if call.replica and not call.tokens_in:
-                call.tokens_in, call.estimated = call.tokens_in_estimate, True
-            raise
-        finally:
-            used = call.tokens_in + call.tokens_out
-            for holder, tokens in zip(holders, taken, strict=True):
-                holder.settle(tokens, used)
 
     def _holder(self, kind: str, id: str, name: str, limits: Limits) -> Holder:
         holder = self.holders.get((kind, id))
         if holder is None:
             holder = self.holders[kind, id] = Holder(f"{kind} {name!r}", limits)
-        elif holder.limits != limits:
+        elif holder.limits is not limits and holder.limits != limits:
             holder.change(limits, self.clock.now_s())
         return holder
 
@@ -80,19 +63,54 @@ class Quota:
 HOLDERS_KEPT = 10_000
 
 
+class Hold:
+    """See Quota.hold."""
+
+    __slots__ = ("_call", "_holders", "_quota", "_taken", "_tokens")
+
+    def __init__(self, quota: Quota, call: Call, tokens_out_default: int) -> None:
+        self._quota = quota
+        self._call = call
+        tokens_out = tokens_out_default if call.tokens_out_max is None else call.tokens_out_max
+        self._tokens = call.tokens_in_estimate + tokens_out * call.choices
+
+    def __enter__(self) -> None:
+        now_s, asked = self._quota.clock.now_s(), bool(self._call.tokens_out_max)
+        tenant, key = self._holders = self._quota.holders_of(self._call.principal)
+        tenant.check(self._tokens, now_s, asked=asked)
+        key.check(self._tokens, now_s, asked=asked)
+        self._taken = tenant.take(self._tokens, now_s), key.take(self._tokens, now_s)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        call = self._call
+        if isinstance(error, asyncio.CancelledError) and call.replica and not call.tokens_in:
+            # The client left before the answer; an engine that had its prompt by then has worked on it. Noted in the
+            # call, so that the record says what was charged.
+            call.tokens_in, call.estimated = call.tokens_in_estimate, True
+        used = call.tokens_in + call.tokens_out
+        for holder, tokens in zip(self._holders, self._taken, strict=True):
+            holder.settle(tokens, used)
+
+
 class Holder:
     """One tenant's or key's counters."""
 
     def __init__(self, name: str, limits: Limits) -> None:
         self.name = name
         self.limits = limits
+        self.free = limits == UNLIMITED
+        self.closed = _closed(limits)
         self.running = 0
         self.requests = Gcra(limits.rpm)
         self.tokens = Gcra(limits.tpm)
 
     def check(self, tokens: int, now_s: float, *, asked: bool) -> None:
+        if self.free:
+            return
         limits = self.limits
-        if 0 in (limits.rpm, limits.tpm, limits.concurrent):
+        if self.closed:
             raise QuotaTooSmall(f"A limit of {self.name} is 0, so it may make no calls; ask whoever runs this gateway.")
         if limits.concurrent is not None and self.running >= limits.concurrent:
             raise QuotaExceeded(
@@ -122,6 +140,8 @@ class Holder:
     def take(self, tokens: int, now_s: float) -> int | None:
         """The tokens that are now reserved, None while they are not limited."""
         self.running += 1
+        if self.free:
+            return None
         self.requests.take(1, now_s)
         self.tokens.take(tokens, now_s)
         return None if self.limits.tpm is None else tokens
@@ -135,6 +155,8 @@ class Holder:
     def change(self, limits: Limits, now_s: float) -> None:
         """New limits for calls to come; what is under way, used or owed stays so."""
         self.limits = limits
+        self.free = limits == UNLIMITED
+        self.closed = _closed(limits)
         self.requests.change(limits.rpm, now_s)
         self.tokens.change(limits.tpm, now_s)
 
@@ -181,3 +203,10 @@ ROUNDING_S = 1e-6
 
 def _unit_s(per_minute: int | None) -> float:
     return 60.0 / per_minute if per_minute else 0.0
+
+
+UNLIMITED = Limits()
+
+
+def _closed(limits: Limits) -> bool:
+    return 0 in (limits.rpm, limits.tpm, limits.concurrent)

@@ -16,6 +16,7 @@ from typing import NoReturn, cast
 import httptools
 
 from runtimes.clock import Clock
+from runtimes.contract import Sink
 
 #: Whatever of an answer is not body, in one piece: head, interim (1xx) answers, trailers, chunk extensions.
 HEAD_BYTES_MAX = 65_536
@@ -68,6 +69,8 @@ class Connection(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._timer_s = 0.0
         self._waiter: asyncio.Future[None] | None = None
+        self._sink: Sink | None = None
+        """Where body bytes go at once, while somebody waits in `poured`."""
         self._paused = False
         self._refusal = ""
         self.stopped = ""
@@ -87,6 +90,8 @@ class Connection(asyncio.Protocol):
         self._heard_s = math.inf
         self._keep = False
         self._until_close = False
+        self._sink_full = False
+        self._sink_fault: Exception | None = None
         self.heard = False
         """Any byte of an answer has come."""
         self.status = 0
@@ -129,6 +134,18 @@ class Connection(asyncio.Protocol):
             await self._waiter
         finally:
             self._waiter = None
+
+    async def poured(self, sink: Sink) -> bool:
+        """As `news`, but meanwhile body bytes go to the sink as they are read. False if it has had enough for now;
+        raises what the sink raises."""
+        self._sink, self._sink_full = sink, False
+        try:
+            await self.news()
+        finally:
+            self._sink = None
+        if self._sink_fault is not None:
+            raise self._sink_fault
+        return not self._sink_full
 
     def take(self) -> bytes:
         """All that has come since it was last asked."""
@@ -219,12 +236,25 @@ class Connection(asyncio.Protocol):
             return
         if self.begun:
             self._heard_s = self._clock.now_s()
-            self._wake()
+            if self._sink is None or self.ended or not self._pour(self._sink):
+                self._sink = None
+                self._wake()
         if self._dry_bytes > HEAD_BYTES_MAX:
             self.stop(f"it sent more than {HEAD_BYTES_MAX} bytes of framing without any body")
         elif self._unread_bytes > AHEAD_BYTES_MAX and not self._paused and self._transport is not None:
             self._paused = True
             self._transport.pause_reading()
+
+    def _pour(self, sink: Sink) -> bool:
+        """Whether it goes on so."""
+        if not self.chunks:
+            return True
+        try:
+            self._sink_full = not sink.take(self.take())
+        except Exception as fault:  # noqa: BLE001  it is raised where the pouring is waited for
+            self._sink_fault = fault
+            return False
+        return not self._sink_full and not sink.done
 
     def eof_received(self) -> None:
         if self._asked and self._until_close and not self.stopped and self._meant():

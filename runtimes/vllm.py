@@ -21,7 +21,19 @@ import msgspec
 
 from runtimes.artifact import Artifact, Folder, Hub, locate, verify
 from runtimes.clock import Clock, SystemClock
-from runtimes.contract import Broken, Exchange, Generator, Load, Reply, RuntimeFault, Site, Unavailable
+from runtimes.contract import (
+    PATHS,
+    Broken,
+    Exchange,
+    Generator,
+    Invalid,
+    Load,
+    Reply,
+    RuntimeFault,
+    Sink,
+    Site,
+    Unavailable,
+)
 from runtimes.environment import Environment, EnvironmentFault, Environments
 from runtimes.integrity import ShelfFault
 from runtimes.process import ENVIRONMENT_KEPT, Command, Dead, Limits, Process, Snapshot, environment, first
@@ -141,6 +153,8 @@ class VllmRuntime:
         self._wire = self._connect(socket, connections_max=max(64, 4 * self._spec.running_max))
         # A pool of its own: a probe that waits behind calls would take a busy engine for a hung one.
         self._probe_wire = self._connect(socket, connections_max=1)
+        self._heads = {path: self._wire.head("POST", path, (_JSON,)) for path in PATHS}
+        self._health = self._wire.head("GET", "/health")
         python = environments.folder(engine) / "bin" / "python"
         self._process = Process(
             name=self._site.replica,
@@ -155,15 +169,17 @@ class VllmRuntime:
     @asynccontextmanager
     async def exchange(self, request: Exchange) -> AsyncIterator[Reply]:
         wire = self._admit()
-        headers = (_JSON, *request.headers)
+        head = self._heads.get(request.path)
+        if head is None:
+            raise Invalid(f"{self._site.replica} answers only {', '.join(sorted(PATHS))}")
         self._running += 1
         self._idle.clear()
         try:
-            async with wire.exchange("POST", request.path, headers, request.body, request.deadline_s) as reply:
+            async with wire.exchange(head, request.headers, request.body, request.deadline_s) as reply:
                 if reply.status >= 500:
                     await self._probe()  # an engine that has just died says 500 to all; others may do it
-                reply.frames = Watched(reply.frames, self._site.replica)
-                yield reply
+                watched = Watched(reply, self._site.replica)
+                yield Reply(reply.status, reply.headers, watched, watched.pour)
         finally:
             self._running -= 1
             if not self._running:
@@ -204,7 +220,7 @@ class VllmRuntime:
         assert self._probe_wire is not None
         who = self._site.replica
         try:
-            async with self._probe_wire.exchange("GET", "/health", (), b"", self._clock.now_s() + 5) as reply:
+            async with self._probe_wire.exchange(self._health, (), b"", self._clock.now_s() + 5) as reply:
                 async for _ in reply.frames:
                     pass
         except Unavailable:
@@ -240,10 +256,11 @@ class VllmRuntime:
 class Watched:
     """The frames of a reply, of which none pretends that an answer cut short is whole."""
 
-    __slots__ = ("_failed", "_next", "_replica")
+    __slots__ = ("_failed", "_next", "_pour", "_replica")
 
-    def __init__(self, frames: AsyncIterator[bytes], replica: str) -> None:
-        self._next = frames.__anext__
+    def __init__(self, reply: Reply, replica: str) -> None:
+        self._next = reply.frames.__anext__
+        self._pour = reply.pour
         self._replica = replica
         self._failed = False
 
@@ -251,15 +268,48 @@ class Watched:
         return self
 
     async def __anext__(self) -> bytes:
-        if self._failed:
-            raise Broken(f"{self._replica}: the engine failed amid the answer; it is being restarted")
-        frame = await self._next()
+        while True:
+            if self._failed:
+                raise self._fault()
+            if frame := self._sound(await self._next()):
+                return frame
+
+    async def pour(self, sink: Sink) -> None:
+        assert self._pour is not None
+        await self._pour(WatchedSink(self, sink))
+
+    def _sound(self, frame: bytes) -> bytes:
+        """The part of it before the engine said that it has failed."""
         for mark in FAILED:
             at = frame.find(mark)
             if at == 0 or (at > 0 and frame[at - 1] == 10):  # at the start of a line
                 self._failed = True
-                return frame[:at] or await self.__anext__()
+                return frame[:at]
         return frame
+
+    def _fault(self) -> Broken:
+        return Broken(f"{self._replica}: the engine failed amid the answer; it is being restarted")
+
+
+class WatchedSink:
+    """See Watched."""
+
+    __slots__ = ("_sink", "_watched", "drained")
+
+    def __init__(self, watched: Watched, sink: Sink) -> None:
+        self._watched = watched
+        self._sink = sink
+        self.drained = sink.drained
+
+    @property
+    def done(self) -> bool:
+        return self._sink.done
+
+    def take(self, part: bytes) -> bool:
+        go_on = self._sink.take(self._watched._sound(part))
+        if self._watched._failed:
+            raise self._watched._fault()
+        return go_on
 
 
 def scratch(site: Site) -> Path:

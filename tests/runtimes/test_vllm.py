@@ -14,7 +14,7 @@ import pytest
 import pytest_asyncio
 
 from runtimes.artifact import Folder, Hub, Shelf
-from runtimes.contract import Broken, Exchange, Load, Site, Unavailable
+from runtimes.contract import Broken, Exchange, Load, Reply, Site, Unavailable
 from runtimes.environment import Environment
 from runtimes.pids import members, stat
 from runtimes.vllm import SOCKET_BYTES_MAX, SOCKET_NAME_BYTES, Vllm, VllmRuntime, Watched, command, scratch
@@ -247,7 +247,7 @@ async def test_a_stream_of_a_dying_engine_is_broken_not_ended() -> None:
         yield b'data: {"choices":[]}\n\ndata: {"error": {"code": 500}}\n\ndata: [DONE]\n\n'
         yield b"never seen"
 
-    watched = Watched(frames(), "chat-0")
+    watched = Watched(Reply(200, (), frames()), "chat-0")
     assert (await anext(watched)).startswith(b'data: {"choices":[{"delta"')
     assert await anext(watched) == b'data: {"choices":[]}\n\n'
     with pytest.raises(Broken, match="chat-0: the engine failed amid the answer"):
