@@ -129,18 +129,20 @@ class VllmRuntime:
         self._closing = False
 
     async def open(self) -> None:
-        """Verify the artifact, start the engine, and return when it answers. After a failed start it is tried
-        again, until `aclose`; a missing artifact or engine is not. Of an engine elsewhere only the configuration
-        is checked: one that is down today must not keep the gateway from starting, and `ready` says so."""
-        if self._wire is not None:
-            raise Unavailable(f"{self._site.replica} has been opened already")
-        if self._spec.url is not None:
+        """Verify the artifact, start the engine, and return when it answers. After a failed start the engine is
+        tried again by itself, until `aclose`; a missing artifact or environment is looked for when `open` is called
+        again. Of an engine elsewhere only the configuration is checked: one that is down today must not keep the
+        gateway from starting, and `ready` says so."""
+        if self._closing:
+            raise Unavailable(f"{self._site.replica} is being stopped")
+        if self._spec.url is None:
+            self._process = self._process or await self._prepare()
+            await self._process.open()
+        elif self._wire is None:
             self._headers = (_JSON, *authorization(self._site, self._spec.url, self._spec.key_env))
             self._reach(self._spec.url)
-        else:
-            await self._start()
 
-    async def _start(self) -> None:
+    async def _prepare(self) -> Process:
         try:
             model = await asyncio.to_thread(self._model)
             environments = Environments(self._site.state.absolute())
@@ -150,7 +152,7 @@ class VllmRuntime:
         socket = scratch(self._site) / "api.sock"
         self._reach(f"unix:{socket}")
         python = environments.folder(engine) / "bin" / "python"
-        self._process = Process(
+        return Process(
             name=self._site.replica,
             state=self._site.state.absolute(),
             command=command(self._spec, self._site, model, engine, python, socket=socket),
@@ -158,7 +160,6 @@ class VllmRuntime:
             clock=self._clock,
             limits=Limits(start_s_max=self._spec.start_s_max),
         )
-        await self._process.open()
 
     @asynccontextmanager
     async def exchange(self, request: Exchange) -> AsyncIterator[Reply]:

@@ -123,6 +123,26 @@ async def test_an_error_of_a_living_engine_is_a_reply(site: Site) -> None:
         assert await say(runtime, "fault") == (500, {"error": {}})
 
 
+async def test_an_engine_whose_first_start_failed_is_open_once_a_later_one_has_not(site: Site) -> None:
+    python = site.state / "engines" / "vllm-0.32.0" / "bin" / "python"
+    good = python.read_text()
+    python.write_text("#!/bin/false\n")
+    runtime = Vllm(artifact=str(site.state.parent / "model")).build(site)
+    try:
+        with pytest.raises(Unavailable, match="chat-0 did not start"):
+            await runtime.open()
+        with pytest.raises(Unavailable, match="chat-0 is restarting"):
+            await runtime.open()
+        python.write_text(good)
+        await until(lambda: runtime.snapshot().phase == "ready")  # type: ignore[union-attr]
+        await runtime.open()
+        assert await say(runtime, "hello") == (200, "hello")
+    finally:
+        await runtime.aclose()
+    with pytest.raises(Unavailable, match="being stopped"):
+        await runtime.open()
+
+
 async def test_a_dead_engine_is_unavailable_and_started_again(site: Site) -> None:
     async with opened(site) as runtime:
         with pytest.raises(Unavailable, match="its engine is dead"):
