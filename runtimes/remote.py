@@ -82,11 +82,12 @@ class RemoteRuntime:
         self._probe: Wire | None = None
 
     async def open(self) -> None:
-        authorization = self._authorization()
-        self.wire = self._wired(self._spec.connections_max)
-        headers = ((b"content-type", b"application/json"), *authorization)
+        spec = self._spec
+        key = authorization(self._site, spec.url, spec.key_env)
+        self.wire = self._wired(spec.connections_max)
+        headers = ((b"content-type", b"application/json"), *key)
         self._heads = {path: self.wire.head("POST", at, headers) for path, at in self._paths.items()}
-        self._look = self.wire.head("GET", self._models_path, authorization)
+        self._look = self.wire.head("GET", self._models_path, key)
         # Its own connection: a full pool is busy, not unready.
         self._probe = self._wired(1)
 
@@ -125,18 +126,19 @@ class RemoteRuntime:
             clock=self._clock,
         )
 
-    def _authorization(self) -> tuple[tuple[bytes, bytes], ...]:
-        variable = self._spec.key_env
-        if variable is None:
-            return ()
-        key = os.environ.get(variable, "")
-        if not _KEY.fullmatch(key):
-            state = "has blanks or non-ASCII characters in it" if key else "is not set"
-            raise Unavailable(
-                f"{self._site.replica}: the environment variable {variable} {state}; "
-                f"put the key for {urlsplit(self._spec.url).hostname} there"
-            )
-        return ((b"authorization", b"Bearer " + key.encode()),)
+
+def authorization(site: Site, url: str, key_env: str | None) -> tuple[tuple[bytes, bytes], ...]:
+    """The header that carries the server's key, none if it needs none. Raises Unavailable if there is no such key."""
+    if key_env is None:
+        return ()
+    key = os.environ.get(key_env, "")
+    if not _KEY.fullmatch(key):
+        state = "has blanks or non-ASCII characters in it" if key else "is not set"
+        raise Unavailable(
+            f"{site.replica}: the environment variable {key_env} {state}; "
+            f"put the key for {urlsplit(url).hostname or url} there"
+        )
+    return ((b"authorization", b"Bearer " + key.encode()),)
 
 
 def _conforms(it: RemoteRuntime) -> Generator:

@@ -22,6 +22,7 @@ import httptools
 from gateway.edge.request import Request
 from gateway.errors import (
     BadRequest,
+    Draining,
     GatewayError,
     HeaderTooLarge,
     RequestTimeout,
@@ -101,16 +102,22 @@ class Connection(asyncio.Protocol):
         """The request's whole answer is written."""
         if request is self.running:
             self.running = self._task = None
-            self.server.running -= 1
         if not request.keep_alive:
             self._hang_up()
         else:
             self._advance()
 
+    @property
+    def busy(self) -> bool:
+        """A request has been let in and is not answered yet."""
+        return self.running is not None or self._reading is not None or bool(self._waiting)
+
     def cut_off(self) -> None:
-        """End the call under way; its door says why."""
+        """End what is under way, because the gateway stops."""
         if self._task is not None:
-            self._task.cancel()
+            self._task.cancel()  # its door says why
+        elif self._reading is not None and self._reading.refusal is None:
+            self._refuse_one(self._reading, Draining("This gateway stopped before the request was whole."))
 
     def abort(self) -> None:
         self._transport.abort()
@@ -220,10 +227,10 @@ class Connection(asyncio.Protocol):
             chunked=self._parser.get_http_version() == "1.1",
         )
         try:
+            request.handler = self.server.door.enter(request)
             length = request.fields.get(b"content-length")
             if length is not None and int(length) > bounds.body_bytes_max:
                 raise self._too_large()
-            request.handler = self.server.door.enter(request)
         except GatewayError as error:
             self._refuse_one(request, error)
         else:
@@ -279,7 +286,6 @@ class Connection(asyncio.Protocol):
         self._advancing = True  # a refusal is answered at once, and leads back to here
         while self.running is None and self._waiting and not self.paused and not self._transport.is_closing():
             request = self.running = self._waiting.popleft()
-            self.server.running += 1
             if request.refusal is not None:
                 request.refuse(request.refusal)
             else:
@@ -302,9 +308,7 @@ class Connection(asyncio.Protocol):
     def _end_call(self) -> None:
         if self._task is not None:
             self._task.cancel()
-        if self.running is not None:
-            self.running = self._task = None
-            self.server.running -= 1
+        self.running = self._task = None
 
     def _resume(self) -> None:
         self.paused = False

@@ -28,8 +28,6 @@ class Server:
         self.bounds = bounds
         self.clock = clock
         self.connections: set[Connection] = set()
-        self.running = 0
-        """Requests being answered."""
         self._second = 0
         self._heads: dict[int, bytes] = {}
 
@@ -63,9 +61,14 @@ class Server:
                 connection.abort()
             await server.wait_closed()
 
+    @property
+    def busy(self) -> int:
+        """Connections with a request that is not answered yet."""
+        return sum(connection.busy for connection in self.connections)
+
     async def drain(self, drain_s_max: float) -> None:
         """Wait until nothing is being answered, but no longer than that."""
-        await self._until(lambda: not self.running, drain_s_max)
+        await self._until(lambda: not self.busy, drain_s_max)
 
     def cut_off(self) -> None:
         """End the calls under way; their doors say why."""

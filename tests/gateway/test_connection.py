@@ -124,7 +124,7 @@ async def serving(**bounds: Any) -> AsyncIterator[Site]:
             for peer in site.peers:
                 peer.writer.transport.abort()
             app.go_on.set()
-            await until(lambda: not server.running)
+            await until(lambda: not server.busy)
 
 
 @pytest.fixture
@@ -319,7 +319,7 @@ async def test_leaving_ends_the_call_at_once(site: Site, peer: Peer, request_: b
     peer.writer.transport.abort()
     async with asyncio.timeout(5):
         await site.app.ended.wait()
-    await until(lambda: site.server.running == 0 and not site.server.connections)
+    await until(lambda: site.server.busy == 0 and not site.server.connections)
 
 
 async def test_a_client_that_does_not_read_is_cut_off() -> None:
@@ -407,7 +407,7 @@ async def test_leaving_amid_the_body_leaves_nothing_behind(site: Site, peer: Pee
     peer.send(b"POST /early HTTP/1.1\r\nhost: a\r\ncontent-length: 9\r\n\r\nhalf")
     await site.app.begun.wait()
     peer.writer.transport.abort()
-    await until(lambda: site.server.running == 0 and not site.server.connections)
+    await until(lambda: site.server.busy == 0 and not site.server.connections)
 
 
 async def test_a_door_refuses_by_the_header_alone_and_the_connection_goes_on(peer: Peer) -> None:
