@@ -95,6 +95,7 @@ class Log:
         self._file = path.open("ab", buffering=0)
 
     def write(self, chunk: bytes) -> None:
+        chunk = chunk[-self._bytes_max :]  # of one larger than a file, the end
         if self._file.tell() + len(chunk) > self._bytes_max and self._file.tell():
             self._file.close()
             self._path.replace(self._path.with_name(self._path.name + ".1"))
