@@ -21,7 +21,6 @@ from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, runt
 
 import msgspec
 import sqlalchemy as sa
-from sqlalchemy.dialects import sqlite
 
 from gateway.call import Limits, Outcome, Record
 
@@ -220,6 +219,17 @@ USAGE = sa.Table(
 )
 
 
+#: Within the parameters that SQLite takes in one (32,766 since 3.32).
+ROWS_A_STATEMENT = 500
+
+
+def _insertion(rows: int) -> str:
+    """Inserts so many records, leaving those that are there already as they are."""
+    columns = ", ".join(USAGE.columns.keys())
+    row = f"({', '.join('?' * len(USAGE.columns))})"
+    return f"INSERT INTO usage ({columns}) VALUES {', '.join([row] * rows)} ON CONFLICT (id) DO NOTHING"  # noqa: S608
+
+
 def _on_thread(
     method: Callable[Concatenate[SqliteStore, P], T],
 ) -> Callable[Concatenate[SqliteStore, P], Coroutine[Any, Any, T]]:
@@ -370,10 +380,12 @@ class SqliteStore:
         if not records:
             return
         with self._faults(), self._writer.begin() as connection:
-            connection.execute(
-                sqlite.insert(USAGE).on_conflict_do_nothing(index_elements=["id"]),
-                [msgspec.to_builtins(record) for record in records],
-            )
+            # Many rows a statement, and past SQLAlchemy's compiler: half the CPU, and SQLite, which lets go of the
+            # interpreter for each statement, does not take it from the event loop again for every row.
+            for start in range(0, len(records), ROWS_A_STATEMENT):
+                rows = [msgspec.to_builtins(record) for record in records[start : start + ROWS_A_STATEMENT]]
+                values = tuple(value for row in rows for value in row.values())
+                connection.exec_driver_sql(_insertion(len(rows)), values)
 
     @_on_thread
     def usage(self, where: UsageFilter, *, limit: int) -> list[Record]:

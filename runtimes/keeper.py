@@ -106,6 +106,9 @@ class Log:
             # A full disk must not stop the engine; what it said meanwhile is lost.
             return
 
+    def close(self) -> None:
+        self._file.close()
+
 
 if __name__ == "__main__":
     sys.exit(main(Path(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]), sys.argv[4:]))

@@ -284,6 +284,7 @@ def test_the_bound_holds_for_an_engine_that_says_more_at_once(tmp_path: Path) ->
     log = keeper.Log(path, 1_000)
     for _ in range(3):
         log.write(b"x" * 5_000 + b"end\n")
+    log.close()
     assert path.stat().st_size + path.with_name("x.log.1").stat().st_size == 1_000
     assert path.read_bytes().endswith(b"xend\n")
 
