@@ -127,4 +127,7 @@ def _detail(detail: msgspec.Raw) -> Said:
 
 
 def header(reply: Reply, wanted: bytes) -> bytes:
-    return next((value for name, value in reply.headers if name == wanted), b"")
+    for name, value in reply.headers:
+        if name == wanted:
+            return value
+    return b""

@@ -127,13 +127,10 @@ class Connection(asyncio.Protocol):
     def closing(self) -> bool:
         return bool(self.stopped) or self._transport is None or self._transport.is_closing()
 
-    async def news(self) -> None:
-        """Wait for body bytes, the end, or a stop. For one reader at a time."""
+    def news(self) -> asyncio.Future[None]:
+        """Done at body bytes, the end, or a stop. For one reader at a time."""
         self._waiter = self._loop.create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
+        return self._waiter
 
     async def poured(self, sink: Sink) -> bool:
         """As `news`, but meanwhile body bytes go to the sink as they are read. False if it has had enough for now;
@@ -211,8 +208,9 @@ class Connection(asyncio.Protocol):
             self._look_by(min(self._deadline_s, silent_s))
 
     def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
 
     # asyncio calls these.
 

@@ -59,6 +59,10 @@ class Connection(asyncio.Protocol):
         self._in_header = False
         self._target = b""
         self._headers: list[tuple[bytes, bytes]] = []
+        self._host: bytes | None = b""
+        """What the last request named, and was found well-formed."""
+        self._read_bytes = 0
+        """In this read, and those before it that ended amid the same header."""
         self._moved = False
         """In this read a request has begun or ended, or some of a body has come."""
         self._dry_bytes = 0
@@ -155,6 +159,7 @@ class Connection(asyncio.Protocol):
         if self._refusal is not None:
             return
         self._moved = False
+        self._read_bytes = len(data) + (self._read_bytes if self._in_header else 0)
         messages = self._messages
         try:
             self._parser.feed_data(data)
@@ -205,14 +210,17 @@ class Connection(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         self._in_header = False
         headers, bounds = self._headers, self._bounds
+        fields = dict(headers)
         if len(headers) > bounds.headers_max:
             self._refuse(HeaderTooLarge(f"The request has more than {bounds.headers_max} header fields."))
-        if len(self._target) + sum([len(name) + len(value) + 4 for name, value in headers]) > bounds.header_bytes_max:
-            self._refuse(self._header_too_long())
-        hosts = [value for name, value in headers if name == b"host"]
-        if len(hosts) != 1 or not HOST.fullmatch(hosts[0]):
-            problem = "no" if not hosts else "more than one" if len(hosts) > 1 else "a malformed"
-            self._refuse(BadRequest(f"The request has {problem} Host header; send exactly one host[:port]."))
+        if self._read_bytes > bounds.header_bytes_max:  # it may be so only because of what follows the header
+            size = len(self._target) + sum([len(name) + len(value) + 4 for name, value in headers])
+            if size > bounds.header_bytes_max:
+                self._refuse(self._header_too_long())
+        host = fields.get(b"host")
+        if host != self._host or len(fields) != len(headers):
+            self._require_host([value for name, value in headers if name == b"host"])
+            self._host = host
         if not self._target.startswith(b"/"):
             self._target = self._origin_form()
         if self._parser.should_upgrade():
@@ -223,6 +231,7 @@ class Connection(asyncio.Protocol):
             method=self._parser.get_method(),
             target=self._target,
             headers=headers,
+            fields=fields,
             keep_alive=self._parser.should_keep_alive(),
             chunked=self._parser.get_http_version() == "1.1",
         )
@@ -260,6 +269,11 @@ class Connection(asyncio.Protocol):
             self._advance()
         elif request.complete:
             self._expect("idle")
+
+    def _require_host(self, hosts: list[bytes]) -> None:
+        if len(hosts) != 1 or not HOST.fullmatch(hosts[0]):
+            problem = "no" if not hosts else "more than one" if len(hosts) > 1 else "a malformed"
+            self._refuse(BadRequest(f"The request has {problem} Host header; send exactly one host[:port]."))
 
     def _origin_form(self) -> bytes:
         """Of a target that names the server too, as to a proxy, which must be taken (RFC 9112 §3.2.2)."""
@@ -391,7 +405,7 @@ class Connection(asyncio.Protocol):
         if answering:
             self._transport.abort()  # another answer is half out: nothing said now would be understood
             return
-        Request(self, method=b"", target=b"", headers=[], keep_alive=False, chunked=False).refuse(error)
+        Request(self, method=b"", target=b"", headers=[], fields={}, keep_alive=False, chunked=False).refuse(error)
 
     def _hang_up(self) -> None:
         """Close once all is written. With the client still sending, closing now would reset the connection before

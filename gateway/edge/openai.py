@@ -131,7 +131,7 @@ class OpenAI:
             tokens_out_max=0,
         )
         if isinstance(ask, Generate):
-            each, param = max((ask.n or 1, "n"), (ask.best_of or 1, "best_of"))
+            each, param = (ask.n or 1, "n") if ask.best_of is None else max((ask.n or 1, "n"), (ask.best_of, "best_of"))
             if each > self.bounds.choices_max:
                 raise BadRequest(f"{param}: at most {self.bounds.choices_max} choices are made at once.", param=param)
             call.prompts = 1 if ask.prompt is NULL else _prompts(ask.prompt)
@@ -142,7 +142,7 @@ class OpenAI:
                     f"{self.bounds.choices_max} are made at once.",
                     param="prompt",
                 )
-            call.tokens_out_max = max(_limits(route, ask), default=None)
+            call.tokens_out_max = _limit(route, ask)
         return call
 
     def _models(self) -> list[Any]:
@@ -234,6 +234,8 @@ class Asked:
 def presented_key(headers: Mapping[bytes, bytes]) -> str | None:
     """The key as OpenAI's clients send it (`authorization: Bearer …`) or as Anthropic's do (`x-api-key`)."""
     value = headers.get(b"authorization")
+    if value is not None and value.startswith(b"Bearer "):  # as nearly all send it
+        return value[7:].decode("latin-1").strip()
     if value is None:
         value = headers.get(b"x-api-key")
         return None if value is None else value.decode("latin-1")
@@ -263,13 +265,13 @@ def _decode(decoder: msgspec.json.Decoder[Any], body: bytes) -> Any:
     return ask
 
 
-def _limits(route: str, ask: Generate) -> list[int]:
+def _limit(route: str, ask: Generate) -> int | None:
     """What bounds each choice's output on this route. Of two, engines differ in which one they obey."""
-    fields = {
-        "/v1/chat/completions": (ask.max_tokens, ask.max_completion_tokens),
-        "/v1/responses": (ask.max_output_tokens,),
-    }
-    return [limit for limit in fields.get(route, (ask.max_tokens,)) if limit is not None]
+    if route == "/v1/responses":
+        return ask.max_output_tokens
+    if route != "/v1/chat/completions" or ask.max_completion_tokens is None:
+        return ask.max_tokens
+    return max(ask.max_completion_tokens, ask.max_tokens or 0)
 
 
 def _prompts(prompt: msgspec.Raw) -> int:

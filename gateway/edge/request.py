@@ -46,6 +46,7 @@ class Request:
         method: bytes,
         target: bytes,
         headers: list[tuple[bytes, bytes]],
+        fields: dict[bytes, bytes],
         keep_alive: bool,
         chunked: bool,
     ) -> None:
@@ -55,7 +56,7 @@ class Request:
         self.path, _, self.query = target.partition(b"?")
         self.headers = headers
         """Names in lower case, in the order they came."""
-        self.fields = dict(headers)
+        self.fields = fields
         """The same by name; of one given twice, the last."""
         self.keep_alive = keep_alive
         self.id = ""

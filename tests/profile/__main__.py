@@ -257,7 +257,13 @@ def _request(rig: Rig) -> Any:
 
     connection, _ = rig.connected()
     request = Request(
-        connection, method=b"POST", target=b"/v1/chat/completions", headers=[], keep_alive=True, chunked=True
+        connection,
+        method=b"POST",
+        target=b"/v1/chat/completions",
+        headers=[],
+        fields={},
+        keep_alive=True,
+        chunked=True,
     )
     request.id, request.body = "hr-1", BODY
     return request, Asked(rig.door, "/v1/chat/completions", rig.tenants.authenticate(rig.key), rig.clock.now_s())
