@@ -10,7 +10,8 @@ import asyncio
 import re
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -22,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from loadtests.emulator import Emulator, Pace, serving
+from loadtests.emulator import Emulator, FaultError, Faults, Kind, Log, Pace, rates, serving
 from loadtests.process import NoProcess
 from loadtests.report import Report, ReportFault, Results, comparison, heading, read, table
 from loadtests.scenario import Scenario, ScenarioFault, load, shipped
@@ -46,6 +47,7 @@ EMULATE_EXAMPLES = """
 Examples:
 
     headrace-load emulate --listen 127.0.0.1:9100 --token-s 0.01 --tokens 128
+    headrace-load emulate --fault rst=0.05 --fault stall@3=0.01 --log generated.jsonl
 """
 
 Flag = Annotated[bool, Parameter(negative="", show_default=False)]
@@ -68,7 +70,7 @@ def main() -> None:
         APP(print_error=False, exit_on_error=False, result_action="return_value")
     except CycloptsError as error:
         _fail(2, f"{str(error).rstrip('.')}; `--help` shows what there is")
-    except (ScenarioFault, TargetFault, ReportFault, NoProcess) as error:
+    except (ScenarioFault, TargetFault, ReportFault, NoProcess, FaultError) as error:
         _fail(1, str(error))
     except KeyboardInterrupt:
         sys.exit(130)
@@ -156,6 +158,9 @@ def emulate(
     first_token_s: Seconds = 0.0,
     token_s: Seconds = 0.0,
     tokens: Annotated[int, Parameter(validator=Number(gte=1, lte=1_000_000))] = 16,
+    faults: Annotated[tuple[str, ...], Parameter(name="--fault", negative="", show_default=False)] = (),
+    seed: int = 1,
+    log: Path | None = None,
 ) -> None:
     """Serve as an engine that computes nothing, until SIGTERM.
 
@@ -169,13 +174,28 @@ def emulate(
         Wait before every further one.
     tokens
         How many an answer has, unless its request's max_tokens is less.
+    faults
+        NAME=RATE, the share of calls that meet it; can be given several times. `headrace-load faults` lists them.
+    seed
+        Of the chance by which calls meet faults.
+    log
+        Write what was generated, call by call, to this file as JSON lines.
     """
     pace = Pace(first_token_s=first_token_s, token_s=token_s, tokens=tokens)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    with _opened(log) as truth, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         try:
-            runner.run(_emulate(Emulator(pace), listen))
+            runner.run(_emulate(Emulator(pace, faults=Faults(rates(faults), seed=seed), log=truth), listen))
         except (OSError, ValueError) as error:
             _fail(1, f"cannot listen on {listen}: {error}")
+
+
+@APP.command
+def faults() -> None:
+    """List the faults that `emulate` knows."""
+    table = Table("name", "strikes", "what happens")
+    for kind in Kind:
+        table.add_row(kind, kind.when.name, kind.about)
+    _show("Faults", table)
 
 
 class _Side(msgspec.Struct, frozen=True):
@@ -204,6 +224,19 @@ async def _trials(plan: Scenario, *, name: str, sides: Sequence[_Side], repeat: 
             sys.stderr.write(f"trial {number + 1} of {repeat}: {side.target.text}\n")
             lot.append(await trial(plan, name=name, target=side.target, key=side.key, pid=side.pid))
     return lots
+
+
+@contextmanager
+def _opened(log: Path | None) -> Iterator[Log | None]:
+    if log is None:
+        yield None
+        return
+    try:
+        opened = Log(log)
+    except OSError as error:
+        _fail(1, f"cannot write the log: {error}")
+    with closing(opened):
+        yield opened
 
 
 async def _emulate(emulator: Emulator, listen: str) -> None:

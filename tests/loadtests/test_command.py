@@ -45,6 +45,8 @@ async def test_a_run_shows_a_table_and_never_the_key() -> None:
         (["run", "echo", "--target", "http://localhost", "--repeat", "0"], 2, "--repeat"),
         (["compare", "/nobody/a", "/nobody/b"], 1, "can't be read"),
         (["emulate", "--listen", "here"], 1, "write host:port"),
+        (["emulate", "--fault", "smoke=0.1"], 1, "there is no fault 'smoke'"),
+        (["emulate", "--log", "/nobody/log"], 1, "cannot write the log"),
     ],
 )
 async def test_a_mistake_is_one_line(arguments: list[str], status: int, said: str) -> None:
