@@ -15,8 +15,8 @@ import msgspec
 
 from gateway.call import Call
 from gateway.errors import DeadlineExceeded, EngineFailed
-from gateway.failure import UNREADABLE, header, refusal
-from gateway.stream import EVENT, Stream
+from gateway.failure import LEFT_OUT, UNREADABLE, header, refusal
+from gateway.stream import Stream
 from gateway.tokens import count, estimate, said
 from runtimes.clock import Clock
 from runtimes.contract import Broken, Expired, Reply
@@ -62,7 +62,7 @@ async def meter(call: Call, reply: Reply, client: Client, clock: Clock) -> Answe
     try:
         if reply.status < 400 and header(reply, b"content-type").lower().startswith(b"text/event-stream"):
             return await _relay(call, reply, client)
-        body = await _whole(call, reply)
+        body = await _whole(call, reply) if reply.body is None else reply.body
     except Broken as fault:
         raise EngineFailed(f"Model {call.model!r} broke off its answer; retry.", retry_after_s=1.0) from fault
     except Expired as fault:
@@ -89,9 +89,18 @@ async def _whole(call: Call, reply: Reply) -> bytes:
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
+class Whole(msgspec.Struct):
+    """What the gateway reads of an answer."""
+
+    usage: msgspec.Raw = LEFT_OUT
+
+
+WHOLE = msgspec.json.Decoder(Whole)
+
+
 def _count_whole(call: Call, body: bytes) -> None:
     try:
-        usage = said(EVENT.decode(body).usage)
+        usage = said(WHOLE.decode(body).usage)
     except UNREADABLE:
         usage = None
     if usage is None:

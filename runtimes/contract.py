@@ -76,6 +76,8 @@ class Reply(msgspec.Struct):
     pour: Callable[[Sink], Awaitable[None]] | None = None
     """The same bytes without a task's waking up for each piece, where a runtime can do that: returns at the true end or
     once the sink is done, and raises as `frames` does."""
+    body: bytes | None = None
+    """All of it, if it came together with the header; `frames` says the same."""
 
 
 class InferRequest(msgspec.Struct, frozen=True):

@@ -40,7 +40,7 @@ from runtimes.connection import Connection as Upstream
 from runtimes.contract import Site
 from runtimes.remote import Remote, RemoteRuntime
 
-ROUNDS, CALLS = 5, 4_000
+ROUNDS, CALLS = 50, 400
 RECORDS_A_TURN = 8
 BODY = (
     b'{"model":"chat","messages":[{"role":"system","content":"You are a helpful assistant."},'
