@@ -27,21 +27,24 @@ ANSWER_BYTES_MAX = 64 * 1024 * 1024
 AFTER_END_S_MAX = 1.0
 
 
-class Client(Protocol):
-    """Where a stream goes."""
+class Receiver(Protocol):
+    """A client that has begun to get a stream."""
 
-    @property
-    def full(self) -> bool:
-        """It has not yet taken what it was given."""
-
-    def begin(self, status: int, first: bytes) -> None:
-        """The first events. From here on a failure can only be told as an event."""
+    full: bool
+    """It has not yet taken what it was given."""
 
     def write(self, part: bytes) -> None:
-        """More of them."""
+        """More events."""
 
     async def drained(self) -> None:
         """Return when it can be given more."""
+
+
+class Client(Protocol):
+    """Where an answer goes that comes bit by bit."""
+
+    def begin(self, status: int, first: bytes) -> Receiver:
+        """The first events, and where the others go. From here on a failure can only be told as an event."""
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -144,25 +147,26 @@ class Relay:
         self.status = status
         self.client = client
         self.stream = Stream(call)
-        self.begun = False
+        self.receiver: Receiver | None = None
 
     @property
     def done(self) -> bool:
         return bool(self.stream.end)
 
     def take(self, part: bytes) -> bool:
-        events = self.stream.feed(part)
+        stream, receiver = self.stream, self.receiver
+        events = stream.feed(part)
         if events:
-            if self.begun:
-                self.client.write(events)
+            if receiver is not None:
+                receiver.write(events)
             else:
                 # Not before: an error that comes first can still be told with a status of its own.
-                self.begun = True
                 self.call.status = self.status
-                self.client.begin(self.status, events)
-        if self.stream.fault is not None:
-            raise self.stream.fault
-        return not self.client.full
+                receiver = self.receiver = self.client.begin(self.status, events)
+        if stream.fault is not None:
+            raise stream.fault
+        return not stream.end and (receiver is None or not receiver.full)
 
     async def drained(self) -> None:
-        await self.client.drained()
+        if self.receiver is not None and self.receiver.full:
+            await self.receiver.drained()

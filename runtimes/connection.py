@@ -254,7 +254,7 @@ class Connection(asyncio.Protocol):
         except Exception as fault:  # noqa: BLE001  it is raised where the pouring is waited for
             self._sink_fault = fault
             return False
-        return not self._sink_full and not sink.done
+        return not self._sink_full
 
     def eof_received(self) -> None:
         if self._asked and self._until_close and not self.stopped and self._meant():

@@ -57,8 +57,9 @@ class Sink(Protocol):
         """Nothing more is wanted."""
 
     def take(self, part: bytes) -> bool:
-        """One more piece; False if it is enough until `drained`. May be called from within the read that brought it,
-        so it neither waits nor takes long; what it raises ends the pouring and is raised there."""
+        """One more piece; False if it is enough, for ever if it is done, else until `drained`. May be called from
+        within the read that brought it, so it neither waits nor takes long; what it raises ends the pouring and is
+        raised there."""
 
     async def drained(self) -> None:
         """Return when more can be taken."""

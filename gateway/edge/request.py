@@ -27,6 +27,7 @@ class Request:
         "body",
         "complete",
         "fields",
+        "full",
         "handler",
         "headers",
         "id",
@@ -68,15 +69,12 @@ class Request:
         """It is answered with this, and what is left of its body is thrown away."""
         self.parts: list[bytes] = []
         self.size = 0
+        self.full = False
+        """The client reads more slowly than it is written to: `drained` tells when to go on."""
         self.begun = False
         """Some of the answer is out."""
         self.complete = False
         """All of it is."""
-
-    @property
-    def full(self) -> bool:
-        """The client reads more slowly than it is written to: `drained` tells when to go on."""
-        return self._connection.paused
 
     async def drained(self) -> None:
         await self._connection.drained()

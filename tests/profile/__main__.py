@@ -161,7 +161,9 @@ class Nobody:
 
     full = False
 
-    def begin(self, status: int, first: bytes) -> None: ...
+    def begin(self, status: int, first: bytes) -> Nobody:
+        return self
+
     def write(self, part: bytes) -> None: ...
     async def drained(self) -> None: ...
 
