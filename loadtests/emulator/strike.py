@@ -221,7 +221,7 @@ def _write_other(answer: Answer, word: bytes) -> None:
     if answer.shape.stream:
         others = pieces(answer.shape._replace(word=word), answer.id)
         answer.write_piece(next(islice(others, answer.written, None)))
-        answer.skip_piece()
+        answer.next_piece()  # which it is in the place of
     else:
         first, second = _halves(answer)
         answer.write_whole(response(first + word + second))
