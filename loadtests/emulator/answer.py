@@ -52,8 +52,8 @@ class Answer:
             self.go_on()
 
     def find(self, cached_tokens: int) -> None:
-        """The engine has found so many of the prompt's in its cache; known before the first token is made."""
-        if not self.made:
+        """The engine has found so many of the prompt's in its cache, as it says before the first token it makes."""
+        if not (self.made or self.begun):
             self.shape = self.shape._replace(cached_tokens=cached_tokens)
 
     def make(self, tokens: int) -> None:
