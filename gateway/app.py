@@ -33,7 +33,7 @@ from gateway.metrics import Gauge, LiveMetrics, Metrics
 from gateway.pipeline import Pipeline
 from gateway.quota import Quota
 from gateway.replica import Replica, replica_name
-from gateway.route import Route, Target
+from gateway.route import Retries, Route, Target
 from gateway.store import SqliteStore
 from gateway.tenant import Tenants
 from gateway.trace import Trace
@@ -139,7 +139,7 @@ async def gateway(config: Config, clock: Clock | None = None) -> AsyncIterator[G
             for model in config.models
         }
         replicas = [replica for target in targets for replica in target.replicas]
-        registry.register(LiveMetrics(lambda: _gauges(lines, replicas, journal)))
+        registry.register(LiveMetrics(lambda: _gauges(lines, targets, journal)))
         pipeline = Pipeline(
             tenants=tenants,
             trace=trace,
@@ -202,6 +202,8 @@ def _target(model: Model, *, state: Path, shelf: Shelf, clock: Clock) -> Target:
         created_s=int(clock.wall_s()),
         replicas=tuple(replicas),
         tokens_out_default=model.tokens_out_default,
+        first_byte_s_max=model.first_byte_s_max,
+        retries=Retries(clock=clock),
     )
 
 
@@ -256,14 +258,17 @@ def _troubles(
     return troubles
 
 
-def _gauges(lines: Mapping[str, Line], replicas: Sequence[Replica], journal: Journal) -> Iterator[Gauge]:
+def _gauges(lines: Mapping[str, Line], targets: Sequence[Target], journal: Journal) -> Iterator[Gauge]:
     for model, line in lines.items():
         yield Gauge("headrace_running", {"model": model}, line.running)
         yield Gauge("headrace_waiting", {"model": model}, line.waiting)
-    for replica in replicas:
-        labels = {"model": replica.model, "replica": replica.name}
-        yield Gauge("headrace_replica_up", labels, replica.state == "ready")
-        yield Gauge("headrace_replica_running", labels, replica.running)
+    for target in targets:
+        yield Gauge("headrace_retries", {"model": target.name}, target.retries.taken)
+        yield Gauge("headrace_retries_refused", {"model": target.name}, target.retries.refused)
+        for replica in target.replicas:
+            labels = {"model": target.name, "replica": replica.name}
+            yield Gauge("headrace_replica_up", labels, replica.state == "ready")
+            yield Gauge("headrace_replica_running", labels, replica.running)
     yield Gauge("headrace_journal_unfolded_bytes", {}, journal.written_bytes - journal.folded_bytes)
     yield Gauge("headrace_journal_set_aside", {}, journal.set_aside)
 

@@ -55,6 +55,9 @@ class Model(Struct, frozen=True, forbid_unknown_fields=True):
     """Calls that may wait for a place at once; more are refused with 503."""
     wait_s_max: Annotated[float, Meta(gt=0)] = 60.0
     """How long one may wait before it is given up with 504."""
+    first_byte_s_max: Annotated[float, Meta(gt=0)] = 120.0
+    """How long a replica may take to begin a stream, or embeddings, before another is asked. Any other answer begins
+    when it is complete: only the call's deadline bounds it."""
     tokens_out_default: Annotated[int, Meta(ge=1)] = 512
     """Reserved from the token quota for a call that sets no `max_tokens`."""
 
