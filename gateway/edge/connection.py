@@ -106,6 +106,8 @@ class Connection(asyncio.Protocol):
         """The request's whole answer is written."""
         if request is self.running:
             self.running = self._task = None
+        if self._transport.is_closing():
+            return  # the client left in the last moment
         if not request.keep_alive:
             self._hang_up()
         else:
