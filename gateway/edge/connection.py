@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NoReturn, cast
 
 import httptools
 
-from gateway.edge.request import Request
+from gateway.edge.request import Request, unhandled
 from gateway.errors import (
     BadRequest,
     Draining,
@@ -307,7 +307,9 @@ class Connection(asyncio.Protocol):
             if request.refusal is not None:
                 request.refuse(request.refusal)
             else:
-                self._task = self._loop.create_task(request.handler(request))
+                # Taken off the request, which its handler knows: a cycle is garbage that must be looked for.
+                handler, request.handler = request.handler, unhandled
+                self._task = self._loop.create_task(handler(request))
                 self._task.add_done_callback(self._done)
         self._advancing = False
         if self.running is None and not self._waiting:
