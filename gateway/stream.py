@@ -26,6 +26,19 @@ class Stream:
     """`feed` takes bytes as they come and returns what the client gets of them now; `end` is the closing event once it
     is here, `fault` what the engine failed with. `settle` afterwards brings the call's counts up to date."""
 
+    __slots__ = (
+        "_choices",
+        "_guessed",
+        "_metered",
+        "_pending",
+        "_plain",
+        "_trims",
+        "_usage",
+        "call",
+        "end",
+        "fault",
+    )
+
     def __init__(self, call: Call) -> None:
         self.call = call
         self.end = b""

@@ -53,6 +53,40 @@ class Connection(asyncio.Protocol):
     hold back; `leave` sees whether all of it was sent.
     """
 
+    __slots__ = (
+        "_asked",
+        "_bodiless",
+        "_clock",
+        "_deadline_s",
+        "_dry_bytes",
+        "_fields",
+        "_heard_s",
+        "_idle_s_max",
+        "_keep",
+        "_loop",
+        "_lost",
+        "_parser",
+        "_paused",
+        "_refusal",
+        "_sink",
+        "_sink_fault",
+        "_sink_full",
+        "_timer",
+        "_timer_s",
+        "_transport",
+        "_unread_bytes",
+        "_until_close",
+        "_waiter",
+        "chunks",
+        "ended",
+        "headers",
+        "heard",
+        "late",
+        "parked_s",
+        "status",
+        "stopped",
+    )
+
     def __init__(
         self,
         *,

@@ -44,6 +44,36 @@ HOST = re.compile(rb"(?:\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._~-]+)(?::[0-9]{1,5})?")
 class Connection(asyncio.Protocol):
     """Reads requests one behind the other, and answers one at a time, in their order."""
 
+    __slots__ = (
+        "_advancing",
+        "_bounds",
+        "_drained",
+        "_dry_bytes",
+        "_due_s",
+        "_expected",
+        "_headers",
+        "_held",
+        "_host",
+        "_in_header",
+        "_loop",
+        "_messages",
+        "_moved",
+        "_parser",
+        "_read_bytes",
+        "_reading",
+        "_refusal",
+        "_target",
+        "_task",
+        "_timer",
+        "_timer_s",
+        "_transport",
+        "_waiting",
+        "_write_timer",
+        "paused",
+        "running",
+        "server",
+    )
+
     def __init__(self, server: Server) -> None:
         self.server = server
         self._bounds = server.bounds
