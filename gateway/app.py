@@ -22,6 +22,7 @@ import uvloop
 from prometheus_client import CollectorRegistry
 
 from gateway.config import Config, ConfigError, Model, Tracing
+from gateway.config import Server as Settings
 from gateway.edge.admin import ModelLook, admin_app, admin_token
 from gateway.edge.asgi import Asgi
 from gateway.edge.openai import OpenAI
@@ -77,7 +78,11 @@ async def _serve(config: Config) -> None:
             log.info("ready in %.1f s: %s", time.monotonic() - started_s, running)
         await stopping
         await _cancel(up)
-        log.info("stopping: no new calls; those under way have %g s", config.server.drain_s_max)
+        log.info(
+            "stopping: new calls are taken for %g s more, and those under way then have %g s",
+            config.server.unready_s,
+            config.server.drain_s_max,
+        )
     log.info("stopped")
 
 
@@ -153,21 +158,21 @@ async def gateway(config: Config, clock: Clock | None = None) -> AsyncIterator[G
             opened.push_async_callback(replica.aclose)
             replica.start()
 
-        doors = OpenAI(pipeline=pipeline, bounds=config.server.bounds, translations=_translations(config), clock=clock)
+        bounds = config.server.bounds
+        doors = OpenAI(pipeline=pipeline, bounds=bounds, translations=_translations(config), clock=clock)
+        data_server = Server(door=doors, bounds=bounds, clock=clock)
         admin = admin_app(
             tenants=tenants,
             store=store,
             models=lambda: _look(targets, lines),
-            ready=lambda: _troubles(pipeline, tenants, journal, targets),
+            ready=lambda: _troubles(data_server, tenants, journal, targets),
             registry=registry,
             token=admin_token(state),
         )
-        bounds = config.server.bounds
-        data_server = Server(door=doors, bounds=bounds, clock=clock)
         admin_server = Server(door=Asgi(admin), bounds=bounds, clock=clock)
         await opened.enter_async_context(data_server.serving(data_listener.socket))
         await opened.enter_async_context(admin_server.serving(admin_listener.socket))
-        opened.push_async_callback(_drain, data_server, pipeline, config.server.drain_s_max)
+        opened.push_async_callback(_drain, data_server, pipeline, config.server)
         yield Gateway(replicas=replicas, data=data_listener, admin=admin_listener)
 
 
@@ -246,10 +251,10 @@ def _look(targets: Sequence[Target], lines: Mapping[str, Line]) -> list[ModelLoo
 
 
 def _troubles(
-    pipeline: Pipeline, tenants: Tenants, journal: Journal, targets: Sequence[Target]
+    server: Server, tenants: Tenants, journal: Journal, targets: Sequence[Target]
 ) -> dict[str, str | None]:
     """Every collaborator and what keeps it from serving; None is well."""
-    troubles = {"gateway": "it is stopping" if pipeline.draining else None, "tenants": tenants.trouble()}
+    troubles = {"gateway": "it is stopping" if server.leaving else None, "tenants": tenants.trouble()}
     troubles["journal"] = journal.fault or None
     for target in targets:
         down = [f"{replica.name}: {replica.reason}" for replica in target.replicas if replica.state != "ready"]
@@ -297,10 +302,13 @@ class Listener:
         self.socket.close()
 
 
-async def _drain(server: Server, pipeline: Pipeline, drain_s_max: float) -> None:
-    """Refuse what is new, let what is under way end, then cut it off with an error its client can see."""
+async def _drain(server: Server, pipeline: Pipeline, settings: Settings) -> None:
+    """Be unready, then refuse what is new and let what is under way end, then cut it off with an error its client can
+    see."""
+    server.leaving = True
+    await server.clock.sleep(settings.unready_s)
     pipeline.draining = True
-    await server.drain(drain_s_max)
+    await server.drain(settings.drain_s_max)
     pipeline.stopped = True
     server.cut_off()
 
