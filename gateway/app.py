@@ -250,9 +250,7 @@ def _look(targets: Sequence[Target], lines: Mapping[str, Line]) -> list[ModelLoo
     ]
 
 
-def _troubles(
-    server: Server, tenants: Tenants, journal: Journal, targets: Sequence[Target]
-) -> dict[str, str | None]:
+def _troubles(server: Server, tenants: Tenants, journal: Journal, targets: Sequence[Target]) -> dict[str, str | None]:
     """Every collaborator and what keeps it from serving; None is well."""
     troubles = {"gateway": "it is stopping" if server.leaving else None, "tenants": tenants.trouble()}
     troubles["journal"] = journal.fault or None

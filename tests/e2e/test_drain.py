@@ -169,7 +169,6 @@ async def test_a_rolling_restart_behind_a_load_balancer_fails_no_call(tmp_path_f
             running.terminate()
             assert await asyncio.to_thread(running.wait) == 0
             await asyncio.to_thread(running.start)
-        for running in pair:
             await until_served(running)
         load.enough = True
         await loading
