@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import socket
 import subprocess
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,7 @@ BALANCER = """
 defaults
     mode http
     timeout connect 2s
+    timeout check 5s
     timeout client 30s
     timeout server 30s
 frontend all
@@ -221,9 +223,11 @@ def balancing(folder: Path, port: int, hosts: list[str], admins: list[int]) -> I
 
 
 def free_ports(count: int) -> list[int]:
-    """So many that nobody listens on."""
-    taken = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [listening.getsockname()[1] for listening in taken]
-    for listening in taken:
-        listening.close()
+    """So many that nobody listens on, and that no outgoing connection is given while their gateway is away."""
+    first = 20_000 + os.getpid() % 10_000
+    ports: list[int] = []
+    while len(ports) < count:
+        with suppress(OSError), socket.create_server(("127.0.0.1", first)):
+            ports.append(first)
+        first += 1
     return ports
