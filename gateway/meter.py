@@ -15,7 +15,7 @@ import msgspec
 
 from gateway.call import Call
 from gateway.errors import DeadlineExceeded, EngineFailed
-from gateway.failure import UNREADABLE, header, refusal
+from gateway.failure import UNREADABLE, fault_of, given, header, refusal
 from gateway.stream import EVENT, Stream
 from gateway.tokens import count, estimate, said
 from runtimes.clock import Clock
@@ -67,12 +67,12 @@ async def meter(call: Call, reply: Reply, client: Client, clock: Clock) -> Answe
         raise EngineFailed(f"Model {call.model!r} broke off its answer; retry.", retry_after_s=1.0) from fault
     except Expired as fault:
         raise DeadlineExceeded(f"Model {call.model!r} did not finish its answer in time.") from fault
-    call.complete = True
     if reply.status >= 400:
+        call.complete = True
         raise refusal(reply, body)
-    call.status = reply.status
-    if not call.tokens_in:
-        _count_whole(call, body)
+    if not call.tokens_in:  # else it was made here
+        _look_into(call, body)
+    call.status, call.complete = reply.status, True
     return Answer(reply.status, body)
 
 
@@ -89,11 +89,17 @@ async def _whole(call: Call, reply: Reply) -> bytes:
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def _count_whole(call: Call, body: bytes) -> None:
+def _look_into(call: Call, body: bytes) -> None:
+    """Count what it used. Raises what it says went wrong: SDKs take any 200 for an answer."""
     try:
-        usage = said(EVENT.decode(body).usage)
-    except UNREADABLE:
-        usage = None
+        seen = EVENT.decode(body)
+    except UNREADABLE as fault:
+        raise EngineFailed(
+            f"Model {call.model!r} answered with something that is not JSON; retry.", retry_after_s=1.0
+        ) from fault
+    if given(seen.error):
+        raise fault_of(seen.error, None)
+    usage = said(seen.usage)
     if usage is None:
         estimate(call, len(body) // 4)
     else:
