@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import uvloop
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, ProcessCollector
 
 from gateway.config import Config, ConfigError, Model, Tracing
 from gateway.edge.admin import ModelLook, admin_app, admin_token
@@ -139,12 +139,12 @@ async def gateway(config: Config, clock: Clock | None = None) -> AsyncIterator[G
             for model in config.models
         }
         replicas = [replica for target in targets for replica in target.replicas]
-        registry.register(LiveMetrics(lambda: _gauges(lines, replicas, journal)))
+        quota = Quota(clock=clock)
         pipeline = Pipeline(
             tenants=tenants,
             trace=trace,
             usage=Usage(journal=journal, clock=clock),
-            quota=Quota(clock=clock),
+            quota=quota,
             fairness=Fairness(lines=lines),
             route=Route(targets=targets),
             clock=clock,
@@ -165,6 +165,9 @@ async def gateway(config: Config, clock: Clock | None = None) -> AsyncIterator[G
         bounds = config.server.bounds
         data_server = Server(door=doors, bounds=bounds, clock=clock)
         admin_server = Server(door=Asgi(admin), bounds=bounds, clock=clock)
+        servers = {"data": data_server, "admin": admin_server}
+        registry.register(LiveMetrics(lambda: _gauges(lines, replicas, quota, servers, journal)))
+        ProcessCollector(registry=registry)
         await opened.enter_async_context(data_server.serving(data_listener.socket))
         await opened.enter_async_context(admin_server.serving(admin_listener.socket))
         opened.push_async_callback(_drain, data_server, pipeline, config.server.drain_s_max)
@@ -256,7 +259,13 @@ def _troubles(
     return troubles
 
 
-def _gauges(lines: Mapping[str, Line], replicas: Sequence[Replica], journal: Journal) -> Iterator[Gauge]:
+def _gauges(
+    lines: Mapping[str, Line],
+    replicas: Sequence[Replica],
+    quota: Quota,
+    servers: Mapping[str, Server],
+    journal: Journal,
+) -> Iterator[Gauge]:
     for model, line in lines.items():
         yield Gauge("headrace_running", {"model": model}, line.running)
         yield Gauge("headrace_waiting", {"model": model}, line.waiting)
@@ -264,6 +273,14 @@ def _gauges(lines: Mapping[str, Line], replicas: Sequence[Replica], journal: Jou
         labels = {"model": replica.model, "replica": replica.name}
         yield Gauge("headrace_replica_up", labels, replica.state == "ready")
         yield Gauge("headrace_replica_running", labels, replica.running)
+        load = replica.runtime.load()
+        yield Gauge("headrace_runtime_running", labels, load.running)
+        yield Gauge("headrace_runtime_waiting", labels, load.waiting)
+        yield Gauge("headrace_runtime_connections", labels, load.connections)
+    yield Gauge("headrace_holds", {}, quota.holds)
+    for listener, server in servers.items():
+        yield Gauge("headrace_connections", {"listener": listener}, len(server.connections))
+    yield Gauge("headrace_tasks", {}, len(asyncio.all_tasks()))
     yield Gauge("headrace_journal_unfolded_bytes", {}, journal.written_bytes - journal.folded_bytes)
     yield Gauge("headrace_journal_set_aside", {}, journal.set_aside)
 

@@ -35,6 +35,11 @@ class Quota:
         """
         return Hold(self, call, tokens_out_default)
 
+    @property
+    def holds(self) -> int:
+        """Calls that hold a reservation now."""
+        return sum(holder.running for (kind, _), holder in self.holders.items() if kind == "tenant")
+
     def holders_of(self, principal: Principal) -> tuple[Holder, Holder]:
         """The counters that a call of this principal must fit into."""
         if len(self.holders) >= self.holders_max:

@@ -111,6 +111,8 @@ class Load(msgspec.Struct, frozen=True):
 
     running: int
     waiting: int
+    connections: int = 0
+    """Open ones, those kept for the next call included; of a runtime that has any."""
 
 
 @runtime_checkable

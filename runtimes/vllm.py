@@ -194,7 +194,8 @@ class VllmRuntime:
     def load(self) -> Load:
         """The engine's own queue begins where `running_max` ends."""
         running = min(self._running, self._spec.running_max)
-        return Load(running=running, waiting=self._running - running)
+        connections = 0 if self._wire is None else self._wire.connections
+        return Load(running=running, waiting=self._running - running, connections=connections)
 
     async def ready(self) -> None:
         self._admit()
