@@ -217,13 +217,13 @@ class CallIds:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._chance = ""
+        self._chances: list[str] = []
 
     def next(self) -> str:
-        if not self._chance:
-            self._chance = secrets.token_hex(8 * IDS_AHEAD)  # the kernel is asked once for many
-        chance, self._chance = self._chance[:16], self._chance[16:]
-        return f"hr-{int(self._clock.wall_s() * 1000):012x}{chance}"
+        if not self._chances:
+            ahead = secrets.token_hex(8 * IDS_AHEAD)  # the kernel is asked once for many
+            self._chances = [ahead[start : start + 16] for start in range(0, len(ahead), 16)]
+        return f"hr-{int(self._clock.wall_s() * 1000):012x}{self._chances.pop()}"
 
 
-IDS_AHEAD = 64
+IDS_AHEAD = 256

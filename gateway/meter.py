@@ -15,8 +15,8 @@ import msgspec
 
 from gateway.call import Call
 from gateway.errors import DeadlineExceeded, EngineFailed
-from gateway.failure import UNREADABLE, fault_of, given, header, refusal
-from gateway.stream import EVENT, Stream
+from gateway.failure import LEFT_OUT, UNREADABLE, fault_of, given, header, refusal
+from gateway.stream import Stream
 from gateway.tokens import count, estimate, said
 from runtimes.clock import Clock
 from runtimes.contract import Broken, Expired, Reply
@@ -27,21 +27,24 @@ ANSWER_BYTES_MAX = 64 * 1024 * 1024
 AFTER_END_S_MAX = 1.0
 
 
-class Client(Protocol):
-    """Where a stream goes."""
+class Receiver(Protocol):
+    """A client that has begun to get a stream."""
 
-    @property
-    def full(self) -> bool:
-        """It has not yet taken what it was given."""
-
-    def begin(self, status: int, first: bytes) -> None:
-        """The first events. From here on a failure can only be told as an event."""
+    full: bool
+    """It has not yet taken what it was given."""
 
     def write(self, part: bytes) -> None:
-        """More of them."""
+        """More events."""
 
     async def drained(self) -> None:
         """Return when it can be given more."""
+
+
+class Client(Protocol):
+    """Where an answer goes that comes bit by bit."""
+
+    def begin(self, status: int, first: bytes) -> Receiver:
+        """The first events, and where the others go. From here on a failure can only be told as an event."""
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -62,7 +65,7 @@ async def meter(call: Call, reply: Reply, client: Client, clock: Clock) -> Answe
     try:
         if reply.status < 400 and header(reply, b"content-type").lower().startswith(b"text/event-stream"):
             return await _relay(call, reply, client)
-        body = await _whole(call, reply)
+        body = await _whole(call, reply) if reply.body is None else reply.body
     except Broken as fault:
         raise EngineFailed(f"Model {call.model!r} broke off its answer; retry.", retry_after_s=1.0) from fault
     except Expired as fault:
@@ -89,10 +92,20 @@ async def _whole(call: Call, reply: Reply) -> bytes:
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
+class Whole(msgspec.Struct):
+    """What the gateway reads of an answer."""
+
+    usage: msgspec.Raw = LEFT_OUT
+    error: msgspec.Raw = LEFT_OUT
+
+
+WHOLE = msgspec.json.Decoder(Whole)
+
+
 def _look_into(call: Call, body: bytes) -> None:
     """Count what it used. Raises what it says went wrong: SDKs take any 200 for an answer."""
     try:
-        seen = EVENT.decode(body)
+        seen = WHOLE.decode(body)
     except UNREADABLE as fault:
         raise EngineFailed(
             f"Model {call.model!r} answered with something that is not JSON; retry.", retry_after_s=1.0
@@ -141,25 +154,26 @@ class Relay:
         self.status = status
         self.client = client
         self.stream = Stream(call)
-        self.begun = False
+        self.receiver: Receiver | None = None
 
     @property
     def done(self) -> bool:
         return bool(self.stream.end)
 
     def take(self, part: bytes) -> bool:
-        events = self.stream.feed(part)
+        stream, receiver = self.stream, self.receiver
+        events = stream.feed(part)
         if events:
-            if self.begun:
-                self.client.write(events)
+            if receiver is not None:
+                receiver.write(events)
             else:
                 # Not before: an error that comes first can still be told with a status of its own.
-                self.begun = True
                 self.call.status = self.status
-                self.client.begin(self.status, events)
-        if self.stream.fault is not None:
-            raise self.stream.fault
-        return not self.client.full
+                receiver = self.receiver = self.client.begin(self.status, events)
+        if stream.fault is not None:
+            raise stream.fault
+        return not stream.end and (receiver is None or not receiver.full)
 
     async def drained(self) -> None:
-        await self.client.drained()
+        if self.receiver is not None and self.receiver.full:
+            await self.receiver.drained()

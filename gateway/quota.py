@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from types import TracebackType
+from typing import NamedTuple
 
 from gateway.call import Call, Limits, Principal
 from gateway.errors import QuotaExceeded, QuotaTooSmall
@@ -23,6 +24,8 @@ class Quota:
         self.clock = clock
         self.holders: dict[tuple[str, str], Holder] = {}
         self.holders_max = HOLDERS_KEPT
+        self._pairs: dict[str, Pair] = {}
+        """By the key's id: what a call of it must fit into."""
 
     def hold(self, call: Call, *, tokens_out_default: int) -> Hold:
         """Reserve one request, one place, and the most tokens the call can use; settle on the way out.
@@ -40,28 +43,39 @@ class Quota:
         """Calls that hold a reservation now."""
         return sum(holder.running for (kind, _), holder in self.holders.items() if kind == "tenant")
 
-    def holders_of(self, principal: Principal) -> tuple[Holder, Holder]:
-        """The counters that a call of this principal must fit into."""
-        if len(self.holders) >= self.holders_max:
-            self._forget_idle()
-        return (
-            self._holder("tenant", principal.tenant_id, principal.tenant, principal.tenant_limits),
-            self._holder("key", principal.key_id, principal.key_id, principal.key_limits),
-        )
+    def pair(self, principal: Principal) -> Pair:
+        """The counters of the principal's tenant and key, with the limits it has now."""
+        pair = self._pairs.get(principal.key_id)
+        if pair is None or pair.principal is not principal:
+            if len(self.holders) >= self.holders_max:
+                self._forget_idle()
+            tenant = self._holder("tenant", principal.tenant_id, principal.tenant, principal.tenant_limits)
+            key = self._holder("key", principal.key_id, principal.key_id, principal.key_limits)
+            pair = self._pairs[principal.key_id] = Pair(principal, tenant, key)
+        return pair
 
     def _holder(self, kind: str, id: str, name: str, limits: Limits) -> Holder:
         holder = self.holders.get((kind, id))
         if holder is None:
             holder = self.holders[kind, id] = Holder(f"{kind} {name!r}", limits)
-        elif holder.limits is not limits and holder.limits != limits:
+        elif holder.limits != limits:
             holder.change(limits, self.clock.now_s())
         return holder
 
     def _forget_idle(self) -> None:
         now_s = self.clock.now_s()
         self.holders = {id: holder for id, holder in self.holders.items() if not holder.idle(now_s)}
+        self._pairs.clear()
         # Twice what is busy now, so that looking for idle ones stays cheap however many are busy.
         self.holders_max = max(HOLDERS_KEPT, 2 * len(self.holders))
+
+
+class Pair(NamedTuple):
+    """A principal's counters."""
+
+    principal: Principal
+    tenant: Holder
+    key: Holder
 
 
 #: Past this many holders the idle ones, whose budgets are full anyway, are forgotten.
@@ -71,7 +85,7 @@ HOLDERS_KEPT = 10_000
 class Hold:
     """See Quota.hold."""
 
-    __slots__ = ("_call", "_holders", "_quota", "_taken", "_tokens")
+    __slots__ = ("_call", "_pair", "_quota", "_taken", "_tokens")
 
     def __init__(self, quota: Quota, call: Call, tokens_out_default: int) -> None:
         self._quota = quota
@@ -80,23 +94,27 @@ class Hold:
         self._tokens = call.tokens_in_estimate + tokens_out * call.choices
 
     def __enter__(self) -> None:
-        now_s, asked = self._quota.clock.now_s(), bool(self._call.tokens_out_max)
-        tenant, key = self._holders = self._quota.holders_of(self._call.principal)
-        tenant.check(self._tokens, now_s, asked=asked)
-        key.check(self._tokens, now_s, asked=asked)
-        self._taken = tenant.take(self._tokens, now_s), key.take(self._tokens, now_s)
+        now_s, asked, tokens = self._quota.clock.now_s(), bool(self._call.tokens_out_max), self._tokens
+        pair = self._pair = self._quota.pair(self._call.principal)
+        held = pair.tenant.take(tokens, now_s, asked=asked)
+        try:
+            self._taken = held, pair.key.take(tokens, now_s, asked=asked)
+        except QuotaExceeded:
+            pair.tenant.untake(held)
+            raise
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         call = self._call
-        if isinstance(error, asyncio.CancelledError) and call.replica and not call.tokens_in:
+        if error is not None and isinstance(error, asyncio.CancelledError) and call.replica and not call.tokens_in:
             # The client left before the answer; an engine that had its prompt by then has worked on it. Noted in the
             # call, so that the record says what was charged.
             call.tokens_in, call.estimated = call.tokens_in_estimate, True
         used = call.tokens_in + call.tokens_out
-        for holder, tokens in zip(self._holders, self._taken, strict=True):
-            holder.settle(tokens, used)
+        held, held_by_key = self._taken
+        self._pair.tenant.settle(held, used)
+        self._pair.key.settle(held_by_key, used)
 
 
 class Holder:
@@ -111,10 +129,13 @@ class Holder:
         self.requests = Gcra(limits.rpm)
         self.tokens = Gcra(limits.tpm)
 
-    def check(self, tokens: int, now_s: float, *, asked: bool) -> None:
-        if self.free:
-            return
+    def take(self, tokens: int, now_s: float, *, asked: bool) -> int | None:
+        """One request, one place and so many tokens, or none of it: raises QuotaExceeded. The tokens that are now
+        reserved, None while they are not limited. `asked` says that the client itself set how many."""
         limits = self.limits
+        if self.free:
+            self.running += 1
+            return None
         if self.closed:
             raise QuotaTooSmall(f"A limit of {self.name} is 0, so it may make no calls; ask whoever runs this gateway.")
         if limits.concurrent is not None and self.running >= limits.concurrent:
@@ -123,33 +144,35 @@ class Holder:
                 "wait for one to end.",
                 retry_after_s=1.0,
             )
-        wait_s = self.requests.wait_s(1, now_s)
-        if wait_s > 0:
+        if wait_s := self.requests.take(1, now_s):
             raise QuotaExceeded(
                 f"{self.name} has used its {limits.rpm} requests a minute; retry in {wait_s:.3f} s.",
                 retry_after_s=wait_s,
             )
-        if asked and limits.tpm is not None and tokens > limits.tpm:
+        if limits.tpm is not None:
+            self._take_tokens(tokens, limits.tpm, now_s, asked=asked)
+        self.running += 1
+        return None if limits.tpm is None else tokens
+
+    def _take_tokens(self, tokens: int, tpm: int, now_s: float, *, asked: bool) -> None:
+        if asked and tokens > tpm:
+            self.requests.give_back(1)
             raise QuotaTooSmall(
                 f"This call may use {tokens} tokens (its input and max_tokens for every choice), more than the "
-                f"{limits.tpm} tokens a minute of {self.name}; lower max_tokens or n.",
+                f"{tpm} tokens a minute of {self.name}; lower max_tokens or n.",
                 param="max_tokens",
             )
-        wait_s = self.tokens.wait_s(tokens, now_s)
-        if wait_s > 0:
+        if wait_s := self.tokens.take(tokens, now_s):
+            self.requests.give_back(1)
             raise QuotaExceeded(
-                f"{self.name} has used or reserved its {limits.tpm} tokens a minute; retry in {wait_s:.3f} s.",
+                f"{self.name} has used or reserved its {tpm} tokens a minute; retry in {wait_s:.3f} s.",
                 retry_after_s=wait_s,
             )
 
-    def take(self, tokens: int, now_s: float) -> int | None:
-        """The tokens that are now reserved, None while they are not limited."""
-        self.running += 1
-        if self.free:
-            return None
-        self.requests.take(1, now_s)
-        self.tokens.take(tokens, now_s)
-        return None if self.limits.tpm is None else tokens
+    def untake(self, reserved: int | None) -> None:
+        """As if the call had never been."""
+        self.requests.give_back(1)
+        self.settle(reserved, 0)
 
     def settle(self, reserved: int | None, used: int) -> None:
         self.running -= 1
@@ -179,16 +202,19 @@ class Gcra:
         self.full_at_s = 0.0
         """When the whole burst is there again: the theoretical arrival time."""
 
-    def wait_s(self, cost: int, now_s: float) -> float:
-        """Seconds until `cost` fits, 0 if it does. A cost above the burst waits for the whole burst."""
+    def take(self, cost: int, now_s: float) -> float:
+        """0 if `cost` fits, which is then taken; else the seconds until it would. A cost above the burst waits for the
+        whole burst."""
         if not self.unit_s:
             return 0.0
-        wait_s = max(self.full_at_s - now_s, 0.0) + min(cost * self.unit_s, BURST_S) - BURST_S
-        return wait_s if wait_s > ROUNDING_S else 0.0
-
-    def take(self, cost: int, now_s: float) -> None:
-        if self.unit_s:
-            self.full_at_s = max(self.full_at_s, now_s) + cost * self.unit_s
+        full_at_s, cost_s = self.full_at_s, cost * self.unit_s
+        if full_at_s < now_s:
+            full_at_s = now_s
+        wait_s = full_at_s - now_s + (cost_s if cost_s < BURST_S else BURST_S) - BURST_S
+        if wait_s > ROUNDING_S:
+            return wait_s
+        self.full_at_s = full_at_s + cost_s
+        return 0.0
 
     def give_back(self, unused: int) -> None:
         """Return what was reserved and not used; a negative amount is debt."""

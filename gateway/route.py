@@ -185,9 +185,10 @@ async def _infer(predictor: Predictor, call: Call) -> Reply:
         body = asked.answer(reply, model=call.model, labels=predictor.labels, id=call.id, created_s=int(call.at_s))
     except Invalid as fault:
         # As an engine would say it: a reply with its status, so that it counts as the engine's refusal.
-        return Reply(400, JSON, _once(BadRequest(str(fault), param=fault.param).body()))
+        body = BadRequest(str(fault), param=fault.param).body()
+        return Reply(400, JSON, _once(body), body=body)
     call.tokens_in = reply.tokens_in
-    return Reply(200, JSON, _once(body))
+    return Reply(200, JSON, _once(body), body=body)
 
 
 JSON = ((b"content-type", b"application/json"),)

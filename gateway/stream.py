@@ -34,6 +34,8 @@ class Stream:
         self._pending = bytearray()
         """The beginning of an event."""
         self._choices: dict[int, Counts] = {}
+        self._guessed = 0
+        """Tokens of events that said no usage, not yet counted."""
         self._usage = b""
         """The usage of the newest chunk, not looked into as long as another may replace it."""
         self._metered = 0
@@ -47,12 +49,17 @@ class Stream:
         if b"\r" in part:
             part = part.replace(b"\r\n", b"\n")
         if part.find(b"\n\n") == len(part) - 2:  # one event, as nearly always
-            return self._event(part[:-2]) if part and not self.end else b""
+            return self._event(part) if part and not self.end else b""
         return b"".join(
-            self._event(event) for event in part.split(b"\n\n") if event and not self.end and self.fault is None
+            self._event(event + b"\n\n")
+            for event in part.split(b"\n\n")
+            if event and not self.end and self.fault is None
         )
 
     def settle(self) -> None:
+        if self._guessed:
+            estimate(self.call, self._guessed)
+            self._guessed = 0
         if self._usage:
             usage = said(msgspec.Raw(self._usage))
             if usage is not None:
@@ -75,29 +82,29 @@ class Stream:
         del pending[:cut]
         return block
 
-    def _event(self, event: bytes) -> bytes:
+    def _event(self, whole: bytes) -> bytes:
         """One event as the client gets it; empty if it gets none, or if it is held back as the closing one."""
-        if self._plain and event.startswith(b"data: {") and b'"error"' not in event:
-            if b'"usage"' not in event:
-                estimate(self.call, max(_text_bytes(event) // 4, 1))
-                return event + b"\n\n"
-            if self._trims and (trimmed := self._trimmed(event)):
+        if self._plain and whole.startswith(b"data: {") and b'"error"' not in whole:
+            if b'"usage"' not in whole:
+                self._guessed += _text_bytes(whole) // 4 or 1
+                return whole
+            if self._trims and (trimmed := self._trimmed(whole)):
                 return trimmed
         self.settle()
-        return self._looked_into(event)
+        return self._looked_into(whole)
 
-    def _trimmed(self, event: bytes) -> bytes:
+    def _trimmed(self, whole: bytes) -> bytes:
         """The event without its usage, if that is its last field, as it is in vLLM's chunks: found without decoding,
         because inside a JSON string the quotes of `,"usage":{` would be escaped. Empty if it is not so plain."""
-        cut = event.rfind(USAGE)
-        if cut < 0 or b'"choices":[]' in event or not LAST_OBJECT.fullmatch(event, cut + len(USAGE) - 1):
+        cut = whole.rfind(USAGE)
+        if cut < 0 or b'"choices":[]' in whole or not LAST_OBJECT.fullmatch(whole, cut + len(USAGE) - 1):
             return b""
-        self._usage = event[cut + len(USAGE) - 1 : -1]
+        self._usage = whole[cut + len(USAGE) - 1 : -3]
         self._metered += 1
-        return event[:cut] + b"}\n\n"
+        return whole[:cut] + b"}\n\n"
 
-    def _looked_into(self, event: bytes) -> bytes:
-        call, whole = self.call, event + b"\n\n"
+    def _looked_into(self, whole: bytes) -> bytes:
+        call, event = self.call, whole[:-2]
         payload = _payload(event)
         if payload == b"[DONE]":
             self.end = whole
@@ -191,8 +198,8 @@ CHOICES = msgspec.json.Decoder(list[Choice])
 #: An empty list.
 NONE = msgspec.Raw(b"[]")
 USAGE = b',"usage":{'
-#: An object, at most two levels deep, with the closing brace of the one around it and nothing else behind it.
-LAST_OBJECT = re.compile(rb"\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}\}")
+#: An object, at most two levels deep, the closing brace of the one around it, and the event's end.
+LAST_OBJECT = re.compile(rb"\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}\}\n\n")
 #: Event types that end a stream of the routes that don't use `[DONE]`.
 CLOSING = frozenset({"response.completed", "response.incomplete", "response.failed", "message_stop"})
 
@@ -206,7 +213,12 @@ def _payload(event: bytes) -> bytes:
 
 def _text_bytes(brought: bytes | msgspec.Raw) -> int:
     """How much text an event brings, tool calls and thoughts included: all strings that are fields."""
-    return sum([_length(text) for name, text in STRINGS.findall(brought) if name not in NOT_TEXT])
+    event = bytes(brought)
+    start = max(event.find(b'"choices":['), 0)
+    if event.count(b'":"', start) == 1 and b"\\" not in event:  # one string, as in nearly all chunks
+        at = event.find(b'":"', start)
+        return 0 if event.endswith(b"_reason", start, at) else event.find(b'"', at + 3) - at - 3
+    return sum([_length(text) for name, text in STRINGS.findall(event) if name not in NOT_TEXT])
 
 
 def _length(text: bytes) -> int:

@@ -43,8 +43,6 @@ class Trace:
 
     def sampled(self, call: Call) -> bool:
         """As its caller decided (W3C Trace Context §3.2.2.5), else by chance."""
-        if self.tracer is None:
-            return False
         if call.traceparent is not None:
             return bool(int(call.traceparent[-2:], 16) & 1)
         return self.sample >= 1.0 or random.random() < self.sample  # noqa: S311 - not a secret
@@ -61,9 +59,9 @@ class Spanned:
         self._span: Span | None = None
 
     def __enter__(self) -> None:
-        if self._trace.sampled(self._call):
-            assert self._trace.tracer is not None
-            self._span = _begin(self._trace.tracer, self._call)
+        tracer = self._trace.tracer
+        if tracer is not None and self._trace.sampled(self._call):
+            self._span = _begin(tracer, self._call)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

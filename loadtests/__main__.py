@@ -1,4 +1,4 @@
-"""The `headrace-load` command: run · compare · emulate.
+"""The `headrace-load` command: run · compare · emulate · faults · record.
 
 `run` loads a server that speaks OpenAI's chat API and says what its answers cost; `compare` sets two such results side
 by side; `emulate` is an engine that computes nothing, to stand behind the gateway.
@@ -23,7 +23,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from loadtests.emulator import Emulator, FaultError, Faults, Kind, Log, Pace, rates, serving
+from loadtests.emulator import Emulator, EngineFault, FaultError, Faults, Kind, Log, engine, rates, serving
+from loadtests.emulator.recorder import record as recorded
+from loadtests.emulator.recording import RecordingFault, write
 from loadtests.process import NoProcess
 from loadtests.report import Report, ReportFault, Results, comparison, heading, read, table
 from loadtests.scenario import Scenario, ScenarioFault, load, shipped
@@ -43,10 +45,16 @@ Examples:
     headrace-load run echo --target http://127.0.0.1:8000 --repeat 5 --json > before.json
     headrace-load compare before.json after.json
 """
+RECORD_EXAMPLES = """
+Examples:
+
+    headrace-load record --target unix:/run/engine.sock --model smollm2 --out mine.jsonl
+"""
 EMULATE_EXAMPLES = """
 Examples:
 
     headrace-load emulate --listen 127.0.0.1:9100 --token-s 0.01 --tokens 128
+    headrace-load emulate smollm2-cpu
     headrace-load emulate --fault rst=0.05 --fault stall@3=0.01 --log generated.jsonl
 """
 
@@ -55,6 +63,7 @@ Key = Annotated[str | None, Parameter(env_var="HEADRACE_KEY", show_default=False
 AgainstKey = Annotated[str | None, Parameter(env_var="HEADRACE_AGAINST_KEY", show_default=False)]
 Repeat = Annotated[int, Parameter(validator=Number(gte=1, lte=1_000))]
 Seconds = Annotated[float, Parameter(validator=Number(gte=0, lte=3_600))]
+Tokens = Annotated[int, Parameter(validator=Number(gte=1, lte=1_000_000))]
 
 APP = App(
     name="headrace-load",
@@ -70,7 +79,7 @@ def main() -> None:
         APP(print_error=False, exit_on_error=False, result_action="return_value")
     except CycloptsError as error:
         _fail(2, f"{str(error).rstrip('.')}; `--help` shows what there is")
-    except (ScenarioFault, TargetFault, ReportFault, NoProcess, FaultError) as error:
+    except (ScenarioFault, TargetFault, ReportFault, NoProcess, FaultError, EngineFault, RecordingFault) as error:
         _fail(1, str(error))
     except KeyboardInterrupt:
         sys.exit(130)
@@ -153,16 +162,19 @@ def compare(a: Path, b: Path, /) -> None:
 
 @APP.command(help_epilogue=EMULATE_EXAMPLES)
 def emulate(
+    kind: Annotated[str | None, Parameter(help=f"{', '.join(engine.shipped())}; or a .toml file of your own.")] = None,
+    /,
     *,
     listen: str = "127.0.0.1:9100",
-    first_token_s: Seconds = 0.0,
-    token_s: Seconds = 0.0,
-    tokens: Annotated[int, Parameter(validator=Number(gte=1, lte=1_000_000))] = 16,
+    first_token_s: Seconds | None = None,
+    token_s: Seconds | None = None,
+    tokens: Tokens | None = None,
     faults: Annotated[tuple[str, ...], Parameter(name="--fault", negative="", show_default=False)] = (),
     seed: int = 1,
     log: Path | None = None,
 ) -> None:
-    """Serve as an engine that computes nothing, until SIGTERM.
+    """Serve as an engine that computes nothing, until SIGTERM. Without a kind, answers are as quick as they can be
+    written, or paced as the first three options say.
 
     Parameters
     ----------
@@ -173,7 +185,7 @@ def emulate(
     token_s
         Wait before every further one.
     tokens
-        How many an answer has, unless its request's max_tokens is less.
+        How many an answer has, unless its request's max_tokens is less: 16.
     faults
         NAME=RATE, the share of calls that meet it; can be given several times. `headrace-load faults` lists them.
     seed
@@ -181,10 +193,15 @@ def emulate(
     log
         Write what was generated, call by call, to this file as JSON lines.
     """
-    pace = Pace(first_token_s=first_token_s, token_s=token_s, tokens=tokens)
+    pace = {"first_token_s": first_token_s, "token_s": token_s, "tokens": tokens}
+    paced = {field: value for field, value in pace.items() if value is not None}
+    if kind is not None and paced:
+        _fail(2, f"engine {kind} has times of its own; leave it away, or {', '.join(paced)}")
+    chosen = msgspec.convert(paced, engine.Pace) if kind is None else engine.load(kind)
+    chances = Faults(rates(faults), seed=seed)
     with _opened(log) as truth, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         try:
-            runner.run(_emulate(Emulator(pace, faults=Faults(rates(faults), seed=seed), log=truth), listen))
+            runner.run(_emulate(Emulator(chosen, faults=chances, log=truth), listen))
         except (OSError, ValueError) as error:
             _fail(1, f"cannot listen on {listen}: {error}")
 
@@ -196,6 +213,44 @@ def faults() -> None:
     for kind in Kind:
         table.add_row(kind, kind.when.name, kind.about)
     _show("Faults", table)
+
+
+@APP.command(help_epilogue=RECORD_EXAMPLES)
+def record(
+    *,
+    target: str,
+    model: str,
+    out: Path,
+    key: Key = None,
+    calls: Annotated[int, Parameter(validator=Number(gte=1, lte=100_000))] = 64,
+    concurrent: Annotated[int, Parameter(validator=Number(gte=1, lte=1_000))] = 4,
+    tokens: Annotated[int, Parameter(validator=Number(gte=1, lte=100_000))] = 64,
+    yes_not_loopback: Flag = False,
+) -> None:
+    """Record an engine's times, for `emulate` to replay. Nothing that is said is kept.
+
+    Parameters
+    ----------
+    target
+        The engine: http://host:port or unix:/path.
+    model
+        The model's name there.
+    out
+        The file: a JSON line a call.
+    key
+        Its API key; better in the environment, where `ps` does not show it.
+    calls
+        How many streamed chats, with prompts of 8 to 256 words.
+    concurrent
+        How many of them at once.
+    tokens
+        How long an answer may be.
+    yes_not_loopback
+        Ask an engine on another machine; it had better be yours.
+    """
+    side = _side(target, key, None, yes_not_loopback)
+    made = recorded(side.target, model=model, key=key, calls=calls, concurrent=concurrent, tokens=tokens)
+    write(out, asyncio.run(made))
 
 
 class _Side(msgspec.Struct, frozen=True):

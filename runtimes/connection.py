@@ -2,7 +2,7 @@
 
 httptools (llhttp in its strict mode) says where an answer ends; what it leaves to its caller is decided here:
 which framings are believed (RFC 9112 §6.3), how much may be said that is not body, and what a cut connection
-means. Nothing here raises into the event loop and nothing waits but `ask` and `news`.
+means. Nothing here raises into the event loop and nothing waits but for `news`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ _HOP_BY_HOP = frozenset(
 
 
 class Connection(asyncio.Protocol):
-    """Answers one call at a time: `ask`, then `take` and `news` until `ended` or `stopped`, then `leave`.
+    """Answers one call at a time: `ask`, then `news` until `begun`, `go_on`, then `take` and `news` until `ended` or
+    `stopped`, then `leave`.
 
     `lost` is called with it when it is gone. One timer looks after both bounds of a call, deadline and
     silence; it outlives the call, because setting one for every call costs more than an idle look now and
@@ -101,9 +102,9 @@ class Connection(asyncio.Protocol):
         self.ended = False
         """The body is here to its true end."""
 
-    async def ask(self, head: bytes, body: bytes, *, bodiless: bool, deadline_s: float) -> None:
-        """Send a request and return when its answer has begun or never will. Writes before it waits, so
-        that nothing can come between choosing a parked connection and using it."""
+    def ask(self, head: bytes, body: bytes, *, bodiless: bool, deadline_s: float) -> None:
+        """Send a request, after which there is `news` until `begun` or `stopped`. Nothing is waited for, so that
+        nothing can come between choosing a parked connection and using it."""
         assert self._transport is not None, "asked before it was connected"
         self._reset(bodiless=bodiless, deadline_s=deadline_s)
         self._asked = True
@@ -113,9 +114,10 @@ class Connection(asyncio.Protocol):
             else:
                 self._transport.writelines((head, body))
         self._look_by(deadline_s)
-        while not (self.chunks or self.ended or self.stopped):
-            await self.news()
-        if self.chunks and not self.ended:
+
+    def go_on(self) -> None:
+        """The answer has begun: from now on its silence is bounded too."""
+        if not self.ended:
             self._look_by(self._heard_s + self._idle_s_max)
 
     @property
@@ -252,7 +254,7 @@ class Connection(asyncio.Protocol):
         except Exception as fault:  # noqa: BLE001  it is raised where the pouring is waited for
             self._sink_fault = fault
             return False
-        return not self._sink_full and not sink.done
+        return not self._sink_full
 
     def eof_received(self) -> None:
         if self._asked and self._until_close and not self.stopped and self._meant():

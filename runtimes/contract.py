@@ -57,8 +57,9 @@ class Sink(Protocol):
         """Nothing more is wanted."""
 
     def take(self, part: bytes) -> bool:
-        """One more piece; False if it is enough until `drained`. May be called from within the read that brought it,
-        so it neither waits nor takes long; what it raises ends the pouring and is raised there."""
+        """One more piece; False if it is enough, for ever if it is done, else until `drained`. May be called from
+        within the read that brought it, so it neither waits nor takes long; what it raises ends the pouring and is
+        raised there."""
 
     async def drained(self) -> None:
         """Return when more can be taken."""
@@ -76,6 +77,8 @@ class Reply(msgspec.Struct):
     pour: Callable[[Sink], Awaitable[None]] | None = None
     """The same bytes without a task's waking up for each piece, where a runtime can do that: returns at the true end or
     once the sink is done, and raises as `frames` does."""
+    body: bytes | None = None
+    """All of it, if it came together with the header; `frames` says the same."""
 
 
 class InferRequest(msgspec.Struct, frozen=True):

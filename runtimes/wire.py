@@ -280,15 +280,23 @@ class _Exchange:
             await wire.wait_for_place(self._deadline_s)
         try:
             connection = wire.unpark()
-            if connection is None or not await self._asked(connection):
+            if connection is not None:
+                self._ask(connection)
+                while not (connection.begun or connection.stopped):
+                    await connection.news()
+            if connection is None or not (connection.heard or connection.late):
                 connection = await wire.connect(self._deadline_s)
-                await self._asked(connection)
+                self._ask(connection)
+                while not (connection.begun or connection.stopped):
+                    await connection.news()
             if not connection.begun:
                 raise self._fault(connection, Unavailable)
         except BaseException:
             self._leave()
             raise
-        return Reply(connection.status, connection.headers, self, self.pour)
+        connection.go_on()
+        body = b"".join(connection.chunks) if connection.ended else None
+        return Reply(connection.status, connection.headers, self, self.pour, body)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -323,16 +331,15 @@ class _Exchange:
             elif not await connection.poured(sink):
                 await sink.drained()
 
-    async def _asked(self, connection: Connection) -> bool:
-        """False if the connection was closed without a single byte of an answer.
+    def _ask(self, connection: Connection) -> None:
+        """On a fresh connection, or on a parked one; if that was closed without a single byte of an answer, the call
+        is sent again, once.
 
-        On a parked connection that is the ordinary race with a server that closes idle ones, and the only
-        case in which a call is sent again, once, on a fresh connection. RFC 9110 §9.2.2 wants a reason for
-        that with POST: nothing was answered, a completion changes nothing upstream, and the worst that can
-        happen is that a dying engine began it in vain."""
+        It is the ordinary race with a server that closes idle connections, and the only case in which anything is sent
+        twice. RFC 9110 §9.2.2 wants a reason for that with POST: nothing was answered, a completion changes nothing
+        upstream, and the worst that can happen is that a dying engine began it in vain."""
         self._connection = connection
-        await connection.ask(self._head, self._body, bodiless=self._bodiless, deadline_s=self._deadline_s)
-        return connection.heard or connection.late
+        connection.ask(self._head, self._body, bodiless=self._bodiless, deadline_s=self._deadline_s)
 
     def _current(self) -> Connection:
         """Looked at after every wait: by now the connection may be answering somebody else."""

@@ -178,10 +178,11 @@ class FakeClient:
     def got(self) -> bytes:
         return b"".join(self.parts)
 
-    def begin(self, status: int, first: bytes) -> None:
+    def begin(self, status: int, first: bytes) -> "FakeClient":
         assert not self.status, "an answer begins once"
         self.status = status
         self.parts.append(first)
+        return self
 
     def write(self, part: bytes) -> None:
         assert self.status, "an answer begins before it goes on"

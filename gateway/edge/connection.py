@@ -59,8 +59,8 @@ class Connection(asyncio.Protocol):
         self._in_header = False
         self._target = b""
         self._headers: list[tuple[bytes, bytes]] = []
-        self._host: bytes | None = b""
-        """What the last request named, and was found well-formed."""
+        self._host: bytes | None = b" "
+        """What the last request named, and was found well-formed; at first what none can be."""
         self._read_bytes = 0
         """In this read, and those before it that ended amid the same header."""
         self._moved = False
@@ -183,6 +183,8 @@ class Connection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self.paused = True
+        if self.running is not None:
+            self.running.full = True
         self._must_be_read()
 
     def resume_writing(self) -> None:
@@ -326,6 +328,8 @@ class Connection(asyncio.Protocol):
 
     def _resume(self) -> None:
         self.paused = False
+        if self.running is not None:
+            self.running.full = False
         for resumed in self._drained:
             if not resumed.done():
                 resumed.set_result(None)

@@ -201,20 +201,11 @@ class Asked:
             # it is complete.
             pipeline.usage.when_recorded(partial(self._complete, answer))
 
-    # ---- a Client of the pipeline: where a stream goes
+    # ---- a Client of the pipeline
 
-    @property
-    def full(self) -> bool:
-        return self.request.full
-
-    def begin(self, status: int, first: bytes) -> None:
+    def begin(self, status: int, first: bytes) -> Request:
         self.request.begin(status, STREAM_LINES % self.request.id.encode(), first)
-
-    def write(self, part: bytes) -> None:
-        self.request.write(part)
-
-    async def drained(self) -> None:
-        await self.request.drained()
+        return self.request
 
     # ---- its end
 

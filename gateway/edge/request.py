@@ -27,6 +27,7 @@ class Request:
         "body",
         "complete",
         "fields",
+        "full",
         "handler",
         "headers",
         "id",
@@ -68,32 +69,30 @@ class Request:
         """It is answered with this, and what is left of its body is thrown away."""
         self.parts: list[bytes] = []
         self.size = 0
+        self.full = False
+        """The client reads more slowly than it is written to: `drained` tells when to go on."""
         self.begun = False
         """Some of the answer is out."""
         self.complete = False
         """All of it is."""
-
-    @property
-    def full(self) -> bool:
-        """The client reads more slowly than it is written to: `drained` tells when to go on."""
-        return self._connection.paused
 
     async def drained(self) -> None:
         await self._connection.drained()
 
     def respond(self, status: int, lines: bytes, body: bytes) -> None:
         """The whole answer; `lines` are header fields, each with its line end."""
-        self._head(status, b"%bcontent-length: %d\r\n" % (lines, len(body)), b"" if self.method == b"HEAD" else body)
+        lines = b"%bcontent-length: %d\r\n" % (lines, len(body))
+        self._start(status, lines, b"" if self.method == b"HEAD" else body)
         self._finish()
 
     def begin(self, status: int, lines: bytes, first: bytes) -> None:
         """The head of an answer whose length nobody knows yet, and the first of its body. To a client of HTTP/1.0 its
         end is the connection's (RFC 9112 §6.3)."""
         if self._chunked:
-            self._head(status, lines + b"transfer-encoding: chunked\r\n", b"%x\r\n%b\r\n" % (len(first), first))
+            self._start(status, lines + b"transfer-encoding: chunked\r\n", b"%x\r\n%b\r\n" % (len(first), first))
         else:
             self.keep_alive = False
-            self._head(status, lines, first)
+            self._start(status, lines, first)
 
     def write(self, part: bytes) -> None:
         self._connection.write(b"%x\r\n%b\r\n" % (len(part), part) if self._chunked else part)
@@ -111,7 +110,7 @@ class Request:
             lines.append(b"x-request-id: %b\r\n" % self.id.encode())
         self.respond(error.status, b"".join(lines), error.body())
 
-    def _head(self, status: int, lines: bytes, body: bytes) -> None:
+    def _start(self, status: int, lines: bytes, body: bytes) -> None:
         self.begun = True
         close = b"" if self.keep_alive else b"connection: close\r\n"
         self._connection.write(b"%b%b%b\r\n%b" % (self._connection.server.head(status), lines, close, body))

@@ -5,9 +5,22 @@ bytes it has in the request. What a call asks of the emulator itself is in its b
 relay as they do whatever they don't know: `fault` is a fault to meet, `word` the text of each token.
 """
 
-from loadtests.emulator.engine import Pace
+from loadtests.emulator.engine import EngineFault, Pace
 from loadtests.emulator.fault import Fault, FaultError, Faults, Kind, rates
 from loadtests.emulator.log import Ended, Entry, Log
 from loadtests.emulator.server import Emulator, serving
 
-__all__ = ["Emulator", "Ended", "Entry", "Fault", "FaultError", "Faults", "Kind", "Log", "Pace", "rates", "serving"]
+__all__ = [
+    "Emulator",
+    "Ended",
+    "EngineFault",
+    "Entry",
+    "Fault",
+    "FaultError",
+    "Faults",
+    "Kind",
+    "Log",
+    "Pace",
+    "rates",
+    "serving",
+]

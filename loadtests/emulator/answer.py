@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from loadtests.emulator.dialect import LAST_CHUNK, STREAM_HEAD, Shape, body, pieces, response
@@ -43,17 +44,24 @@ class Answer:
         self.asked_s = time.time()
         self.wrote_s: float | None = None
         """When any of it was last written, by `time.perf_counter`."""
-        self._pieces = pieces(shape, id) if shape.stream else iter(())
+        self._pieces: Iterator[bytes] | None = None
 
     def start(self) -> None:
         """Before an engine is told of it: some faults strike at once."""
         if self.fault is not None:
             self.go_on()
 
+    def find(self, cached_tokens: int) -> None:
+        """The engine has found so many of the prompt's in its cache, as it says before the first token it makes."""
+        if not (self.made or self.begun):
+            self.shape = self.shape._replace(cached_tokens=cached_tokens)
+
     def make(self, tokens: int) -> None:
         """The engine has made so many more of each choice."""
-        self.made += tokens
-        self.go_on()
+        if tokens:
+            self.made += tokens
+            self.connection.emulator.made += tokens * self.shape.choices
+            self.go_on()
 
     def go_on(self) -> None:
         """Write what has been made, unless the client does not read."""
@@ -65,7 +73,7 @@ class Answer:
             elif self.written == shape.tokens:
                 self.end(Ended.finished)
             elif shape.stream and self.written < self.made:
-                self.write_piece(next(self._pieces))
+                self.write_piece(self.next_piece())
             elif not shape.stream and self.made == shape.tokens:
                 self.write_whole(response(body(shape, self.id)))
             else:
@@ -113,9 +121,11 @@ class Answer:
         self.written = self.shape.tokens
         self.write(answer.partition(b"\r\n\r\n")[2] if self.begun else answer)
 
-    def skip_piece(self) -> None:
-        """Something else is written in its place."""
-        next(self._pieces)
+    def next_piece(self) -> bytes:
+        """Of a stream."""
+        if self._pieces is None:
+            self._pieces = pieces(self.shape, self.id)
+        return next(self._pieces)
 
     def write(self, data: bytes) -> None:
         self.wrote_s = time.perf_counter()

@@ -119,84 +119,91 @@ def instant(shape: Shape, id_length: int) -> list[bytes]:
 
 
 def _chat_stream(shape: Shape, id: bytes) -> Iterator[bytes]:
-    start = _start(id, b"chat.completion.chunk")
-    numbers = range(shape.choices)
-    usage = b',"usage":' + _usage(shape, 0) if shape.usage_each else b""
+    start, numbers = _start(id, b"chat.completion.chunk"), range(shape.choices)
     role = b'[{"index":%d,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}]'
-    yield b"".join(event(start + role % number + usage + b"}") for number in numbers)
-    said = b'[{"index":%d,"delta":{"content":"%b"},"logprobs":null,"finish_reason":%b'
-    middles = [start + said % (number, shape.word, b"null}]") for number in numbers]
-    lasts = [
-        start + said % (number, shape.word, b'"%b","stop_reason":null}]' % shape.reason.encode()) for number in numbers
-    ]
-    yield from _middle_and_end(shape, middles, lasts)
-    yield (event(start + b'[],"usage":' + _usage_of_all(shape) + b"}") if shape.usage else b"") + event(b"[DONE]")
+    usage = b',"usage":' + _usage(shape, 0) if shape.usage_each else b""
+    unasked = b',"prompt_token_ids":null,"prompt_text":null}'
+    yield b"".join(event(start + role % number + usage + unasked) for number in numbers)
+    said = b'[{"index":%d,"delta":{"content":"%b"},"logprobs":null,"finish_reason":%b,"token_ids":null}]'
+    reason = b'"%b","stop_reason":null' % shape.reason.encode()
+    middles = [start + said % (number, shape.word, b"null") for number in numbers]
+    lasts = [start + said % (number, shape.word, reason) for number in numbers]
+    yield from _tokens(shape, middles, lasts)
+    yield _end(shape, start)
 
 
 def _completions_stream(shape: Shape, id: bytes) -> Iterator[bytes]:
-    start = _start(id, b"text_completion")
-    numbers = range(shape.choices)
+    start, numbers = _start(id, b"text_completion"), range(shape.choices)
     yield b""
-    said = b'[{"index":%d,"text":"%b","logprobs":null,"finish_reason":%b,"stop_reason":null}]'
+    said = (
+        b'[{"index":%d,"text":"%b","logprobs":null,"finish_reason":%b,"stop_reason":null,"prompt_token_ids":null,'
+        b'"token_ids":null}]'
+    )
     middles = [start + said % (number, shape.word, b"null") for number in numbers]
     lasts = [start + said % (number, shape.word, b'"%b"' % shape.reason.encode()) for number in numbers]
-    yield from _middle_and_end(shape, middles, lasts)
-    yield (event(start + b'[],"usage":' + _usage_of_all(shape) + b"}") if shape.usage else b"") + event(b"[DONE]")
+    yield from _tokens(shape, middles, lasts)
+    yield _end(shape, start)
 
 
-def _middle_and_end(shape: Shape, middles: list[bytes], lasts: list[bytes]) -> Iterator[bytes]:
+def _tokens(shape: Shape, middles: list[bytes], lasts: list[bytes]) -> Iterator[bytes]:
     """An event of every choice for each token."""
-    unmetered = b"".join(event(middle + b"}") for middle in middles)
+    same = b"".join(event(middle + b"}") for middle in middles)
     for number in range(1, shape.tokens + 1):
         said = lasts if number == shape.tokens else middles
         if shape.usage_each:
             usage = b',"usage":' + _usage(shape, number) + b"}"
             yield b"".join([event(choice + usage) for choice in said])
-        elif said is middles:
-            yield unmetered
         else:
-            yield b"".join(event(choice + b"}") for choice in said)
+            yield same if said is middles else b"".join(event(choice + b"}") for choice in said)
+
+
+def _end(shape: Shape, start: bytes) -> bytes:
+    done = event(b"[DONE]")
+    if not shape.usage:
+        return done
+    return event(start + b'[],"usage":%b,"system_fingerprint":"emulated"}' % _usage_of_all(shape)) + done
 
 
 def _chat_whole(shape: Shape, id: bytes) -> bytes:
     choice = (
-        b'{"index":%d,"message":{"role":"assistant","content":"%b","refusal":null,"tool_calls":[]},"logprobs":null,'
-        b'"finish_reason":"%b","stop_reason":null}'
+        b'{"index":%d,"message":{"role":"assistant","content":"%b","refusal":null,"annotations":null,"audio":null,'
+        b'"function_call":null,"reasoning":null},"logprobs":null,"finish_reason":"%b","stop_reason":null,'
+        b'"token_ids":null}'
     )
     return _whole(shape, _start(id, b"chat.completion"), choice)
 
 
 def _completions_whole(shape: Shape, id: bytes) -> bytes:
-    choice = b'{"index":%d,"text":"%b","logprobs":null,"finish_reason":"%b","stop_reason":null}'
+    choice = (
+        b'{"index":%d,"text":"%b","logprobs":null,"finish_reason":"%b","stop_reason":null,"token_ids":null,'
+        b'"prompt_logprobs":null,"prompt_token_ids":null}'
+    )
     return _whole(shape, _start(id, b"text_completion"), choice)
 
 
 def _whole(shape: Shape, start: bytes, choice: bytes) -> bytes:
     text, reason = shape.word * shape.tokens, shape.reason.encode()
     choices = b",".join(choice % (number, text, reason) for number in range(shape.choices))
-    return start + b"[" + choices + b'],"usage":' + _usage_of_all(shape) + b"}"
+    about = b'"service_tier":null,"system_fingerprint":"emulated","usage":%b,"kv_transfer_params":null,"metrics":null}'
+    return start + b"[" + choices + b"]," + about % _usage_of_all(shape)
 
 
 def _start(id: bytes, kind: bytes) -> bytes:
     return b'{"id":"%b","object":"%b","created":%d,"model":"emulated","choices":' % (id, kind, CREATED_S)
 
 
-def _usage(shape: Shape, tokens: int) -> bytes:
-    """One choice's so far."""
+def _usage(shape: Shape, tokens: int, details: bytes = b"") -> bytes:
     prompt_tokens = shape.prompt_tokens
-    return b'{"prompt_tokens":%d,"total_tokens":%d,"completion_tokens":%d}' % (
-        prompt_tokens,
-        prompt_tokens + tokens,
-        tokens,
-    )
+    counts = (prompt_tokens, prompt_tokens + tokens, tokens, details)
+    return b'{"prompt_tokens":%d,"total_tokens":%d,"completion_tokens":%d%b}' % counts
 
 
 def _usage_of_all(shape: Shape) -> bytes:
     """Every choice's, and what the cache saved."""
-    counts = _usage(shape, shape.tokens * shape.choices)
-    if shape.cached_tokens is None:
-        return counts
-    return counts[:-1] + b',"prompt_tokens_details":{"cached_tokens":%d}}' % shape.cached_tokens
+    details = (
+        b"" if shape.cached_tokens is None else b',"prompt_tokens_details":{"cached_tokens":%d}' % shape.cached_tokens
+    )
+    return _usage(shape, shape.tokens * shape.choices, details)
 
 
 # ---- responses ---------------------------------------------------------------------------------------------

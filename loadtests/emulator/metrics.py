@@ -10,16 +10,17 @@ if TYPE_CHECKING:
 
 def metrics(emulator: Emulator) -> bytes:
     """What a scraper gets."""
+    waiting, cache = emulator.pacer.waiting, emulator.pacer.cache
     gauges: dict[str, float] = {
-        "num_requests_running": emulator.running,
-        "num_requests_waiting": 0,
-        "kv_cache_usage_perc": 0.0,
+        "num_requests_running": emulator.running - waiting,
+        "num_requests_waiting": waiting,
+        "kv_cache_usage_perc": emulator.pacer.kv_usage,
     }
     counters: dict[str, float] = {
         "prompt_tokens_total": emulator.prompt_tokens,
-        "generation_tokens_total": emulator.tokens,
-        "prefix_cache_queries_total": 0,
-        "prefix_cache_hits_total": 0,
+        "generation_tokens_total": emulator.made,
+        "prefix_cache_queries_total": cache.queried_tokens if cache else 0,
+        "prefix_cache_hits_total": cache.hit_tokens if cache else 0,
     }
     lines = [*_family("gauge", gauges), *_family("counter", counters), "# TYPE vllm:request_success_total counter"]
     reasons = {"stop": emulator.finished, "abort": emulator.aborted, "error": emulator.faulted.total()}

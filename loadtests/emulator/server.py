@@ -16,10 +16,10 @@ from typing import NamedTuple
 from loadtests.emulator.answer import Answer
 from loadtests.emulator.connection import Connection
 from loadtests.emulator.dialect import Shape, instant
-from loadtests.emulator.engine import Pace
+from loadtests.emulator.engine import Engine, Pace
 from loadtests.emulator.fault import Fault, Faults, Kind
 from loadtests.emulator.log import Ended, Entry, Log
-from loadtests.emulator.pacer import Pacer
+from loadtests.emulator.pacer import pacer
 from loadtests.emulator.page import page
 from loadtests.emulator.request import Ask, read
 from loadtests.emulator.wheel import Wheel
@@ -33,14 +33,19 @@ SILENCES_MAX = 100_000
 class Emulator:
     """Answers, and counts what it answered."""
 
-    def __init__(self, engine: Pace, *, faults: Faults | None = None, log: Log | None = None) -> None:
+    def __init__(self, engine: Engine, *, faults: Faults | None = None, log: Log | None = None) -> None:
+        """Raises EngineFault if what the engine needs is not there."""
         self.engine = engine
+        self.wheel = Wheel()
+        self.pacer = pacer(engine, self.wheel)
         self.faults = faults or Faults({})
         """Those that calls meet by chance; can be exchanged at any time."""
         self.calls = 0
         """Asked, and well-formed."""
         self.prompt_tokens = 0
         """Of all those."""
+        self.made = 0
+        """Tokens generated, read or not."""
         self.tokens = 0
         """Written, of those that have ended."""
         self.finished = 0
@@ -50,7 +55,6 @@ class Emulator:
         self.silences_s = array("d")
         """From the last write to the client's close, of the first 100,000 calls that were left by it."""
         self.connections: set[Connection] = set()
-        self.wheel: Wheel
         self._log = log
         self._serial = itertools.count(1)
         self._known = lru_cache(maxsize=1024)(self._know)
@@ -75,6 +79,7 @@ class Emulator:
         if known.parts and fault is None:
             connection.write(id.join(known.parts))
             self.finished += 1
+            self.made += known.tokens
             self.tokens += known.tokens
             if self._log is not None:
                 self._log.write(_at_once(known, id))
@@ -83,6 +88,7 @@ class Emulator:
 
     def end(self, answer: Answer, ended: Ended) -> None:
         """Count a call that is over."""
+        self.pacer.stop(answer)
         ask, shape = answer.ask, answer.shape
         if answer.fault is not None:
             self.faulted[answer.fault.kind] += 1
@@ -122,18 +128,19 @@ class Emulator:
         ask = read(path, body)
         if ask is None:
             return None
-        tokens = ask.tokens(self.engine.tokens)
-        if self.engine.instant and tokens * ask.choices <= INSTANT_TOKENS_MAX:
-            parts = self._instant(_shape(ask, self.engine.tokens, None), id_length)
-            return _Known(ask, tokens * ask.choices, parts)
-        return _Known(ask, 0, [])
+        if not (isinstance(self.engine, Pace) and self.engine.instant):
+            return _Known(ask, 0, [])
+        tokens = ask.tokens(self.engine.tokens) * ask.choices
+        if tokens > INSTANT_TOKENS_MAX:
+            return _Known(ask, 0, [])
+        return _Known(ask, tokens, self._instant(_shape(ask, self.engine.tokens), id_length))
 
     def _start(self, connection: Connection, ask: Ask, id: bytes, fault: Fault | None) -> Answer:
-        plan = self.engine.plan()
-        answer = Answer(connection, ask, id, _shape(ask, plan.tokens, None), fault)
+        plan = self.pacer.plan(self.calls - 1)
+        answer = Answer(connection, ask, id, _shape(ask, plan.tokens), fault)
         answer.start()
         if not answer.over:
-            Pacer(answer, plan.waits_s, self.wheel).start()
+            self.pacer.start(answer, plan)
         return answer
 
 
@@ -165,7 +172,7 @@ def _at_once(known: _Known, id: bytes) -> Entry:
     )
 
 
-def _shape(ask: Ask, tokens: int, cached_tokens: int | None) -> Shape:
+def _shape(ask: Ask, tokens: int) -> Shape:
     """The answer's, where one would by itself have so many tokens."""
     length = ask.tokens(tokens)
     return Shape(
@@ -177,7 +184,7 @@ def _shape(ask: Ask, tokens: int, cached_tokens: int | None) -> Shape:
         tokens=length,
         reason="length" if length == ask.tokens_max else "stop",
         prompt_tokens=ask.prompt_tokens,
-        cached_tokens=cached_tokens,
+        cached_tokens=None,
         word=ask.word,
     )
 
@@ -187,7 +194,6 @@ async def serving(emulator: Emulator, listen: str) -> AsyncIterator[str]:
     """Serve on `host:port` or `unix:/path` while inside; the value is where, port 0 having become a real one. Raises
     ValueError for what is no address, OSError if it is taken."""
     loop = asyncio.get_running_loop()
-    emulator.wheel = Wheel()
     if listen.startswith("unix:"):
         path = Path(listen.removeprefix("unix:"))
         server = await loop.create_unix_server(lambda: Connection(emulator), path)

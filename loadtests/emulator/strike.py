@@ -221,7 +221,8 @@ def _write_short(answer: Answer) -> None:
         kind, sent = b"text/event-stream", b"".join(unframed(pieces(shape, answer.id)))
     else:
         kind, sent = b"application/json", body(shape, answer.id)
-    answer.made = answer.written = shape.tokens
+    answer.written = shape.tokens
+    answer.make(shape.tokens)
     head = b"HTTP/1.1 200 OK\r\ncontent-type: %b\r\ncontent-length: %d\r\n\r\n" % (kind, len(sent) + 100)
     answer.write(head + sent)
 
@@ -231,7 +232,7 @@ def _write_other(answer: Answer, word: bytes) -> None:
     if answer.shape.stream:
         others = pieces(answer.shape._replace(word=word), answer.id)
         answer.write_piece(next(islice(others, answer.written, None)))
-        answer.skip_piece()
+        answer.next_piece()  # which it is in the place of
     else:
         first, second = _halves(answer)
         answer.write_whole(response(first + word + second))

@@ -15,11 +15,10 @@ TICKS_PER_S = 1_000
 
 
 class Wheel:
-    """Times are `time.perf_counter` seconds. Nothing can be taken back: who is called must know whether it still
-    matters."""
+    """Times are `time.perf_counter` seconds; the loop is the one that `at` is called in. Nothing can be taken back: who
+    is called must know whether it still matters."""
 
     def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
         self._due: dict[int, list[Callable[[], None]]] = {}
         self._ticks: list[int] = []
         """The keys of `_due`, as a heap."""
@@ -49,7 +48,7 @@ class Wheel:
             self._timer.cancel()
         wait_s = self._ticks[0] / TICKS_PER_S - time.perf_counter()
         # Never less than a tick, which the loop would take for none, and turn in circles until it is time.
-        self._timer = self._loop.call_later(max(wait_s, 1 / TICKS_PER_S), self._turn)
+        self._timer = asyncio.get_running_loop().call_later(max(wait_s, 1 / TICKS_PER_S), self._turn)
 
     def _turn(self) -> None:
         now = time.perf_counter() * TICKS_PER_S + 1

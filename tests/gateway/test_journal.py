@@ -312,11 +312,54 @@ async def test_a_line_too_long_to_be_a_record_costs_only_itself(
     long = a_record("r1")
     long.code = "x" * 5_000
     usage = MemoryUsage()
-    journal = await a_journal(tmp_path, usage)
+    killed = await a_journal(tmp_path, usage)
     for record in (a_record("r0"), long, a_record("r2")):
-        await put(journal, record)
+        await put(killed, record)
+    os.close(killed.file)
+    journal = await a_journal(tmp_path, usage)
     await journal.aclose()
     assert list(usage.records) == ["r0", "r2"]
+
+
+async def test_records_that_are_too_many_to_be_kept_at_hand_are_read_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.journal.RECENT_MAX", 3)
+    usage = MemoryUsage()
+    journal = await a_journal(tmp_path, usage)
+    for id in ids(10):
+        await put(journal, a_record(id))
+    await journal.fold()
+    assert list(usage.records) == ids(10)
+    for id in ids(12, since=10):
+        await put(journal, a_record(id))
+    await journal.aclose()
+    assert list(usage.records) == ids(12)
+
+
+async def test_a_record_made_while_others_are_folded_is_neither_lost_nor_behind(tmp_path: Path) -> None:
+    storing, go_on = asyncio.Event(), asyncio.Event()
+
+    class Slow(MemoryUsage):
+        async def append(self, records: Iterable[Record]) -> None:
+            storing.set()
+            await go_on.wait()
+            await super().append(records)
+
+    usage = Slow()
+    journal = await a_journal(tmp_path, usage)
+    await put(journal, a_record("r0"))
+    folding = asyncio.create_task(journal.fold())
+    await storing.wait()
+    await put(journal, a_record("r1"))
+    journal.append(a_record("r2"))
+    go_on.set()
+    await folding
+    assert journal.folded_bytes < journal.written_bytes
+    await journal.fold()
+    assert (list(usage.records), journal.folded_bytes) == (ids(3), journal.written_bytes)
+    await journal.aclose()
+    assert list((tmp_path / "journal").iterdir()) == []
 
 
 class Picky(MemoryUsage):
@@ -350,11 +393,11 @@ async def test_folding_goes_on_after_a_fault_nobody_thought_of(tmp_path: Path, m
     usage, clock = MemoryUsage(), FakeClock()
     journal = await a_journal(tmp_path, usage, clock=clock)
 
-    def odd(segment: Path, offset: int) -> None:
+    def odd(journal: Journal) -> None:
         raise ZeroDivisionError
 
     with monkeypatch.context() as patched:
-        patched.setattr("gateway.journal._read_from", odd)
+        patched.setattr("gateway.journal.Journal._fold_own", odd)
         running = asyncio.create_task(journal.run())
         await put(journal, a_record("r0"))
         await clock.until_asleep()

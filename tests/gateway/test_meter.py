@@ -492,8 +492,8 @@ async def test_a_client_that_is_full_is_given_nothing_until_it_has_read() -> Non
 
 async def test_what_an_engine_s_connection_pours_is_the_same_as_what_it_would_frame() -> None:
     async def pour(sink: Sink) -> None:
-        for part in (CHAT[:100], CHAT[100:], TOTAL, DONE):
-            assert sink.take(part)
+        assert all(sink.take(part) for part in (CHAT[:100], CHAT[100:], TOTAL))
+        assert not sink.take(DONE)
         assert sink.done
 
     client, call = FakeClient(), a_call(stream=True)

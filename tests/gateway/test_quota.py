@@ -45,8 +45,7 @@ def test_no_window_admits_more_than_its_rate_and_one_burst(per_minute: int, step
     for pause_s, tries in steps:
         now_s += pause_s
         fitting = 0
-        while fitting < tries and limit.wait_s(1, now_s) == 0:
-            limit.take(1, now_s)
+        while fitting < tries and limit.take(1, now_s) == 0:
             fitting += 1
         passed.append((now_s, fitting))
     for first, (since_s, _) in enumerate(passed):
@@ -64,12 +63,21 @@ def test_no_window_admits_more_than_its_rate_and_one_burst(per_minute: int, step
 def test_the_wait_is_exact(per_minute: int, costs: list[int], now_s: float) -> None:
     limit = Gcra(per_minute)
     for cost in costs:
-        wait_s = limit.wait_s(cost, now_s)
-        if wait_s > HAIR_S:
-            assert limit.wait_s(cost, now_s + wait_s - HAIR_S) > 0
-        now_s += wait_s
-        assert limit.wait_s(cost, now_s) == 0
-        limit.take(cost, now_s)
+        if wait_s := limit.take(cost, now_s):
+            if wait_s > HAIR_S:
+                assert limit.take(cost, now_s + wait_s - HAIR_S) > 0
+            now_s += wait_s
+            assert limit.take(cost, now_s) == 0
+
+
+async def test_what_the_key_refuses_is_not_taken_from_the_tenant() -> None:
+    quota = Quota(clock=FakeClock())
+    narrow = a_principal(tenant_limits=limits(rpm=2, tpm=1_000, concurrent=2), key="k1", key_limits=limits(rpm=1))
+    assert await admitted(quota, a_call(narrow, tokens_out_max=1))
+    assert not await admitted(quota, a_call(narrow, tokens_out_max=1))
+    wide = a_principal(tenant_limits=limits(rpm=2, tpm=1_000, concurrent=2), key="k2")
+    assert await admitted(quota, a_call(wide, tokens_out_max=1))
+    assert not await admitted(quota, a_call(wide, tokens_out_max=1))
 
 
 async def test_two_hundred_at_once_never_pass_through_a_budget_of_ten() -> None:

@@ -254,7 +254,7 @@ async def test_metrics_have_vllms_names() -> None:
         if "finished_reason" not in line and line[0] != "#"
     }
     assert figures["vllm:num_requests_running"] == 1
-    assert figures["vllm:generation_tokens_total"] == 1
+    assert figures["vllm:generation_tokens_total"] == emulator.made == 2
     assert figures["vllm:prompt_tokens_total"] == emulator.prompt_tokens
     assert 'vllm:request_success_total{engine="0",model_name="emulated",finished_reason="stop"} 1' in text
 

@@ -40,7 +40,7 @@ from runtimes.connection import Connection as Upstream
 from runtimes.contract import Site
 from runtimes.remote import Remote, RemoteRuntime
 
-ROUNDS, CALLS = 5, 4_000
+ROUNDS, CALLS = 50, 400
 RECORDS_A_TURN = 8
 BODY = (
     b'{"model":"chat","messages":[{"role":"system","content":"You are a helpful assistant."},'
@@ -161,7 +161,9 @@ class Nobody:
 
     full = False
 
-    def begin(self, status: int, first: bytes) -> None: ...
+    def begin(self, status: int, first: bytes) -> Nobody:
+        return self
+
     def write(self, part: bytes) -> None: ...
     async def drained(self) -> None: ...
 
