@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import subprocess
 import sys
 import threading
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import msgspec
 
 from loadtests.emulator import Emulator, Entry, Pace, serving
@@ -26,6 +28,14 @@ class Emulation:
     def __init__(self, url: str, log: Path) -> None:
         self.url = url
         self.log = log
+
+    @property
+    def running(self) -> int:
+        """Calls it is at now."""
+        text = httpx.get(f"{self.url}/metrics", trust_env=False).text
+        return sum(
+            int(float(it)) for it in re.findall(r"^vllm:num_requests_running(?:{.*})? (\S+)$", text, re.MULTILINE)
+        )
 
     def entries(self) -> list[Entry]:
         """What it has logged, which is what ended more than a moment ago."""
