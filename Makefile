@@ -16,7 +16,7 @@ TRAIN_PYTHON := $(BIN)/python -c 'import os, pathlib; from runtimes.environment 
 MODELS := minilm support-intent smollm2
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test dev check load faults train machine
+.PHONY: help serve test dev check load profile faults train machine
 
 help: ## say what the targets do
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 12
@@ -43,6 +43,9 @@ load: dev ## measure the gateway's CPU per call with an echo model
 	{ $(HEADRACE) serve --config deploy/echo.toml & pid=$$!; } && \
 	until curl -sf http://127.0.0.1:8002/readyz >/dev/null; do sleep 0.1; done && \
 	$(BIN)/headrace-load run echo --target http://127.0.0.1:8000 --key "$$(cat $$state/key)" --pid $$pid
+
+profile: dev ## what a call costs the gateway, stage by stage
+	@$(BIN)/python -m tests.profile
 
 faults: dev tests/e2e/node/node_modules/.package-lock.json ## make tests/e2e/fault_matrix.md again: what each fault ends in
 	$(BIN)/python -m tests.e2e.faults > tests/e2e/fault_matrix.md
