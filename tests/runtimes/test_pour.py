@@ -304,6 +304,8 @@ async def test_silence_amid_the_pouring_breaks_it_and_a_full_sink_is_no_silence(
 
     class Slow(Bucket):
         async def drained(self) -> None:
+            await until(lambda: host.peers[0].sent_bytes == len(sent) + len(untaken))
+            await asyncio.sleep(SOON_S)
             clock.advance(2 * SOON_S)  # longer than the server may be silent
             await asyncio.sleep(3 * SOON_S)
             more.set()
@@ -311,14 +313,15 @@ async def test_silence_amid_the_pouring_breaks_it_and_a_full_sink_is_no_silence(
 
     async def script(peer: Peer) -> None:
         await peer.request()
-        await peer.send(CHUNKED + b"2\r\nhe\r\n")
+        await peer.send(sent)
         await until(lambda: bucket.got == b"he")
-        await peer.send(b"3\r\nllo\r\n")  # which lies there untaken
+        await peer.send(untaken)
         await more.wait()
         await peer.send(b"1\r\n!\r\n")
         await peer.gone()
 
-    bucket = Slow([1, 0])
+    sent, untaken = CHUNKED + b"2\r\nhe\r\n", b"3\r\nllo\r\n"
+    bucket = Slow([1, 0, 0])
     async with hostile(script) as host, wired(host, clock=clock, idle_s_max=SOON_S) as wire:
         with pytest.raises(Broken, match="nothing came for"):
             async with wire.exchange(wire.head("POST", "/"), (), b"", math.inf) as reply:
@@ -326,7 +329,8 @@ async def test_silence_amid_the_pouring_breaks_it_and_a_full_sink_is_no_silence(
                 pouring = asyncio.ensure_future(reply.pour(bucket))
                 await until(lambda: bucket.got == b"hello!")
                 clock.advance(SOON_S)
-                await pouring
+                async with asyncio.timeout(10):
+                    await pouring
     assert bucket.got == b"hello!"
 
 
