@@ -19,10 +19,12 @@ from gateway.failure import LEFT_OUT, UNREADABLE, fault_of, given, header, refus
 from gateway.stream import Stream
 from gateway.tokens import count, estimate, said
 from runtimes.clock import Clock
-from runtimes.contract import Broken, Expired, Reply
+from runtimes.contract import PATHS, Broken, Expired, Reply
 
 #: Longest answer that is not streamed.
 ANSWER_BYTES_MAX = 64 * 1024 * 1024
+#: Where `stream` means something.
+STREAMED = PATHS - {"/v1/embeddings"}
 #: How long an engine may take to end its body after its closing event.
 AFTER_END_S_MAX = 1.0
 
@@ -112,6 +114,8 @@ def _look_into(call: Call, body: bytes) -> None:
         ) from fault
     if given(seen.error):
         raise fault_of(seen.error, None)
+    if call.stream and call.route in STREAMED:
+        raise EngineFailed(f"Model {call.model!r} answered in one piece what was to be streamed.")
     usage = said(seen.usage)
     if usage is None:
         estimate(call, len(body) // 4)

@@ -97,6 +97,13 @@ def _open_end(answer: Answer) -> None:
     _write_short(answer)
 
 
+def _not_streamed(answer: Answer) -> None:
+    answer.written = answer.shape.tokens
+    answer.make(answer.shape.tokens)
+    answer.write(response(body(answer.shape, answer.id)))
+    answer.end(Ended.faulted)
+
+
 # ---- behind the answer -------------------------------------------------------------------------------------
 
 
@@ -190,6 +197,7 @@ STRIKES: dict[Kind, Callable[[Answer], None]] = {
     Kind.cut_head: _cut_head,
     Kind.long_length: _long_length,
     Kind.open_end: _open_end,
+    Kind.not_streamed: _not_streamed,
     Kind.surplus: _surplus,
     Kind.rst: _rst,
     Kind.fin: _fin,

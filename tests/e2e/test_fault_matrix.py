@@ -22,7 +22,7 @@ GRACE_S = 30.0
 #: Faults after which all of the answer is there, as a stream and in one piece; its client gets it whole.
 WHOLE = {
     True: {Kind.slow_head, Kind.surplus, Kind.long_length, Kind.open_end},
-    False: {Kind.slow_head, Kind.surplus},
+    False: {Kind.slow_head, Kind.surplus, Kind.not_streamed},
 }
 #: Nothing of an answer had come: another replica may be asked.
 UNBEGUN = {Kind.close, Kind.reset, Kind.not_http, Kind.endless_head, Kind.cut_head}
@@ -97,7 +97,7 @@ def test_the_table_is_that_of_this_run(run: Run) -> None:
 
 async def test_without_a_gateway_the_same_faults_end_cleanly(tmp_path: Path) -> None:
     """So what finds no clean end above would see one."""
-    faults = ("undone@2", "not-sse@2", "error-event@2")
+    faults = ("not-streamed", "undone@2", "not-sse@2", "error-event@2")
     cases = [case for case in ALONE if case.fault in faults]
     with emulating(tmp_path, "--tokens", "4") as emulation:
         outcomes = (

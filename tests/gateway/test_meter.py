@@ -283,6 +283,15 @@ async def test_what_is_no_json_object_is_no_answer_whatever_its_status_says(body
     assert (call.complete, counts(call)) == (False, (0, 0, False))
 
 
+async def test_what_was_to_be_streamed_is_no_answer_in_one_piece() -> None:
+    body = json.dumps({"choices": [], "usage": usage(7, 3)}).encode()
+    call = a_call(stream=True)
+    with pytest.raises(EngineFailed, match="in one piece"):
+        await relayed(Script([body]), call)
+    assert (call.complete, counts(call)) == (False, (0, 0, False))
+    assert await relayed(Script([body]), a_call(stream=True, route="/v1/embeddings")) == body
+
+
 @pytest.mark.parametrize(
     ("code", "status", "kind"), [(500, 500, EngineFailed), ("x", 502, EngineFailed), (400, 400, BadRequest)]
 )
