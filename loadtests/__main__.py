@@ -1,7 +1,7 @@
-"""The `headrace-load` command: run · compare · emulate.
+"""The `headrace-load` command: run · compare · peers · emulate.
 
 `run` loads a server that speaks OpenAI's chat API and says what its answers cost; `compare` sets two such results side
-by side; `emulate` is an engine that computes nothing, to stand behind the gateway.
+by side; `peers` measures gateways in one run; `emulate` is an engine that computes nothing, to stand behind them.
 """
 
 from __future__ import annotations
@@ -12,21 +12,22 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import msgspec
 import uvloop
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.validators import Number
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
+from loadtests.child import ChildFault
+from loadtests.console import Flag, Repeat, fail, say, show
 from loadtests.emulator import Emulator, Pace, serving
+from loadtests.install import PeerFault
+from loadtests.peers_command import PEERS
 from loadtests.process import NoProcess
-from loadtests.report import Report, ReportFault, Results, comparison, heading, read, table
-from loadtests.scenario import Scenario, ScenarioFault, load, shipped
-from loadtests.target import Target, TargetFault, parse, require_loopback
+from loadtests.report import Report, ReportFault, Results, Side, comparison, heading, read, table
+from loadtests.scenario import TENANT, Scenario, ScenarioFault, load, shipped
+from loadtests.target import Access, Target, TargetFault, parse, require_loopback
 from loadtests.trial import trial
 
 RUN_EXAMPLES = """
@@ -48,10 +49,8 @@ Examples:
     headrace-load emulate --listen 127.0.0.1:9100 --token-s 0.01 --tokens 128
 """
 
-Flag = Annotated[bool, Parameter(negative="", show_default=False)]
 Key = Annotated[str | None, Parameter(env_var="HEADRACE_KEY", show_default=False)]
 AgainstKey = Annotated[str | None, Parameter(env_var="HEADRACE_AGAINST_KEY", show_default=False)]
-Repeat = Annotated[int, Parameter(validator=Number(gte=1, lte=1_000))]
 Seconds = Annotated[float, Parameter(validator=Number(gte=0, lte=3_600))]
 
 APP = App(
@@ -60,6 +59,7 @@ APP = App(
     help_format="plaintext",
     version_flags=[],
 )
+APP.command(PEERS)
 
 
 def main() -> None:
@@ -67,9 +67,9 @@ def main() -> None:
     try:
         APP(print_error=False, exit_on_error=False, result_action="return_value")
     except CycloptsError as error:
-        _fail(2, f"{str(error).rstrip('.')}; `--help` shows what there is")
-    except (ScenarioFault, TargetFault, ReportFault, NoProcess) as error:
-        _fail(1, str(error))
+        fail(2, f"{str(error).rstrip('.')}; `--help` shows what there is")
+    except (ScenarioFault, TargetFault, ReportFault, NoProcess, PeerFault, ChildFault) as error:
+        fail(1, str(error))
     except KeyboardInterrupt:
         sys.exit(130)
 
@@ -121,16 +121,16 @@ def run(
         sides.append(_side(against, against_key, against_pid, yes_not_loopback))
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         lots = runner.run(_trials(plan, name=scenario, sides=sides, repeat=repeat))
-    results = Results(runs=tuple(lots[0]), against=tuple(lots[1]) if against is not None else ())
+    results = Results(sides=tuple(Side(name=lot[0].target, runs=tuple(lot)) for lot in lots))
     if json:
         sys.stdout.write(msgspec.json.encode(results).decode() + "\n")
     else:
         for lot in lots:
-            _show(heading(lot), table(lot))
+            show(heading(lot), table(lot))
         if against is not None:
-            _show(f"A {lots[0][0].target}\nB {lots[1][0].target}", comparison(*lots))
+            show(f"A {lots[0][0].target}\nB {lots[1][0].target}", comparison(*lots))
     if not any(report.served for lot in lots for report in lot):
-        _fail(1, "no call was served; the outcomes above say why")
+        fail(1, "no call was served; the outcomes above say why")
 
 
 @APP.command(help_epilogue=COMPARE_EXAMPLES)
@@ -144,9 +144,9 @@ def compare(a: Path, b: Path, /) -> None:
     b
         The same, of the other one; ratios are b/a. Trials that alternated (`run --against`) compare best.
     """
-    ours, theirs = read(a).runs, read(b).runs
+    ours, theirs = (read(it).sides[0].runs for it in (a, b))
     shown = comparison(ours, theirs)
-    _show(f"A {heading(ours)}\n\nB {heading(theirs)}", shown)
+    show(f"A {heading(ours)}\n\nB {heading(theirs)}", shown)
 
 
 @APP.command(help_epilogue=EMULATE_EXAMPLES)
@@ -175,14 +175,14 @@ def emulate(
         try:
             runner.run(_emulate(Emulator(pace), listen))
         except (OSError, ValueError) as error:
-            _fail(1, f"cannot listen on {listen}: {error}")
+            fail(1, f"cannot listen on {listen}: {error}")
 
 
 class _Side(msgspec.Struct, frozen=True):
     """One of the servers to be loaded."""
 
     target: Target
-    key: str | None
+    access: Access
     pid: int | None
 
 
@@ -192,7 +192,7 @@ def _side(text: str, key: str | None, pid: int | None, anywhere: bool) -> _Side:
         require_loopback(target)
     if key is not None and not re.fullmatch(r"[!-~]+", key):
         raise TargetFault(f"the key for {text} is empty or has blanks or line ends in it; a header can't carry those")
-    return _Side(target, key, pid)
+    return _Side(target, Access(keys={TENANT: key} if key is not None else {}), pid)
 
 
 async def _trials(plan: Scenario, *, name: str, sides: Sequence[_Side], repeat: int) -> list[list[Report]]:
@@ -201,8 +201,8 @@ async def _trials(plan: Scenario, *, name: str, sides: Sequence[_Side], repeat: 
     for number in range(repeat):
         turns = list(zip(lots, sides, strict=True))
         for lot, side in turns if number % 2 == 0 else reversed(turns):
-            sys.stderr.write(f"trial {number + 1} of {repeat}: {side.target.text}\n")
-            lot.append(await trial(plan, name=name, target=side.target, key=side.key, pid=side.pid))
+            say(f"trial {number + 1} of {repeat}: {side.target.text}")
+            lot.append(await trial(plan, name=name, target=side.target, access=side.access, pid=side.pid))
     return lots
 
 
@@ -214,18 +214,6 @@ async def _emulate(emulator: Emulator, listen: str) -> None:
         sys.stderr.write(f"emulating on {where}\n")
         await stop.wait()
     sys.stderr.write(f"answered {emulator.calls} calls with {emulator.tokens} tokens\n")
-
-
-def _show(title: str, figures: Table) -> None:
-    # Into a pipe or a file a line is as long as it needs to be.
-    console = Console(width=None if sys.stdout.isatty() else 1_000, highlight=False)
-    console.print(Text(title, style="bold"))
-    console.print(figures, end="\n\n")
-
-
-def _fail(status: int, what: str) -> NoReturn:
-    sys.stderr.write(f"headrace-load: {' '.join(what.split()).rstrip('.')}.\n")
-    sys.exit(status)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import httptools
@@ -208,11 +208,11 @@ class Events:
         return (event for event in whole if event.startswith(b"data:"))
 
 
-def request(target: Target, content: bytes, key: str | None) -> bytes:
+def request(target: Target, content: bytes, headers: Mapping[str, str]) -> bytes:
     """A chat call as it goes over the wire."""
-    authorization = f"authorization: Bearer {key}\r\n" if key else ""
+    further = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
     head = (
-        f"POST /v1/chat/completions HTTP/1.1\r\nhost: {target.authority}\r\n{authorization}"
+        f"POST /v1/chat/completions HTTP/1.1\r\nhost: {target.authority}\r\n{further}"
         f"content-type: application/json\r\ncontent-length: {len(content)}\r\n\r\n"
     )
     return head.encode() + content

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import platform
+import re
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -90,11 +91,29 @@ class Report(msgspec.Struct, frozen=True):
         return self.outcomes.get("served", 0)
 
 
-class Results(msgspec.Struct, frozen=True):
-    """What `run --json` prints: the trials of a target, and of the one it was run against."""
+class Side(msgspec.Struct, frozen=True):
+    """Whoever was loaded, and how it did."""
 
-    runs: tuple[Report, ...]
-    against: tuple[Report, ...] = ()
+    name: str
+    version: str = ""
+    about: str = ""
+    fault: str = ""
+    """Why it did not take part in all of it."""
+    runs: tuple[Report, ...] = ()
+
+    def of(self, scenario: str) -> tuple[Report, ...]:
+        return tuple(run for run in self.runs if run.scenario == scenario)
+
+
+class Results(msgspec.Struct, frozen=True):
+    """What `--json` says: all that were loaded in turn, in one run."""
+
+    sides: tuple[Side, ...]
+
+    @property
+    def scenarios(self) -> tuple[str, ...]:
+        """In the order they were run in."""
+        return tuple(dict.fromkeys(run.scenario for side in self.sides for run in side.runs))
 
 
 class Metric(msgspec.Struct, frozen=True):
@@ -196,12 +215,13 @@ def read(path: Path) -> Results:
     except OSError as error:
         raise ReportFault(f"{path} can't be read: {error.strerror}") from None
     except msgspec.DecodeError as error:
-        raise ReportFault(f"{path} is not what `run --json` prints: {error}") from None
+        raise ReportFault(f"{path} is not what `--json` makes: {error}") from None
 
 
 def machine() -> str:
     """One line: what a figure must be read with."""
+    found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     return (
-        f"{len(os.sched_getaffinity(0))} of {os.cpu_count()} cores ({platform.machine()}), "
+        f"{os.cpu_count()} cores of {found[1] if found else platform.machine()}, "
         f"{platform.system()} {platform.release()}, Python {platform.python_version()}"
     )

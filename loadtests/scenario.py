@@ -13,6 +13,8 @@ from msgspec import Meta
 from loadtests.arrivals import Arrivals, Closed
 
 SHIPPED = Path(__file__).parent / "scenarios"
+TENANT = "load"
+"""Who calls."""
 
 
 class ScenarioFault(Exception):
@@ -44,6 +46,19 @@ class Scenario(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Streamed chunks after which no further call is sent."""
     call_s_max: Annotated[float, Meta(gt=0, le=3_600)] = 60.0
     """An answer that takes longer is given up, within a second, and counted as `timeout`."""
+
+    emulate: tuple[str, ...] = ()
+    """For `peers run`: arguments of `emulate`, which is the engine then."""
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """All names that are called."""
+        return (self.model,)
+
+    @property
+    def tenants(self) -> tuple[str, ...]:
+        """All that call."""
+        return (TENANT,)
 
     def content(self) -> bytes:
         """The request's body."""

@@ -53,6 +53,20 @@ class Target(msgspec.Struct, frozen=True):
         return made
 
 
+class Access(msgspec.Struct, frozen=True):
+    """What a target wants to be shown with each call."""
+
+    keys: dict[str, str] = {}
+    """API keys by tenant; a tenant that is not in it calls without one."""
+    headers: dict[str, str] = {}
+    """Of every call, whoever makes it."""
+
+    def of(self, tenant: str) -> dict[str, str]:
+        """The headers of a tenant's calls."""
+        key = self.keys.get(tenant)
+        return self.headers | ({"authorization": f"Bearer {key}"} if key else {})
+
+
 def parse(text: str) -> Target:
     """`http://host:port`, with or without `/v1`, or `unix:/path`. Raises TargetFault."""
     if text.startswith("unix:/"):

@@ -19,8 +19,8 @@ from datetime import UTC, datetime
 from loadtests import process
 from loadtests.client import Answer, Connection, request
 from loadtests.report import Cost, Report, Spread, machine
-from loadtests.scenario import Scenario
-from loadtests.target import Target, TargetFault
+from loadtests.scenario import TENANT, Scenario
+from loadtests.target import Access, Target, TargetFault
 
 CONNECT_S_MAX = 5.0
 RECONNECT_S = 0.1
@@ -28,9 +28,9 @@ LOOK_S = 0.5
 """How often overdue answers are given up and memory is looked at."""
 
 
-async def trial(scenario: Scenario, *, name: str, target: Target, key: str | None, pid: int | None) -> Report:
+async def trial(scenario: Scenario, *, name: str, target: Target, access: Access, pid: int | None) -> Report:
     """Raises TargetFault if nobody listens, NoProcess if `pid` is not there; later failures are counted."""
-    wire = request(target, scenario.content(), key)
+    wire = request(target, scenario.content(), access.of(TENANT))
     clients = [_Client(target, wire) for _ in range(scenario.connections)]
     try:
         await _connect(clients, target)

@@ -18,7 +18,7 @@ async def test_a_run_prints_json_that_compare_reads(tmp_path: Path) -> None:
         status, out, _ = await command("run", *asked, *bounds)
     results = json.loads(out)
     assert status == 0
-    assert [run["calls"] for run in results["runs"] + results["against"]] == [10] * 6
+    assert [run["calls"] for side in results["sides"] for run in side["runs"]] == [10] * 6
     assert emulator.calls == 60
     (tmp_path / "a.json").write_text(out)
     status, out, _ = await command("compare", str(tmp_path / "a.json"), str(tmp_path / "a.json"))

@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from loadtests.report import Report, ReportFault, Results, Spread, compare, machine, percentile, read
+from loadtests.report import Report, ReportFault, Results, Side, Spread, compare, machine, percentile, read
 from loadtests.scenario import load
 
 
@@ -48,14 +48,14 @@ def test_results_that_do_not_pair_are_refused() -> None:
 
 
 def test_results_read_as_they_were_written(tmp_path: Path) -> None:
-    results = Results(runs=(report(total=Spread.of([0.1, 0.2])),), against=(report(),))
+    results = Results(sides=(Side("a", runs=(report(total=Spread.of([0.1, 0.2])),)), Side("b", runs=(report(),))))
     (tmp_path / "a.json").write_bytes(msgspec.json.encode(results))
     assert read(tmp_path / "a.json") == results
 
 
 def test_a_file_that_holds_no_results_is_refused_by_its_name(tmp_path: Path) -> None:
-    (tmp_path / "a.json").write_text('{"runs": 1}')
-    with pytest.raises(ReportFault, match=r"a\.json is not what `run --json` prints"):
+    (tmp_path / "a.json").write_text('{"sides": 1}')
+    with pytest.raises(ReportFault, match=r"a\.json is not what `--json` makes"):
         read(tmp_path / "a.json")
     with pytest.raises(ReportFault, match=r"b\.json can't be read"):
         read(tmp_path / "b.json")

@@ -11,8 +11,8 @@ import pytest
 from loadtests.arrivals import Closed, Constant, Poisson
 from loadtests.emulator import Emulator, Pace, serving
 from loadtests.report import Report
-from loadtests.scenario import Scenario
-from loadtests.target import TargetFault, parse
+from loadtests.scenario import TENANT, Scenario
+from loadtests.target import Access, TargetFault, parse
 from loadtests.trial import trial
 
 WHOLE = b'{"usage":{"completion_tokens":1}}'
@@ -145,7 +145,7 @@ async def test_events_are_whole_however_they_are_cut(end: bytes) -> None:
 async def test_the_cost_of_a_process_is_reported_when_it_is_named() -> None:
     async with serving(Emulator(Pace(tokens=2)), "127.0.0.1:0") as address:
         scenario = Scenario(about="", model="m", stream=True, calls_max=20, warmup_s=0)
-        report = await trial(scenario, name="test", target=parse(address), key=None, pid=os.getpid())
+        report = await trial(scenario, name="test", target=parse(address), access=Access(), pid=os.getpid())
     assert report.cost is not None and report.cost.cpu_us_per_chunk is not None
     assert report.cost.cpu_us_per_call == pytest.approx(report.cost.cpu_us_per_chunk * report.chunks / report.calls)
     assert report.cost.rss_bytes_max > 0
@@ -158,7 +158,7 @@ async def test_a_target_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 async def run(address: str, **fields: object) -> Report:
     scenario = Scenario(**{"about": "", "model": "m", "connections": 4, "warmup_s": 0.0, **fields})  # type: ignore[arg-type]
-    return await trial(scenario, name="test", target=parse(address), key="hr_test", pid=None)
+    return await trial(scenario, name="test", target=parse(address), access=Access(keys={TENANT: "hr_test"}), pid=None)
 
 
 async def a_request(reader: asyncio.StreamReader) -> bool:
