@@ -10,7 +10,7 @@ import asyncio
 import re
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -25,8 +25,8 @@ from loadtests.emulator import Emulator, Pace, serving
 from loadtests.install import PeerFault
 from loadtests.peers_command import PEERS
 from loadtests.process import NoProcess
-from loadtests.report import Report, ReportFault, Results, Side, comparison, heading, read, table
-from loadtests.scenario import TENANT, Scenario, ScenarioFault, load, shipped
+from loadtests.report import Report, ReportFault, Results, Side, comparison, heading, read, table, tenants
+from loadtests.scenario import Scenario, ScenarioFault, load, shipped
 from loadtests.target import Access, Target, TargetFault, parse, require_loopback
 from loadtests.trial import trial
 
@@ -116,21 +116,29 @@ def run(
         Load a server on another machine; it had better be yours.
     """
     plan = load(scenario, settings)
-    sides = [_side(target, key, pid, yes_not_loopback)]
+    sides = [_side(plan, target, key, pid, yes_not_loopback)]
     if against is not None:
-        sides.append(_side(against, against_key, against_pid, yes_not_loopback))
+        sides.append(_side(plan, against, against_key, against_pid, yes_not_loopback))
+    steps = plan.steps(Path(scenario).stem)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        lots = runner.run(_trials(plan, name=scenario, sides=sides, repeat=repeat))
+        lots = runner.run(_trials(steps, sides=sides, repeat=repeat))
     results = Results(sides=tuple(Side(name=lot[0].target, runs=tuple(lot)) for lot in lots))
     if json:
         sys.stdout.write(msgspec.json.encode(results).decode() + "\n")
     else:
-        for lot in lots:
-            show(heading(lot), table(lot))
-        if against is not None:
-            show(f"A {lots[0][0].target}\nB {lots[1][0].target}", comparison(*lots))
+        for step in steps:
+            _show([side.of(step) for side in results.sides])
     if not any(report.served for lot in lots for report in lot):
         fail(1, "no call was served; the outcomes above say why")
+
+
+def _show(lots: Sequence[Sequence[Report]]) -> None:
+    for lot in lots:
+        show(heading(lot), table(lot))
+        if len(lot[0].tenants) > 1:
+            show("By tenant", tenants(lot))
+    if len(lots) > 1:
+        show(f"A {lots[0][0].target}\nB {lots[1][0].target}", comparison(*lots))
 
 
 @APP.command(help_epilogue=COMPARE_EXAMPLES)
@@ -186,23 +194,24 @@ class _Side(msgspec.Struct, frozen=True):
     pid: int | None
 
 
-def _side(text: str, key: str | None, pid: int | None, anywhere: bool) -> _Side:
+def _side(plan: Scenario, text: str, key: str | None, pid: int | None, anywhere: bool) -> _Side:
     target = parse(text)
     if not anywhere:
         require_loopback(target)
     if key is not None and not re.fullmatch(r"[!-~]+", key):
         raise TargetFault(f"the key for {text} is empty or has blanks or line ends in it; a header can't carry those")
-    return _Side(target, Access(keys={TENANT: key} if key is not None else {}), pid)
+    return _Side(target, Access(keys=plan.keys(key)), pid)
 
 
-async def _trials(plan: Scenario, *, name: str, sides: Sequence[_Side], repeat: int) -> list[list[Report]]:
+async def _trials(steps: Mapping[str, Scenario], *, sides: Sequence[_Side], repeat: int) -> list[list[Report]]:
     """Trials by side. The sides take turns, the order turning over each time: what drifts meets them alike."""
     lots: list[list[Report]] = [[] for _ in sides]
-    for number in range(repeat):
-        turns = list(zip(lots, sides, strict=True))
-        for lot, side in turns if number % 2 == 0 else reversed(turns):
-            say(f"trial {number + 1} of {repeat}: {side.target.text}")
-            lot.append(await trial(plan, name=name, target=side.target, access=side.access, pid=side.pid))
+    for name, plan in steps.items():
+        for number in range(repeat):
+            turns = list(zip(lots, sides, strict=True))
+            for lot, side in turns if number % 2 == 0 else reversed(turns):
+                say(f"{name}, {number + 1} of {repeat}: {side.target.text}")
+                lot.append(await trial(plan, name=name, target=side.target, access=side.access, pid=side.pid))
     return lots
 
 

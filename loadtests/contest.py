@@ -6,6 +6,7 @@ alike; `direct` is the engine without any gateway, against which what they add i
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 import sys
@@ -56,25 +57,22 @@ async def contest(
     runs: dict[str, list[Report]] = {name: [] for name in (DIRECT, *(peer.name for peer in peers))}
     faults: dict[str, str] = {}
     with pinned(cores.client):
-        for name, scenario in scenarios.items():
-            async with _field(scenario, peers, state=state, cores=cores, faults=faults, say=say) as field:
-                for number in range(repeat):
-                    for entrant in field if number % 2 == 0 else reversed(field):
-                        if entrant.name in faults:
-                            continue  # its trials stay paired with the others', repetition by repetition
-                        say(f"{name}, {number + 1} of {repeat}: {entrant.name}")
-                        try:
-                            runs[entrant.name].append(
-                                await trial(
-                                    scenario,
-                                    name=name,
-                                    target=entrant.target,
-                                    access=entrant.access,
-                                    pid=entrant.pid,
-                                )
-                            )
-                        except (TargetFault, NoProcess) as fault:
-                            faults[entrant.name] = str(fault)
+        # Scenarios that need the same field, one after the other, share it: some peers take long to start.
+        for _, group in itertools.groupby(scenarios.items(), key=lambda it: _needs(it[1])):
+            alike = dict(group)
+            async with _field(
+                next(iter(alike.values())), peers, state=state, cores=cores, faults=faults, say=say
+            ) as field:
+                for name, scenario in alike.items():
+                    for number in range(repeat):
+                        for entrant in field if number % 2 == 0 else reversed(field):
+                            if entrant.name in faults:
+                                continue  # its trials stay paired with the others', repetition by repetition
+                            say(f"{name}, {number + 1} of {repeat}: {entrant.name}")
+                            try:
+                                runs[entrant.name].append(await _trial(scenario, name, entrant))
+                            except (TargetFault, NoProcess) as fault:
+                                faults[entrant.name] = str(fault)
     direct = Side(name=DIRECT, version=Own("headrace").version(), about=EMULATOR)
     sides = (direct, *(Side(name=peer.name, version=_version(peer), about=peer.about) for peer in peers))
     return Results(
@@ -92,6 +90,15 @@ class _Entrant(msgspec.Struct, frozen=True):
     target: Target
     access: Access
     pid: int
+
+
+async def _trial(scenario: Scenario, name: str, entrant: _Entrant) -> Report:
+    return await trial(scenario, name=name, target=entrant.target, access=entrant.access, pid=entrant.pid)
+
+
+def _needs(scenario: Scenario) -> tuple[object, ...]:
+    """Of the engine and the peers."""
+    return scenario.emulate, scenario.models, tuple(tenant.name for tenant in scenario.callers)
 
 
 def _version(peer: Peer) -> str:
@@ -136,7 +143,7 @@ async def _field(
                     upstream=upstream,
                     spans=spans,
                     models=scenario.models,
-                    tenants=scenario.tenants,
+                    tenants=tuple(it.name for it in scenario.callers),
                 )
                 start = peer.start(site)
                 env = bare_env() | start.env

@@ -115,8 +115,10 @@ def _litellm(site: Site) -> Start:
         *(str(_home(site) / "bin/litellm"), "--config", str(config), "--host", "127.0.0.1", "--port", str(site.port)),
         *("--num_workers", "1", "--telemetry", "False"),
     )
-    # Production mode and few logs, as its manual advises; prices from the package and not from the network.
+    # Production mode and few logs, as its manual advises; prices from the package and not from the network. It ends a
+    # stream that says the same word a hundred times over, which the emulator does.
     env = {"LITELLM_MODE": "PRODUCTION", "LITELLM_LOG": "ERROR", "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
+    env["REPEATED_STREAMING_CHUNK_LIMIT"] = "1000000000"
     keys = dict.fromkeys(site.tenants, key)
     return Start(command=command, ready="/health/readiness", ready_port=site.port, env=env, keys=keys)
 

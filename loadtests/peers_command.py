@@ -16,7 +16,7 @@ from loadtests.contest import contest
 from loadtests.install import PeerFault, install, installed
 from loadtests.peer import ALL, Peer
 from loadtests.report import Results
-from loadtests.scenario import load, shipped
+from loadtests.scenario import Scenario, load, shipped
 from loadtests.standings import cross, standings
 
 RUN_EXAMPLES = """
@@ -88,7 +88,9 @@ def run(
     json
         Also write everything that was measured into this file.
     """
-    plans = {Path(name).stem: load(name, settings) for name in scenarios}
+    plans: dict[str, Scenario] = {}
+    for name in scenarios:
+        plans |= load(name, settings).steps(Path(name).stem)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         results = runner.run(contest(plans, _chosen(only), state=state(), repeat=repeat, say=say))
     if json is not None:

@@ -9,6 +9,7 @@ import msgspec
 from rich.table import Table
 
 from loadtests.arrivals import Closed
+from loadtests.client import CANCELLED
 from loadtests.report import Cost, Report, Results, Side
 
 DIRECT = "direct"
@@ -49,7 +50,7 @@ ADDED = (Column("added p50 ms", _added("p50_s"), "{:,.2f}"), Column("added p99 m
 
 def columns(run: Report) -> tuple[Column, ...]:
     """Those that say something of this scenario: in a closed loop all ask at once, and waiting is what is asked for."""
-    costs = (CHUNK, CALL) if run.settings.stream else (CALL,)
+    costs = (CHUNK, CALL) if run.settings.streams else (CALL,)
     closed = isinstance(run.settings.arrivals, Closed)
     return (*costs, SERVED, *(() if closed else ADDED), MEMORY, BUSY)
 
@@ -113,7 +114,12 @@ def cell(values: Sequence[float], format: str) -> str:
 def not_served(runs: Sequence[Report]) -> str:
     """Share of calls, by outcome."""
     calls = sum(run.calls for run in runs)
-    counts = {it: sum(run.outcomes.get(it, 0) for run in runs) for run in runs for it in run.outcomes if it != "served"}
+    counts = {
+        it: sum(run.outcomes.get(it, 0) for run in runs)
+        for run in runs
+        for it in run.outcomes
+        if it not in ("served", CANCELLED)
+    }
     return ", ".join(f"{count / calls:.1%} {outcome}" for outcome, count in sorted(counts.items()))
 
 

@@ -20,7 +20,9 @@ def test_a_percentile_is_the_least_value_that_so_many_do_not_exceed(count: int, 
 
 
 def test_a_spread_takes_values_in_any_order() -> None:
-    assert Spread.of([3.0, 1.0, 2.0]) == Spread(count=3, p50_s=2.0, p90_s=3.0, p99_s=3.0, max_s=3.0)
+    assert Spread.of([3.0, 1.0, 2.0]) == Spread(
+        count=3, p50_s=2.0, p90_s=3.0, p99_s=3.0, max_s=3.0, curve_s=(1.0,) * 34 + (2.0,) * 33 + (3.0,) * 34
+    )
 
 
 def test_no_values_have_no_spread() -> None:
@@ -79,5 +81,9 @@ def report(*, elapsed_s: float = 1.0, total: Spread | None = None) -> Report:
         gap=None,
         total=total,
         late=None,
+        good_per_s=None,
+        served_in=(10,),
+        tokens_in=(30,),
+        tenants={},
         cost=None,
     )
