@@ -23,6 +23,7 @@ from loadtests.child import ChildFault
 from loadtests.console import Flag, Repeat, fail, say, show
 from loadtests.emulator import Emulator, Pace, serving
 from loadtests.install import PeerFault
+from loadtests.page import page
 from loadtests.peers_command import PEERS
 from loadtests.process import NoProcess
 from loadtests.report import Report, ReportFault, Results, Side, comparison, heading, read, table, tenants
@@ -42,6 +43,12 @@ Examples:
 
     headrace-load run echo --target http://127.0.0.1:8000 --repeat 5 --json > before.json
     headrace-load compare before.json after.json
+"""
+PAGE_EXAMPLES = """
+Examples:
+
+    headrace-load run tenants --target http://127.0.0.1:8000 --json > tenants.json
+    headrace-load page tenants.json tenants.html
 """
 EMULATE_EXAMPLES = """
 Examples:
@@ -155,6 +162,20 @@ def compare(a: Path, b: Path, /) -> None:
     ours, theirs = (read(it).sides[0].runs for it in (a, b))
     shown = comparison(ours, theirs)
     show(f"A {heading(ours)}\n\nB {heading(theirs)}", shown)
+
+
+@APP.command(name="page", help_epilogue=PAGE_EXAMPLES)
+def page_(results: Path, html: Path, /) -> None:
+    """Draw results as an HTML page, which opens without a network.
+
+    Parameters
+    ----------
+    results
+        What `run --json` printed, or `peers run --json` wrote.
+    html
+        The file to write.
+    """
+    html.write_text(page(read(results)))
 
 
 @APP.command(help_epilogue=EMULATE_EXAMPLES)

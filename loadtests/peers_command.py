@@ -14,6 +14,7 @@ from cyclopts import App, Parameter
 from loadtests.console import Repeat, Settings, fail, say, show, state
 from loadtests.contest import contest
 from loadtests.install import PeerFault, install, installed
+from loadtests.page import page
 from loadtests.peer import ALL, Peer
 from loadtests.report import Results
 from loadtests.scenario import Scenario, load, shipped
@@ -74,6 +75,7 @@ def run(
     repeat: Repeat = 2,
     settings: Settings = (),
     json: Path | None = None,
+    html: Path | None = None,
 ) -> None:
     """Load the gateways in turn, each alone on its core, and compare what they cost.
 
@@ -87,6 +89,8 @@ def run(
         Change a field of the scenarios, e.g. duration_s=20; can be given several times.
     json
         Also write everything that was measured into this file.
+    html
+        Also write it as a page with plots.
     """
     plans: dict[str, Scenario] = {}
     for name in scenarios:
@@ -95,6 +99,8 @@ def run(
         results = runner.run(contest(plans, _chosen(only), state=state(), repeat=repeat, say=say))
     if json is not None:
         json.write_bytes(msgspec.json.encode(results))
+    if html is not None:
+        html.write_text(page(results))
     _show(results)
 
 

@@ -92,12 +92,12 @@ class Cancels(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Objective(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a call must keep to be good; goodput counts those."""
+    """What a call must keep to be good, which is what goodput counts; None is no matter."""
 
-    first_token_s_max: Annotated[float, Meta(gt=0)] = math.inf
-    gap_s_max: Annotated[float, Meta(gt=0)] = math.inf
+    first_token_s_max: Annotated[float, Meta(gt=0)] | None = None
+    gap_s_max: Annotated[float, Meta(gt=0)] | None = None
     """Of any two contents of a stream."""
-    total_s_max: Annotated[float, Meta(gt=0)] = math.inf
+    total_s_max: Annotated[float, Meta(gt=0)] | None = None
 
 
 class Scenario(Ask, frozen=True, forbid_unknown_fields=True, kw_only=True):

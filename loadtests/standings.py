@@ -14,6 +14,7 @@ from loadtests.report import Cost, Report, Results, Side
 
 DIRECT = "direct"
 """The side without a gateway."""
+FACTOR = "{:,.3g}"
 OWN = "headrace"
 """Whose figures are compared: every side whose name begins so."""
 
@@ -49,7 +50,8 @@ ADDED = (Column("added p50 ms", _added("p50_s"), "{:,.2f}"), Column("added p99 m
 
 
 def columns(run: Report) -> tuple[Column, ...]:
-    """Those that say something of this scenario: in a closed loop all ask at once, and waiting is what is asked for."""
+    """Those that say something of this scenario, the cost that counts first. In a closed loop all ask at once, and
+    waiting is what is asked for."""
     costs = (CHUNK, CALL) if run.settings.streams else (CALL,)
     closed = isinstance(run.settings.arrivals, Closed)
     return (*costs, SERVED, *(() if closed else ADDED), MEMORY, BUSY)
@@ -92,14 +94,14 @@ def cross(results: Results, scenario: str) -> Table:
     ours = [side for side in results.sides if side.name.startswith(OWN)]
     shown = Table(box=None, header_style="bold", pad_edge=False)
     shown.add_column("")
-    costs = [column for column in columns(some) if column in (CHUNK, CALL)]
+    cost = columns(some)[0]
     for side in ours:
-        for column in costs:
-            shown.add_column(f"{side.name}, {column.name}", justify="right")
+        shown.add_column(f"{side.name}, {cost.name}", justify="right")
     for other in results.sides:
         if other.name != DIRECT and other not in ours:
-            found = [ratios(results, scenario, side, other, column) for side in ours for column in costs]
-            shown.add_row(f"of {other.name}'s", *(cell(it, "{:,.3g}") for it in found))
+            shown.add_row(
+                f"of {other.name}'s", *(cell(ratios(results, scenario, it, other, cost), FACTOR) for it in ours)
+            )
     return shown
 
 

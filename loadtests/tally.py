@@ -39,10 +39,7 @@ class Tally:
         if answer.first_s is not None:
             first_s = answer.first_s - since_s
             self.first_s.append(first_s)
-        slo = self.slo
-        if slo is None or (
-            total_s <= slo.total_s_max and first_s <= slo.first_token_s_max and answer.gap_s_max <= slo.gap_s_max
-        ):
+        if self.slo is None or _kept(self.slo, first_s=first_s, gap_s=answer.gap_s_max, total_s=total_s):
             self.good += 1
 
     def add(self, other: Tally) -> None:
@@ -76,6 +73,11 @@ class Tally:
             served_in=tuple(self.served_in[second] for second in seconds),
             tokens_in=tuple(self.tokens_in[second] for second in seconds),
         )
+
+
+def _kept(slo: Objective, *, first_s: float, gap_s: float, total_s: float) -> bool:
+    bounds = ((slo.first_token_s_max, first_s), (slo.gap_s_max, gap_s), (slo.total_s_max, total_s))
+    return all(bound is None or value <= bound for bound, value in bounds)
 
 
 def together(tallies: Iterable[Tally], slo: Objective | None) -> Tally:

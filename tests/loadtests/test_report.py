@@ -5,9 +5,10 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from loadtests.report import Report, ReportFault, Results, Side, Spread, compare, machine, percentile, read
-from loadtests.scenario import load
+from loadtests.scenario import load, shipped
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 10, 99, 100, 101, 1_000])
@@ -47,6 +48,13 @@ def test_results_that_do_not_pair_are_refused() -> None:
         compare([report()], [report(), report()])
     with pytest.raises(ReportFault, match="there are 0 and 0"):
         compare([], [])
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_every_scenario_reads_as_it_was_written(name: str, tmp_path: Path) -> None:
+    results = Results(sides=(Side("a", runs=(replace(report(), settings=load(name)),)),))
+    (tmp_path / "a.json").write_bytes(msgspec.json.encode(results))
+    assert read(tmp_path / "a.json") == results
 
 
 def test_results_read_as_they_were_written(tmp_path: Path) -> None:
