@@ -1,7 +1,8 @@
-"""The `headrace-load` command: run · compare · peers · emulate.
+"""The `headrace-load` command: run · compare · peers · gate · page · emulate.
 
 `run` loads a server that speaks OpenAI's chat API and says what its answers cost; `compare` sets two such results side
-by side; `peers` measures gateways in one run; `emulate` is an engine that computes nothing, to stand behind them.
+by side; `peers` measures gateways in one run; `gate` holds its ratios; `page` draws results; `emulate` is an engine
+that computes nothing, to stand behind them.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import uvloop
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.validators import Number
 
+from loadtests import gate
 from loadtests.child import ChildFault
 from loadtests.console import Flag, Repeat, fail, say, show
 from loadtests.emulator import Emulator, Pace, serving
@@ -28,6 +30,7 @@ from loadtests.peers_command import PEERS
 from loadtests.process import NoProcess
 from loadtests.report import Report, ReportFault, Results, Side, comparison, heading, read, table, tenants
 from loadtests.scenario import Scenario, ScenarioFault, load, shipped
+from loadtests.standings import OWN
 from loadtests.target import Access, Target, TargetFault, parse, require_loopback
 from loadtests.trial import trial
 
@@ -43,6 +46,12 @@ Examples:
 
     headrace-load run echo --target http://127.0.0.1:8000 --repeat 5 --json > before.json
     headrace-load compare before.json after.json
+"""
+GATE_EXAMPLES = """
+Examples:
+
+    headrace-load peers run plain stream --only nginx,sglang,headrace --repeat 5 --json peers.json
+    headrace-load gate peers.json
 """
 PAGE_EXAMPLES = """
 Examples:
@@ -162,6 +171,32 @@ def compare(a: Path, b: Path, /) -> None:
     ours, theirs = (read(it).sides[0].runs for it in (a, b))
     shown = comparison(ours, theirs)
     show(f"A {heading(ours)}\n\nB {heading(theirs)}", shown)
+
+
+@APP.command(name="gate", help_epilogue=GATE_EXAMPLES)
+def gate_(results: Path, /, *, baseline: Path = gate.BASELINE, save: Flag = False) -> None:
+    """Fail if a call or a chunk has become dearer, as a multiple of SGLang's gateway's and of nginx's in the same run.
+
+    Parameters
+    ----------
+    results
+        What `peers run --json` wrote.
+    baseline
+        The multiples to hold.
+    save
+        Hold these results from now on.
+    """
+    found = read(results)
+    if save:
+        ratios = tuple(gate.measured(found))
+        if not ratios:
+            fail(1, f"{results} has no closed scenario with {OWN} beside {' or '.join(gate.NEIGHBOURS)}")
+        baseline.write_text(gate.written(ratios))
+    verdicts = gate.judge(found, gate.load(baseline))
+    for verdict in verdicts:
+        sys.stdout.write(f"{verdict}\n")
+    if not all(verdict.passed for verdict in verdicts):
+        fail(1, "the gate does not hold; the lines above say where")
 
 
 @APP.command(name="page", help_epilogue=PAGE_EXAMPLES)

@@ -56,6 +56,7 @@ async def contest(
     cores = Cores.of(os.sched_getaffinity(0))
     runs: dict[str, list[Report]] = {name: [] for name in (DIRECT, *(peer.name for peer in peers))}
     faults: dict[str, str] = {}
+    slow = {peer.name for peer in peers if peer.slow}
     with pinned(cores.client):
         # Scenarios that need the same field, one after the other, share it: some peers take long to start.
         for _, group in itertools.groupby(scenarios.items(), key=lambda it: _needs(it[1])):
@@ -66,7 +67,7 @@ async def contest(
                 for name, scenario in alike.items():
                     for number in range(repeat):
                         for entrant in field if number % 2 == 0 else reversed(field):
-                            if entrant.name in faults:
+                            if entrant.name in faults or (number and entrant.name in slow):
                                 continue  # its trials stay paired with the others', repetition by repetition
                             say(f"{name}, {number + 1} of {repeat}: {entrant.name}")
                             try:

@@ -61,6 +61,8 @@ class Peer(msgspec.Struct, frozen=True):
     """What it was told to do, and what it does not do."""
     package: Package
     start: Callable[[Site], Start]
+    slow: bool = False
+    """So far from the others that one trial says as much as several, and takes longer."""
 
 
 def _nginx(site: Site) -> Start:
@@ -211,12 +213,14 @@ ALL = (
         about="LiteLLM proxy: one worker process, a master key, no database; no limits, no accounts",
         package=Venv("litellm", lock=PEERS / "litellm.txt"),
         start=_litellm,
+        slow=True,
     ),
     Peer(
         name="portkey",
         about="Portkey gateway on Node: provider and host by header; no keys of its own, no limits, no accounts",
         package=Npm("@portkey-ai/gateway", lock=PEERS / "portkey/package-lock.json"),
         start=_portkey,
+        slow=True,
     ),
     Peer(
         name="headrace-off",

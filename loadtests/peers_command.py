@@ -11,6 +11,7 @@ import msgspec
 import uvloop
 from cyclopts import App, Parameter
 
+from loadtests.arrivals import Closed
 from loadtests.console import Repeat, Settings, fail, say, show, state
 from loadtests.contest import contest
 from loadtests.install import PeerFault, install, installed
@@ -108,7 +109,8 @@ def _show(results: Results) -> None:
     for scenario in results.scenarios:
         some = next(run for side in results.sides for run in side.of(scenario))
         show(f"{scenario}: {some.settings.about}", standings(results, scenario))
-        show("Our cost, as a multiple", cross(results, scenario))
+        if isinstance(some.settings.arrivals, Closed):
+            show("Our cost, as a multiple", cross(results, scenario))
     for side in results.sides:
         sys.stdout.write(f"{side.name} {side.version}: {side.about}{f'; {side.fault}' if side.fault else ''}\n")
     sys.stdout.write(f"{next(run.machine for side in results.sides for run in side.runs)}\n")

@@ -59,7 +59,7 @@ def columns(run: Report) -> tuple[Column, ...]:
 
 def figures(results: Results, scenario: str, side: Side, column: Column) -> list[float]:
     """One per trial that has it."""
-    direct = _named(results, DIRECT).of(scenario)
+    direct = named(results, DIRECT).of(scenario)
     found = (column.of(run, base) for run, base in zip(side.of(scenario), direct, strict=False))
     return [it for it in found if it is not None]
 
@@ -125,5 +125,6 @@ def not_served(runs: Sequence[Report]) -> str:
     return ", ".join(f"{count / calls:.1%} {outcome}" for outcome, count in sorted(counts.items()))
 
 
-def _named(results: Results, name: str) -> Side:
+def named(results: Results, name: str) -> Side:
+    """Without trials if it took no part."""
     return next((side for side in results.sides if side.name == name), Side(name=name))
