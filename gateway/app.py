@@ -14,29 +14,29 @@ import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, contextmanager, nullcontext
-from functools import partial
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import uvicorn
 import uvloop
 from prometheus_client import CollectorRegistry
 
 from gateway.config import Config, ConfigError, Model, Tracing
 from gateway.edge.admin import ModelLook, admin_app, admin_token
-from gateway.edge.guard import GuardedProtocol
+from gateway.edge.asgi import Asgi
 from gateway.edge.openai import OpenAI
+from gateway.edge.server import Server
 from gateway.fairness import Fairness, Line
 from gateway.journal import Journal
 from gateway.key import pepper_of
+from gateway.metrics import Gauge, LiveMetrics, Metrics
 from gateway.pipeline import Pipeline
 from gateway.quota import Quota
 from gateway.replica import Replica, replica_name
 from gateway.route import Route, Target
 from gateway.store import SqliteStore
 from gateway.tenant import Tenants
-from gateway.trace import Gauge, LiveMetrics, Trace
+from gateway.trace import Trace
 from gateway.usage import Usage
 from runtimes.artifact import Shelf
 from runtimes.clock import Clock, SystemClock
@@ -53,8 +53,7 @@ log = logging.getLogger("headrace")
 def serve(config: Config) -> None:
     """Run until SIGTERM or SIGINT, then drain. Raises ConfigError if it can't start."""
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    for chatty in ("alembic", "uvicorn"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve(config))
 
@@ -125,8 +124,9 @@ async def gateway(config: Config, clock: Clock | None = None) -> AsyncIterator[G
         opened.push_async_callback(_cancel, asyncio.create_task(journal.run(), name="fold journal"))
 
         registry = CollectorRegistry()
-        names = frozenset(model.name for model in config.models)
-        trace = Trace(models=names, registry=registry, tracer=_tracer(config.trace, opened))
+        metrics = Metrics(model.name for model in config.models)
+        registry.register(metrics)
+        trace = Trace(metrics=metrics, tracer=_tracer(config.trace, opened), sample=config.trace.sample)
         targets = [_target(model, state=state, shelf=shelf, clock=clock) for model in config.models]
         lines = {
             model.name: Line(
@@ -162,10 +162,12 @@ async def gateway(config: Config, clock: Clock | None = None) -> AsyncIterator[G
             registry=registry,
             token=admin_token(state),
         )
-        protocol = partial(GuardedProtocol, bounds=config.server.bounds)
-        data_server = await opened.enter_async_context(_listening(data_listener, doors.app(), protocol))
-        await opened.enter_async_context(_listening(admin_listener, admin, protocol))
-        opened.push_async_callback(_drain, data_server, pipeline, config.server.drain_s_max, clock)
+        bounds = config.server.bounds
+        data_server = Server(door=doors, bounds=bounds, clock=clock)
+        admin_server = Server(door=Asgi(admin), bounds=bounds, clock=clock)
+        await opened.enter_async_context(data_server.serving(data_listener.socket))
+        await opened.enter_async_context(admin_server.serving(admin_listener.socket))
+        opened.push_async_callback(_drain, data_server, pipeline, config.server.drain_s_max)
         yield Gateway(replicas=replicas, data=data_listener, admin=admin_listener)
 
 
@@ -220,13 +222,8 @@ def _tracer(tracing: Tracing, opened: AsyncExitStack) -> Tracer | None:
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
-    from opentelemetry.sdk.trace.sampling import ParentBasedTraceIdRatio
 
-    provider = TracerProvider(
-        sampler=ParentBasedTraceIdRatio(tracing.sample),
-        resource=Resource.create({"service.name": "headrace"}),
-        shutdown_on_exit=False,
-    )
+    provider = TracerProvider(resource=Resource.create({"service.name": "headrace"}), shutdown_on_exit=False)
     # Its queue is bounded and drops the newest: a collector that is down costs spans, never calls.
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=tracing.otlp, timeout=TRACE_EXPORT_S_MAX)))
     opened.push_async_callback(asyncio.to_thread, provider.shutdown)
@@ -285,7 +282,7 @@ class Listener:
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             self.socket.bind((host, int(port)))
-            self.socket.listen(BACKLOG)
+            self.socket.listen()
         except (OSError, OverflowError) as error:
             self.socket.close()
             raise ConfigError(f"server.{field}: can't listen on {address}: {error}.") from None
@@ -295,59 +292,12 @@ class Listener:
         self.socket.close()
 
 
-#: Connections the kernel holds for us until they are accepted.
-BACKLOG = 2048
-
-
-class Server(uvicorn.Server):
-    """Signals are the application's own: it drains before its servers stop."""
-
-    def capture_signals(self) -> AbstractContextManager[None]:  # type: ignore[override]
-        return nullcontext()
-
-
-@asynccontextmanager
-async def _listening(listener: Listener, app: Any, protocol: Any) -> AsyncIterator[Server]:
-    server = Server(
-        uvicorn.Config(
-            app,
-            http=protocol,
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            timeout_keep_alive=KEEP_ALIVE_S_MAX,
-            timeout_graceful_shutdown=2,
-            backlog=BACKLOG,
-        )
-    )
-    running = asyncio.create_task(server.serve(sockets=[listener.socket]), name=f"listen {listener.address}")
-    while not server.started:
-        if running.done():
-            running.result()
-            raise ConfigError(f"can't serve on {listener.address}.")
-        await asyncio.sleep(0.005)
-    try:
-        yield server
-    finally:
-        server.should_exit = True
-        await running
-
-
-KEEP_ALIVE_S_MAX = 75
-
-
-async def _drain(server: Server, pipeline: Pipeline, drain_s_max: float, clock: Clock) -> None:
+async def _drain(server: Server, pipeline: Pipeline, drain_s_max: float) -> None:
     """Refuse what is new, let what is under way end, then cut it off with an error its client can see."""
     pipeline.draining = True
-    until_s = clock.now_s() + drain_s_max
-    while server.server_state.tasks and clock.now_s() < until_s:
-        await clock.sleep(0.05)
+    await server.drain(drain_s_max)
     pipeline.stopped = True
-    for task in list(server.server_state.tasks):
-        task.cancel()
+    server.cut_off()
 
 
 async def _cancel(task: asyncio.Task[Any]) -> None:

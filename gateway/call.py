@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import msgspec
 from msgspec import Meta
 
+from runtimes.clock import Clock
 from runtimes.contract import Exchange
 
 if TYPE_CHECKING:
@@ -210,6 +211,19 @@ NULL_N = re.compile(rb'"n"\s*:\s*null')
 TRUE, NULL = msgspec.Raw(b"true"), msgspec.Raw(b"null")
 
 
-def call_id() -> str:
-    """A fresh id, unguessable so that it can serve as a handle."""
-    return "hr-" + secrets.token_hex(12)
+class CallIds:
+    """Fresh ids: unguessable, so that one can serve as a handle, and ascending by time, so that the store appends
+    rather than inserts. 12 hex digits of Unix milliseconds, then 16 of chance (in the manner of RFC 9562 §5.7)."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._chances: list[str] = []
+
+    def next(self) -> str:
+        if not self._chances:
+            ahead = secrets.token_hex(8 * IDS_AHEAD)  # the kernel is asked once for many
+            self._chances = [ahead[start : start + 16] for start in range(0, len(ahead), 16)]
+        return f"hr-{int(self._clock.wall_s() * 1000):012x}{self._chances.pop()}"
+
+
+IDS_AHEAD = 256

@@ -8,8 +8,8 @@ every place, two get every other one, however many calls each has sent.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Mapping
+from types import TracebackType
 
 import msgspec
 
@@ -34,7 +34,7 @@ class Fairness:
     def __init__(self, *, lines: Mapping[str, Line]) -> None:
         self.lines = lines
 
-    def turn(self, call: Call) -> AbstractAsyncContextManager[None]:
+    def turn(self, call: Call) -> Turn:
         """Hold one of the model's places while inside; see Line.turn."""
         return self.lines[call.model].turn(call)
 
@@ -56,22 +56,23 @@ class Line:
         # give up any entry in constant time.
         self.tenants: dict[str, dict[asyncio.Future[None], None]] = {}
 
-    @asynccontextmanager
-    async def turn(self, call: Call) -> AsyncIterator[None]:
-        """Hold one of the model's places.
+    def turn(self, call: Call) -> Turn:
+        """Hold one of the model's places while inside.
 
-        Raises QueueFull if too many wait already, DeadlineExceeded if none came free in time.
+        Entering raises QueueFull if too many wait already, DeadlineExceeded if none came free in time.
         """
+        return Turn(self, call)
+
+    async def enter(self, call: Call) -> None:
         if self.running < self.running_max and not self.waiting:
             self.running += 1
         else:
             await self._wait(call)
-        since_s = self.clock.now_s()
-        try:
-            yield
-        finally:
-            self.served_s += 0.1 * (self.clock.now_s() - since_s - self.served_s)
-            self._leave()
+
+    def leave(self, held_s: float) -> None:
+        """Give the place to whoever is next."""
+        self.served_s += 0.1 * (held_s - self.served_s)
+        self._pass_on()
 
     def look(self) -> Queue:
         return Queue(self.running, self.running_max, self.waiting, self.waiting_max, len(self.tenants))
@@ -91,7 +92,7 @@ class Line:
         except BaseException:
             # Cancelled while waiting, or, if the place is already ours, in the very step that gave it.
             if place.done() and not place.cancelled() and place.exception() is None:
-                self._leave()
+                self._pass_on()
             else:
                 self._forget(tenant, place)
             raise
@@ -132,7 +133,7 @@ class Line:
             if not waiting:
                 del self.tenants[tenant]
 
-    def _leave(self) -> None:
+    def _pass_on(self) -> None:
         self.running -= 1
         while self.waiting and self.running < self.running_max:
             tenant, waiting = next(iter(self.tenants.items()))
@@ -143,3 +144,22 @@ class Line:
             if not place.done():
                 self.running += 1
                 place.set_result(None)
+
+
+class Turn:
+    """See Line.turn."""
+
+    __slots__ = ("_call", "_line", "_since_s")
+
+    def __init__(self, line: Line, call: Call) -> None:
+        self._line = line
+        self._call = call
+
+    async def __aenter__(self) -> None:
+        await self._line.enter(self._call)
+        self._since_s = self._line.clock.now_s()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._line.leave(self._line.clock.now_s() - self._since_s)

@@ -1,8 +1,9 @@
 """Records on their way to the store: written at once, folded behind the call.
 
-The journal is a folder of JSON lines. A record is written with one system call before the last byte of its
-answer goes out, so killing the process loses nothing that a client saw completed. While the disk is full, up to
-UNWRITTEN_BYTES_MAX are kept in memory and tried again; past that calls are refused rather than served unbilled.
+The journal is a folder of JSON lines. All records of one turn of the event loop are written with one system call,
+before the last bytes of their answers go out, so killing the process loses nothing that a client saw completed. While
+the disk is full, up to UNWRITTEN_BYTES_MAX are kept in memory and tried again; past that calls are refused rather than
+served unbilled.
 """
 
 from __future__ import annotations
@@ -54,6 +55,12 @@ class Journal:
         self.left: list[Path] = []
         """Segments of gateways before this one."""
         self.folding = asyncio.Lock()
+        self._recent: list[Record] | None = []
+        """The records of this segment that are still to be folded, so that they need not be read back; None if those
+        at hand are not exactly the ones in the file, and it must be read."""
+        self._writing = False
+        """A write is due at the end of this turn of the event loop."""
+        self._then: list[Callable[[], None]] = []
 
     @property
     def fault(self) -> str:
@@ -71,7 +78,6 @@ class Journal:
         """Fold everything; a segment that could not be folded stays for the next start."""
         if self.file < 0:
             return
-        self._write()
         await self.fold()
         if self.unwritten:
             log.critical("%d bytes of usage records are lost: %s", len(self.unwritten), self.fault)
@@ -88,22 +94,32 @@ class Journal:
             )
 
     def append(self, record: Record) -> None:
+        """Written at the end of this turn of the event loop, together with whatever else ends in it."""
         self.unwritten += msgspec.json.encode(record) + b"\n"
-        self._write()
+        if self._recent is not None:
+            self._recent.append(record)
+        if not self._writing:
+            self._writing = True
+            asyncio.get_running_loop().call_soon(self._write)
+
+    def when_written(self, then: Callable[[], None]) -> None:
+        """Call back once all that was appended so far is on its way to the disk, at once if it is already."""
+        if self._writing:
+            self._then.append(then)
+        else:
+            then()
 
     async def run(self) -> None:
         """Fold until cancelled."""
         while True:
             await self.clock.sleep(FOLD_S)
             try:
-                if self.unwritten:
-                    self._write()
                 await self.fold()
             except Exception as error:  # noqa: BLE001  it is logged, and said by `fault` until a fold goes well
                 self._failed("folding", f"usage records can't be folded: {type(error).__name__}")
 
     async def fold(self) -> None:
-        """Carry what has been written since the last fold into the store. Doing so twice counts once."""
+        """Carry what is there since the last fold into the store. Doing so twice counts once."""
         async with self.folding:
             try:
                 await self._fold_left()
@@ -124,20 +140,43 @@ class Journal:
             del self.left[0]
 
     async def _fold_own(self) -> None:
+        self._write()
         while self.folded_bytes < self.written_bytes:
-            read_bytes = await self._carry(self.path, self.folded_bytes)
-            if not read_bytes:  # the disk took half a line; the other half is still to be written
-                return
-            self.folded_bytes += read_bytes
+            if self._recent:
+                await self._fold_recent(self._recent, self.written_bytes)
+            else:
+                read_bytes = await self._carry(self.path, self.folded_bytes)
+                if not read_bytes:  # the disk took half a line; the other half is still to be written
+                    return
+                self.folded_bytes += read_bytes
+            if self.folded_bytes < SEGMENT_BYTES_MAX:
+                return  # what came meanwhile is the next fold's
+            self._write()
+        if not self.unwritten:
+            self._recent = []
         if self.folded_bytes > SEGMENT_BYTES_MAX:
             before, file = self.path, self.file
             self._start()
             os.close(file)
             before.unlink()
 
+    async def _fold_recent(self, recent: list[Record], written_bytes: int) -> None:
+        """What is at hand is all that is in the file and not folded, up to `written_bytes`."""
+        self._recent = []
+        try:
+            await self._store(recent)
+        except BaseException:
+            self._recent = None
+            raise
+        self.folded_bytes = written_bytes
+
     async def _carry(self, segment: Path, offset: int) -> int:
         """Whole lines from `offset` on into the store; how many bytes they were, 0 at the end."""
         records, read_bytes = await asyncio.to_thread(_read_from, segment, offset)
+        await self._store(records)
+        return read_bytes
+
+    async def _store(self, records: list[Record]) -> None:
         try:
             if records:
                 await self.sink(records)
@@ -146,7 +185,6 @@ class Journal:
         except Exception:  # noqa: BLE001  one of them is at fault, and must not hold up the others
             for record in records:
                 await self._carry_one(record)
-        return read_bytes
 
     async def _carry_one(self, record: Record) -> None:
         try:
@@ -170,15 +208,25 @@ class Journal:
         self.folded_bytes = self.written_bytes = 0
 
     def _write(self) -> None:
-        try:
-            written = self.write(self.file, self.unwritten)
-        except OSError as error:
-            self._failed("writing", f"the usage journal can't be written: {error.strerror}")
-        else:
-            self.written_bytes += written
-            del self.unwritten[:written]
-            if not self.unwritten:
-                self.faults.pop("writing", None)
+        self._writing = False
+        if self.unwritten:
+            try:
+                written = self.write(self.file, self.unwritten)
+            except OSError as error:
+                self._failed("writing", f"the usage journal can't be written: {error.strerror}")
+            else:
+                self.written_bytes += written
+                del self.unwritten[:written]
+        if self.unwritten or len(self._recent or ()) > RECENT_MAX:
+            self._recent = None
+        if not self.unwritten:
+            self.faults.pop("writing", None)
+        then, self._then = self._then, []
+        for go_on in then:
+            try:
+                go_on()
+            except Exception:
+                log.exception("what was to follow a usage record failed")
 
     def _failed(self, kind: str, why: str) -> None:
         if kind not in self.faults:
@@ -195,6 +243,8 @@ def unfolded(folder: Path) -> list[Record]:
 FOLD_S = 0.5
 SEGMENT_BYTES_MAX = 8 * 1024 * 1024
 UNWRITTEN_BYTES_MAX = 4 * 1024 * 1024
+#: How many records are kept at hand for the next fold; past that it reads them back.
+RECENT_MAX = 20_000
 #: How much is read at once, and how much more to find the end of its last line.
 READ_BYTES_MAX = 1024 * 1024
 LINE_BYTES_MAX = 16 * 1024 * 1024

@@ -43,11 +43,8 @@ def parse(key: str) -> tuple[str, str, str] | None:
     """(env, id, secret) of a well-formed key whose checksum is right, else None."""
     if len(key) > KEY_CHARS_MAX or not key.isascii():
         return None
-    body, _, checksum = key.rpartition("_")
-    if _checksum(body.encode()) != checksum:
-        return None
-    parts = body.split("_")
-    if len(parts) != 4 or parts[0] != "hr":
+    parts = key.split("_")
+    if len(parts) != 5 or parts[0] != "hr" or _checksum(key[: -len(parts[4]) - 1].encode()) != parts[4]:
         return None
     return parts[1], parts[2], parts[3]
 

@@ -8,13 +8,11 @@ is given back exactly once.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 from gateway.call import Call, Principal
 from gateway.errors import Draining
 from gateway.fairness import Fairness
-from gateway.meter import Answer, meter
+from gateway.meter import Answer, Client, meter
 from gateway.quota import Quota
 from gateway.route import Route
 from gateway.tenant import Tenants
@@ -55,32 +53,22 @@ class Pipeline:
             raise Draining("This gateway is stopping; retry at another, or in a moment.", retry_after_s=1.0)
         return self.tenants.authenticate(key)
 
-    @asynccontextmanager
-    async def open(self, call: Call) -> AsyncIterator[Answer]:
-        """The call's answer, begun: entering refuses or waits, leaving settles.
+    async def run(self, call: Call, client: Client) -> Answer:
+        """Relay the call's answer to `client`; what completes it is returned once everything has been given back.
 
         Raises GatewayError; its status is noted beside the stage that raises it.
         """
-        async with (
-            self.trace.span(call),
-            self.usage.record(call),  # 503 journal full
-            self._until_stopped(),  # 503 draining
-        ):
-            target = self.route.find(call.model, call.principal)  # 404
-            self.tenants.authorize(call.principal, call.model, call.route)  # 403
-            async with (
-                self.quota.hold(call, tokens_out_default=target.tokens_out_default),  # 429
-                self.fairness.turn(call),  # 503 full · 504 waited too long
-                self.route.dispatch(call, target) as reply,  # 400 · 502 after failover · 503 none up
-            ):
-                yield await meter(call, reply, self.clock)
-
-    @asynccontextmanager
-    async def _until_stopped(self) -> AsyncIterator[None]:
-        """Cancelled because the gateway stops, a call is refused; otherwise its client has left."""
-        try:
-            yield
-        except asyncio.CancelledError:
-            if self.stopped:
-                raise Draining("This gateway stopped before the answer was whole.") from None
-            raise
+        with self.trace.span(call), self.usage.record(call):  # 503 journal full
+            try:
+                target = self.route.find(call.model, call.principal)  # 404
+                self.tenants.authorize(call.principal, call.model, call.route)  # 403
+                with self.quota.hold(call, tokens_out_default=target.tokens_out_default):  # 429
+                    async with (
+                        self.fairness.turn(call),  # 503 full · 504 waited too long
+                        self.route.dispatch(call, target) as reply,  # 400 · 502 after failover · 503 none up
+                    ):
+                        return await meter(call, reply, client, self.clock)
+            except asyncio.CancelledError:
+                if self.stopped:  # else the client has left
+                    raise Draining("This gateway stopped before the answer was whole.") from None
+                raise

@@ -9,10 +9,10 @@ calls can never both take the last of a budget.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from types import TracebackType
+from typing import NamedTuple
 
-from gateway.call import Call, Limits
+from gateway.call import Call, Limits, Principal
 from gateway.errors import QuotaExceeded, QuotaTooSmall
 from runtimes.clock import Clock
 
@@ -24,42 +24,30 @@ class Quota:
         self.clock = clock
         self.holders: dict[tuple[str, str], Holder] = {}
         self.holders_max = HOLDERS_KEPT
+        self._pairs: dict[str, Pair] = {}
+        """By the key's id: what a call of it must fit into."""
 
-    @asynccontextmanager
-    async def hold(self, call: Call, *, tokens_out_default: int) -> AsyncIterator[None]:
+    def hold(self, call: Call, *, tokens_out_default: int) -> Hold:
         """Reserve one request, one place, and the most tokens the call can use; settle on the way out.
 
         The worst case is the input's estimate plus `max_tokens` for every choice. A client that sets no
         `max_tokens` is taken at `tokens_out_default`; what it uses beyond that is carried as debt, so the
         limit holds over time all the same.
 
-        Raises QuotaExceeded with the exact wait, QuotaTooSmall if no wait would ever be long enough.
+        Entering raises QuotaExceeded with the exact wait, QuotaTooSmall if no wait would ever be long enough.
         """
-        principal = call.principal
-        tokens_out = tokens_out_default if call.tokens_out_max is None else call.tokens_out_max
-        reserved = call.tokens_in_estimate + tokens_out * call.choices
-        if len(self.holders) >= self.holders_max:
-            self._forget_idle()
-        holders = (
-            self._holder("tenant", principal.tenant_id, principal.tenant, principal.tenant_limits),
-            self._holder("key", principal.key_id, principal.key_id, principal.key_limits),
-        )
-        now_s = self.clock.now_s()
-        for holder in holders:
-            holder.check(reserved, now_s, asked=bool(call.tokens_out_max))
-        taken = [holder.take(reserved, now_s) for holder in holders]
-        try:
-            yield
-        except asyncio.CancelledError:
-            # The client left before the answer; an engine that had its prompt by then has worked on it. Noted in the
-            # call, so that the record says what was charged.
-            if call.replica and not call.tokens_in:
-                call.tokens_in, call.estimated = call.tokens_in_estimate, True
-            raise
-        finally:
-            used = call.tokens_in + call.tokens_out
-            for holder, tokens in zip(holders, taken, strict=True):
-                holder.settle(tokens, used)
+        return Hold(self, call, tokens_out_default)
+
+    def pair(self, principal: Principal) -> Pair:
+        """The counters of the principal's tenant and key, with the limits it has now."""
+        pair = self._pairs.get(principal.key_id)
+        if pair is None or pair.principal is not principal:
+            if len(self.holders) >= self.holders_max:
+                self._forget_idle()
+            tenant = self._holder("tenant", principal.tenant_id, principal.tenant, principal.tenant_limits)
+            key = self._holder("key", principal.key_id, principal.key_id, principal.key_limits)
+            pair = self._pairs[principal.key_id] = Pair(principal, tenant, key)
+        return pair
 
     def _holder(self, kind: str, id: str, name: str, limits: Limits) -> Holder:
         holder = self.holders.get((kind, id))
@@ -72,12 +60,56 @@ class Quota:
     def _forget_idle(self) -> None:
         now_s = self.clock.now_s()
         self.holders = {id: holder for id, holder in self.holders.items() if not holder.idle(now_s)}
+        self._pairs.clear()
         # Twice what is busy now, so that looking for idle ones stays cheap however many are busy.
         self.holders_max = max(HOLDERS_KEPT, 2 * len(self.holders))
 
 
+class Pair(NamedTuple):
+    """A principal's counters."""
+
+    principal: Principal
+    tenant: Holder
+    key: Holder
+
+
 #: Past this many holders the idle ones, whose budgets are full anyway, are forgotten.
 HOLDERS_KEPT = 10_000
+
+
+class Hold:
+    """See Quota.hold."""
+
+    __slots__ = ("_call", "_pair", "_quota", "_taken", "_tokens")
+
+    def __init__(self, quota: Quota, call: Call, tokens_out_default: int) -> None:
+        self._quota = quota
+        self._call = call
+        tokens_out = tokens_out_default if call.tokens_out_max is None else call.tokens_out_max
+        self._tokens = call.tokens_in_estimate + tokens_out * call.choices
+
+    def __enter__(self) -> None:
+        now_s, asked, tokens = self._quota.clock.now_s(), bool(self._call.tokens_out_max), self._tokens
+        pair = self._pair = self._quota.pair(self._call.principal)
+        held = pair.tenant.take(tokens, now_s, asked=asked)
+        try:
+            self._taken = held, pair.key.take(tokens, now_s, asked=asked)
+        except QuotaExceeded:
+            pair.tenant.untake(held)
+            raise
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        call = self._call
+        if error is not None and isinstance(error, asyncio.CancelledError) and call.replica and not call.tokens_in:
+            # The client left before the answer; an engine that had its prompt by then has worked on it. Noted in the
+            # call, so that the record says what was charged.
+            call.tokens_in, call.estimated = call.tokens_in_estimate, True
+        used = call.tokens_in + call.tokens_out
+        held, held_by_key = self._taken
+        self._pair.tenant.settle(held, used)
+        self._pair.key.settle(held_by_key, used)
 
 
 class Holder:
@@ -86,13 +118,20 @@ class Holder:
     def __init__(self, name: str, limits: Limits) -> None:
         self.name = name
         self.limits = limits
+        self.free = limits == UNLIMITED
+        self.closed = _closed(limits)
         self.running = 0
         self.requests = Gcra(limits.rpm)
         self.tokens = Gcra(limits.tpm)
 
-    def check(self, tokens: int, now_s: float, *, asked: bool) -> None:
+    def take(self, tokens: int, now_s: float, *, asked: bool) -> int | None:
+        """One request, one place and so many tokens, or none of it: raises QuotaExceeded. The tokens that are now
+        reserved, None while they are not limited. `asked` says that the client itself set how many."""
         limits = self.limits
-        if 0 in (limits.rpm, limits.tpm, limits.concurrent):
+        if self.free:
+            self.running += 1
+            return None
+        if self.closed:
             raise QuotaTooSmall(f"A limit of {self.name} is 0, so it may make no calls; ask whoever runs this gateway.")
         if limits.concurrent is not None and self.running >= limits.concurrent:
             raise QuotaExceeded(
@@ -100,31 +139,35 @@ class Holder:
                 "wait for one to end.",
                 retry_after_s=1.0,
             )
-        wait_s = self.requests.wait_s(1, now_s)
-        if wait_s > 0:
+        if wait_s := self.requests.take(1, now_s):
             raise QuotaExceeded(
                 f"{self.name} has used its {limits.rpm} requests a minute; retry in {wait_s:.3f} s.",
                 retry_after_s=wait_s,
             )
-        if asked and limits.tpm is not None and tokens > limits.tpm:
+        if limits.tpm is not None:
+            self._take_tokens(tokens, limits.tpm, now_s, asked=asked)
+        self.running += 1
+        return None if limits.tpm is None else tokens
+
+    def _take_tokens(self, tokens: int, tpm: int, now_s: float, *, asked: bool) -> None:
+        if asked and tokens > tpm:
+            self.requests.give_back(1)
             raise QuotaTooSmall(
                 f"This call may use {tokens} tokens (its input and max_tokens for every choice), more than the "
-                f"{limits.tpm} tokens a minute of {self.name}; lower max_tokens or n.",
+                f"{tpm} tokens a minute of {self.name}; lower max_tokens or n.",
                 param="max_tokens",
             )
-        wait_s = self.tokens.wait_s(tokens, now_s)
-        if wait_s > 0:
+        if wait_s := self.tokens.take(tokens, now_s):
+            self.requests.give_back(1)
             raise QuotaExceeded(
-                f"{self.name} has used or reserved its {limits.tpm} tokens a minute; retry in {wait_s:.3f} s.",
+                f"{self.name} has used or reserved its {tpm} tokens a minute; retry in {wait_s:.3f} s.",
                 retry_after_s=wait_s,
             )
 
-    def take(self, tokens: int, now_s: float) -> int | None:
-        """The tokens that are now reserved, None while they are not limited."""
-        self.running += 1
-        self.requests.take(1, now_s)
-        self.tokens.take(tokens, now_s)
-        return None if self.limits.tpm is None else tokens
+    def untake(self, reserved: int | None) -> None:
+        """As if the call had never been."""
+        self.requests.give_back(1)
+        self.settle(reserved, 0)
 
     def settle(self, reserved: int | None, used: int) -> None:
         self.running -= 1
@@ -135,6 +178,8 @@ class Holder:
     def change(self, limits: Limits, now_s: float) -> None:
         """New limits for calls to come; what is under way, used or owed stays so."""
         self.limits = limits
+        self.free = limits == UNLIMITED
+        self.closed = _closed(limits)
         self.requests.change(limits.rpm, now_s)
         self.tokens.change(limits.tpm, now_s)
 
@@ -152,16 +197,19 @@ class Gcra:
         self.full_at_s = 0.0
         """When the whole burst is there again: the theoretical arrival time."""
 
-    def wait_s(self, cost: int, now_s: float) -> float:
-        """Seconds until `cost` fits, 0 if it does. A cost above the burst waits for the whole burst."""
+    def take(self, cost: int, now_s: float) -> float:
+        """0 if `cost` fits, which is then taken; else the seconds until it would. A cost above the burst waits for the
+        whole burst."""
         if not self.unit_s:
             return 0.0
-        wait_s = max(self.full_at_s - now_s, 0.0) + min(cost * self.unit_s, BURST_S) - BURST_S
-        return wait_s if wait_s > ROUNDING_S else 0.0
-
-    def take(self, cost: int, now_s: float) -> None:
-        if self.unit_s:
-            self.full_at_s = max(self.full_at_s, now_s) + cost * self.unit_s
+        full_at_s, cost_s = self.full_at_s, cost * self.unit_s
+        if full_at_s < now_s:
+            full_at_s = now_s
+        wait_s = full_at_s - now_s + (cost_s if cost_s < BURST_S else BURST_S) - BURST_S
+        if wait_s > ROUNDING_S:
+            return wait_s
+        self.full_at_s = full_at_s + cost_s
+        return 0.0
 
     def give_back(self, unused: int) -> None:
         """Return what was reserved and not used; a negative amount is debt."""
@@ -181,3 +229,10 @@ ROUNDING_S = 1e-6
 
 def _unit_s(per_minute: int | None) -> float:
     return 60.0 / per_minute if per_minute else 0.0
+
+
+UNLIMITED = Limits()
+
+
+def _closed(limits: Limits) -> bool:
+    return 0 in (limits.rpm, limits.tpm, limits.concurrent)

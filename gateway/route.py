@@ -6,7 +6,8 @@ After that byte nothing is retried: part of an answer may already be with the cl
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager
+from types import TracebackType
 
 import msgspec
 
@@ -24,7 +25,6 @@ from runtimes.contract import (
     PATHS,
     Broken,
     Expired,
-    Generator,
     Invalid,
     Overloaded,
     Predictor,
@@ -62,29 +62,35 @@ class Route:
     def visible(self, principal: Principal) -> list[Target]:
         return [target for name, target in self.targets.items() if covered(principal.models, name)]
 
-    @asynccontextmanager
-    async def dispatch(self, call: Call, target: Target) -> AsyncIterator[Reply]:
+    def dispatch(self, call: Call, target: Target) -> Dispatch:
         """The reply of the first replica that begins one.
 
-        Raises Unsupported for a route the model does not answer, EngineUnavailable (503) if no replica is up,
-        EngineFailed (502) if those that are could not answer, DeadlineExceeded (504).
+        Entering raises Unsupported for a route the model does not answer, EngineUnavailable (503) if no replica is
+        up, EngineFailed (502) if those that are could not answer, DeadlineExceeded (504).
         """
-        async with AsyncExitStack() as stack:
-            reply, replica = await self._first(call, target, stack)
-            try:
-                yield reply
-            except EngineFailed as fault:
-                replica.failed(str(fault.__cause__ or fault))
-                raise
-            replica.succeeded()
+        return Dispatch(call, target)
 
-    async def _first(self, call: Call, target: Target, stack: AsyncExitStack) -> tuple[Reply, Replica]:
-        candidates = _candidates(target)
+
+class Dispatch:
+    """See Route.dispatch."""
+
+    __slots__ = ("_call", "_exchange", "_replica", "_target")
+
+    def __init__(self, call: Call, target: Target) -> None:
+        self._call = call
+        self._target = target
+        self._replica: Replica | None = None
+        """Whose reply is open."""
+        self._exchange: AbstractAsyncContextManager[Reply] | None = None
+
+    async def __aenter__(self) -> Reply:
+        call = self._call
+        candidates = _candidates(self._target)
         for number, replica in enumerate(candidates, start=1):
             _require_route(replica, call)
             call.replica = replica.name
             try:
-                reply = await stack.enter_async_context(_ask(replica, call))
+                reply = await self._ask(replica)
             except Overloaded:
                 continue
             except (Unavailable, Broken) as fault:
@@ -93,19 +99,66 @@ class Route:
             except Expired as fault:
                 raise DeadlineExceeded(f"Model {call.model!r} did not begin to answer in time.") from fault
             if reply.status < 500 or number == len(candidates):
-                return reply, replica
+                return reply
             replica.failed(f"it answered {reply.status}")
-            await stack.aclose()
+            await self._leave(None, None, None)
         call.replica = ""
         if candidates:
             names = ", ".join(replica.name for replica in candidates)
             raise EngineFailed(f"No engine of model {call.model!r} could answer ({names}); retry.", retry_after_s=1.0)
-        states = ", ".join(f"{replica.name} is {replica.state}" for replica in target.replicas)
+        states = ", ".join(f"{replica.name} is {replica.state}" for replica in self._target.replicas)
         raise EngineUnavailable(f"No engine of model {call.model!r} is up ({states}); retry later.", retry_after_s=2.0)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        replica = self._replica
+        assert replica is not None
+        await self._leave(kind, error, traceback)
+        if error is None:
+            replica.succeeded()
+        elif isinstance(error, EngineFailed):
+            replica.failed(str(error.__cause__ or error))
+
+    async def _ask(self, replica: Replica) -> Reply:
+        """One replica's reply. Busy from here on, so that the next call sees it and goes elsewhere."""
+        call = self._call
+        self._replica = replica
+        replica.running += 1
+        try:
+            if replica.generator is None:
+                return await _infer(replica.predictor, call)
+            model = replica.generator.upstream_model or call.model
+            request = call.exchange(model=model, each_chunk=replica.generator.meters_each_chunk)
+            exchange = replica.generator.exchange(request)
+            reply = await exchange.__aenter__()
+            self._exchange = exchange
+            if reply.status in REFUSED or 300 <= reply.status < 400:
+                # Passing it on would tell the client that its own key, or its address, is wrong.
+                raise Unavailable(f"{replica.name} refused the gateway's own credentials or redirects ({reply.status})")
+            return reply
+        except BaseException as error:
+            await self._leave(type(error), error, error.__traceback__)
+            raise
+
+    async def _leave(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        assert self._replica is not None
+        self._replica.running -= 1
+        exchange, self._exchange, self._replica = self._exchange, None, None
+        if exchange is not None:
+            await exchange.__aexit__(kind, error, traceback)
+
+
+#: An upstream's words for "I don't know you", meant for the gateway and not for its client.
+REFUSED = frozenset({401, 403, 407})
 
 
 def _candidates(target: Target) -> list[Replica]:
     """Replicas to try, least busy first; those that failed lately come last, for when there is no other."""
+    if len(target.replicas) == 1:
+        return [replica for replica in target.replicas if replica.state is State.ready]
     ready = [replica for replica in target.replicas if replica.state is State.ready]
     return sorted(ready, key=lambda replica: (not replica.trusted(), replica.running / replica.slots))
 
@@ -124,34 +177,6 @@ def _require_route(replica: Replica, call: Call) -> None:
 ROUTE_OF_TASK = {"classify": "/v1/classify", "embed": "/v1/embeddings"}
 
 
-@asynccontextmanager
-async def _ask(replica: Replica, call: Call) -> AsyncIterator[Reply]:
-    """One replica's reply. Busy from here on, so that the next call sees it and goes elsewhere."""
-    replica.running += 1
-    try:
-        if replica.generator is None:
-            yield await _infer(replica.predictor, call)
-        else:
-            async with _exchange(replica.generator, call) as reply:
-                if reply.status in REFUSED or 300 <= reply.status < 400:
-                    # Passing it on would tell the client that its own key, or its address, is wrong.
-                    raise Unavailable(
-                        f"{replica.name} refused the gateway's own credentials or redirects ({reply.status})"
-                    )
-                yield reply
-    finally:
-        replica.running -= 1
-
-
-#: An upstream's words for "I don't know you", meant for the gateway and not for its client.
-REFUSED = frozenset({401, 403, 407})
-
-
-def _exchange(generator: Generator, call: Call) -> AbstractAsyncContextManager[Reply]:
-    model = generator.upstream_model or call.model
-    return generator.exchange(call.exchange(model=model, each_chunk=generator.meters_each_chunk))
-
-
 async def _infer(predictor: Predictor, call: Call) -> Reply:
     assert call.translation is not None
     try:
@@ -160,9 +185,10 @@ async def _infer(predictor: Predictor, call: Call) -> Reply:
         body = asked.answer(reply, model=call.model, labels=predictor.labels, id=call.id, created_s=int(call.at_s))
     except Invalid as fault:
         # As an engine would say it: a reply with its status, so that it counts as the engine's refusal.
-        return Reply(400, JSON, _once(BadRequest(str(fault), param=fault.param).body()))
+        body = BadRequest(str(fault), param=fault.param).body()
+        return Reply(400, JSON, _once(body), body=body)
     call.tokens_in = reply.tokens_in
-    return Reply(200, JSON, _once(body))
+    return Reply(200, JSON, _once(body), body=body)
 
 
 JSON = ((b"content-type", b"application/json"),)

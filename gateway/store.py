@@ -7,20 +7,21 @@ and every `headrace` command.
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
-import logging
 import operator
 import os
 import sqlite3
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, closing, contextmanager, suppress
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
+from functools import partial, wraps
+from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, runtime_checkable
 
 import msgspec
 import sqlalchemy as sa
-from sqlalchemy.dialects import sqlite
-from sqlalchemy.ext.asyncio import AsyncConnection, create_async_engine
 
 from gateway.call import Limits, Outcome, Record
 
@@ -29,14 +30,17 @@ HEAD = "0001"
 
 By = Literal["tenant", "model", "key", "none"]
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 
 @runtime_checkable
 class Store(Protocol):
     """Tenants, keys and usage, durable once a method has returned.
 
     Every method raises Unreachable when the database cannot answer; those that name a row raise Missing when
-    it is not there, those that add one raise Taken when it is. Each change is one transaction. Safe to use
-    concurrently, by several tasks and several processes.
+    it is not there, those that add one raise Taken when it is. Each change is one transaction, whole or not at all,
+    when its caller is cancelled too. Safe to use concurrently, by several tasks and several processes.
     """
 
     async def open(self) -> None:
@@ -216,31 +220,72 @@ USAGE = sa.Table(
 )
 
 
+#: Within the parameters that SQLite takes in one (32,766 since 3.32).
+ROWS_A_STATEMENT = 500
+
+
+def _insertion(rows: int) -> str:
+    """Inserts so many records, leaving those that are there already as they are."""
+    columns = ", ".join(USAGE.columns.keys())
+    row = f"({', '.join('?' * len(USAGE.columns))})"
+    return f"INSERT INTO usage ({columns}) VALUES {', '.join([row] * rows)} ON CONFLICT (id) DO NOTHING"  # noqa: S608
+
+
+def _row(record: Record) -> list[Any]:
+    """The record's fields in the order of the columns, as types the driver takes without looking for an adapter."""
+    row: list[Any] = list(msgspec.structs.astuple(record))
+    for place, plain in PLAIN:
+        row[place] = plain(row[place])
+    return row
+
+
+#: Fields that are of subclasses of what they are in SQL, by their place.
+PLAIN: tuple[tuple[int, Callable[[Any], int | str]], ...] = tuple(
+    (place, int if field.type is bool else operator.attrgetter("value"))
+    for place, field in enumerate(msgspec.structs.fields(Record))
+    if field.type in (bool, Outcome)
+)
+
+
+def _on_thread(
+    method: Callable[Concatenate[SqliteStore, P], T],
+) -> Callable[Concatenate[SqliteStore, P], Coroutine[Any, Any, T]]:
+    """Run a method that waits for the disk on one of its store's threads, from beginning to end."""
+
+    @wraps(method)
+    async def call(self: SqliteStore, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return await self._call(partial(method, self, *args, **kwargs))
+
+    return call
+
+
 class SqliteStore:
     """A Store in one SQLite file (WAL), readable by its owner only.
 
-    A writer waits up to `busy_s_max` for another process's transaction to end, then raises Unreachable.
+    A writer waits up to `busy_s_max` for another process's transaction to end, and a call as long for one of
+    THREADS_MAX threads, then raises Unreachable. A call that is cancelled while it waits never happens; one that
+    has begun runs to its end, unwatched, so that a transaction is always whole and its connection comes back.
     """
 
     def __init__(self, path: Path, *, busy_s_max: float = 5.0) -> None:
         self.path = path
-        self._reader = create_async_engine(
-            sa.URL.create("sqlite+aiosqlite", database=str(path)),
+        self._busy_s_max = busy_s_max
+        self._threads = ThreadPoolExecutor(THREADS_MAX, thread_name_prefix="store")
+        self._reader = sa.create_engine(
+            sa.URL.create("sqlite", database=str(path)),
             # isolation_level None: transactions are begun by `_begin` below, not guessed by the driver.
             connect_args={"timeout": busy_s_max, "isolation_level": None},
-            pool_size=3,
+            pool_size=THREADS_MAX,
             max_overflow=0,
-            pool_timeout=busy_s_max,
             # A failing statement must not carry its parameters into a traceback.
             hide_parameters=True,
         )
         self._writer = self._reader.execution_options(writes=True)
-        sa.event.listen(self._reader.sync_engine, "connect", _prepare)
-        sa.event.listen(self._reader.sync_engine, "begin", _begin)
+        sa.event.listen(self._reader, "connect", _prepare)
+        sa.event.listen(self._reader, "begin", _begin)
 
-    async def open(self) -> None:
-        # At debug level the driver logs every statement with its parameters, digests among them.
-        logging.getLogger("aiosqlite").setLevel(logging.INFO)
+    @_on_thread
+    def open(self) -> None:
         try:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             _create_private(self.path)
@@ -249,137 +294,148 @@ class SqliteStore:
         with self._faults():
             _keep_ahead_log(self.path)
         with self._faults():
-            if await self._schema() != HEAD:
+            if self._schema() != HEAD:
                 from gateway.migrations.upgrade import upgrade
 
-                async with self._writer.begin() as connection:
-                    await connection.run_sync(upgrade)
+                with self._writer.begin() as connection:
+                    upgrade(connection)
 
     async def aclose(self) -> None:
-        await self._reader.dispose()
+        """Let the calls that have begun come to their end, then close the file."""
+        await asyncio.to_thread(self._threads.shutdown)
+        self._reader.dispose()
 
     async def ready(self) -> None:
         await self.version()
 
-    async def version(self) -> int:
-        with self._faults():
-            async with self._reader.connect() as connection:
-                return await _revision(connection)
+    @_on_thread
+    def version(self) -> int:
+        with self._faults(), self._reader.connect() as connection:
+            return _revision(connection)
 
-    async def snapshot(self) -> Snapshot:
-        with self._faults():
-            async with self._reader.connect() as connection:
-                return Snapshot(
-                    version=await _revision(connection),
-                    tenants=tuple(_tenant(row) for row in await connection.execute(sa.select(TENANTS))),
-                    keys=tuple(_key(row) for row in await connection.execute(sa.select(KEYS))),
-                )
+    @_on_thread
+    def snapshot(self) -> Snapshot:
+        with self._faults(), self._reader.connect() as connection:
+            return Snapshot(
+                version=_revision(connection),
+                tenants=tuple(map(_tenant, connection.execute(sa.select(TENANTS)))),
+                keys=tuple(map(_key, connection.execute(sa.select(KEYS)))),
+            )
 
-    async def tenants(self) -> list[TenantRow]:
-        rows = await self._read(sa.select(TENANTS).order_by(TENANTS.c.name))
-        return [_tenant(row) for row in rows]
+    @_on_thread
+    def tenants(self) -> list[TenantRow]:
+        return [_tenant(row) for row in self._read(sa.select(TENANTS).order_by(TENANTS.c.name))]
 
-    async def tenant(self, name: str) -> TenantRow:
-        rows = await self._read(sa.select(TENANTS).where(TENANTS.c.name == name))
+    @_on_thread
+    def tenant(self, name: str) -> TenantRow:
+        rows = self._read(sa.select(TENANTS).where(TENANTS.c.name == name))
         _require(len(rows), _no_tenant(name))
         return _tenant(rows[0])
 
-    async def add_tenant(self, row: TenantRow) -> None:
-        async with self._change(f"there is already a tenant {row.name!r}; choose another name") as change:
-            await change.execute(sa.insert(TENANTS).values(_flat(row)))
+    @_on_thread
+    def add_tenant(self, row: TenantRow) -> None:
+        with self._change(f"there is already a tenant {row.name!r}; choose another name") as change:
+            change.execute(sa.insert(TENANTS).values(_flat(row)))
 
     async def set_tenant(self, name: str, *, limits: Mapping[str, int | None], disabled: bool | None) -> TenantRow:
         values = {**limits} if disabled is None else {**limits, "disabled": disabled}
-        if not values:
-            return await self.tenant(name)
-        async with self._change() as change:
+        return await (self._set_tenant(name, values) if values else self.tenant(name))
+
+    @_on_thread
+    def _set_tenant(self, name: str, values: Mapping[str, object]) -> TenantRow:
+        with self._change() as change:
             # Only these columns: a whole row, read before, would undo what another has changed since.
             query = sa.update(TENANTS).where(TENANTS.c.name == name).values(values).returning(TENANTS)
-            rows = (await change.execute(query)).all()
+            rows = change.execute(query).all()
             _require(len(rows), _no_tenant(name))
             return _tenant(rows[0])
 
-    async def remove_tenant(self, tenant_id: str) -> None:
-        async with self._change() as change:
-            done = await change.execute(sa.delete(TENANTS).where(TENANTS.c.id == tenant_id))
+    @_on_thread
+    def remove_tenant(self, tenant_id: str) -> None:
+        with self._change() as change:
+            done = change.execute(sa.delete(TENANTS).where(TENANTS.c.id == tenant_id))
             _require(done.rowcount, f"there is no tenant with id {tenant_id!r}")
 
-    async def keys(self, *, tenant_id: str | None = None) -> list[KeyRow]:
+    @_on_thread
+    def keys(self, *, tenant_id: str | None = None) -> list[KeyRow]:
         query = sa.select(KEYS).order_by(KEYS.c.created_s, KEYS.c.id)
         if tenant_id is not None:
             query = query.where(KEYS.c.tenant_id == tenant_id)
-        return [_key(row) for row in await self._read(query)]
+        return [_key(row) for row in self._read(query)]
 
-    async def key(self, key_id: str) -> KeyRow:
-        rows = await self._read(sa.select(KEYS).where(KEYS.c.id == key_id))
+    @_on_thread
+    def key(self, key_id: str) -> KeyRow:
+        rows = self._read(sa.select(KEYS).where(KEYS.c.id == key_id))
         _require(len(rows), f"there is no key with id {key_id!r}; `headrace key list` shows those there are")
         return _key(rows[0])
 
-    async def add_key(self, row: KeyRow) -> None:
-        taken = f"key {row.id!r} cannot be added: its id is taken, or its tenant is gone"
-        async with self._change(taken) as change:
-            await change.execute(sa.insert(KEYS).values(_flat(row)))
+    @_on_thread
+    def add_key(self, row: KeyRow) -> None:
+        with self._change(f"key {row.id!r} cannot be added: its id is taken, or its tenant is gone") as change:
+            change.execute(sa.insert(KEYS).values(_flat(row)))
 
-    async def revoke_key(self, key_id: str, *, at_s: float) -> None:
-        async with self._change() as change:
-            done = await change.execute(
+    @_on_thread
+    def revoke_key(self, key_id: str, *, at_s: float) -> None:
+        with self._change() as change:
+            done = change.execute(
                 sa.update(KEYS).where(KEYS.c.id == key_id).values(revoked_s=sa.func.coalesce(KEYS.c.revoked_s, at_s))
             )
             _require(done.rowcount, f"there is no key with id {key_id!r}")
 
-    async def rotate_key(self, key_id: str, *, digest: bytes, previous_until_s: float) -> None:
-        async with self._change() as change:
-            done = await change.execute(
+    @_on_thread
+    def rotate_key(self, key_id: str, *, digest: bytes, previous_until_s: float) -> None:
+        with self._change() as change:
+            done = change.execute(
                 sa.update(KEYS)
                 .where(KEYS.c.id == key_id)
                 .values(digest=digest, previous=KEYS.c.digest, previous_until_s=previous_until_s)
             )
             _require(done.rowcount, f"there is no key with id {key_id!r}")
 
-    async def append_usage(self, records: Sequence[Record]) -> None:
+    @_on_thread
+    def append_usage(self, records: Sequence[Record]) -> None:
         if not records:
             return
-        with self._faults():
-            async with self._writer.begin() as connection:
-                await connection.execute(
-                    sqlite.insert(USAGE).on_conflict_do_nothing(index_elements=["id"]),
-                    [msgspec.to_builtins(record) for record in records],
-                )
+        with self._faults(), self._writer.begin() as connection:
+            # Many rows a statement, and past SQLAlchemy's compiler: half the CPU, and SQLite, which lets go of the
+            # interpreter for each statement, does not take it from the event loop again for every row.
+            for start in range(0, len(records), ROWS_A_STATEMENT):
+                rows = [_row(record) for record in records[start : start + ROWS_A_STATEMENT]]
+                connection.exec_driver_sql(_insertion(len(rows)), tuple(chain.from_iterable(rows)))
 
-    async def usage(self, where: UsageFilter, *, limit: int) -> list[Record]:
+    @_on_thread
+    def usage(self, where: UsageFilter, *, limit: int) -> list[Record]:
         newest = sa.select(USAGE).where(*_matches(where)).order_by(USAGE.c.at_s.desc(), USAGE.c.id)
-        return [_record(row) for row in await self._read(newest.limit(limit))]
+        return [_record(row) for row in self._read(newest.limit(limit))]
 
-    async def usage_totals(self, where: UsageFilter, *, by: By) -> list[UsageTotal]:
+    @_on_thread
+    def usage_totals(self, where: UsageFilter, *, by: By) -> list[UsageTotal]:
         groups = {"tenant": USAGE.c.tenant, "model": USAGE.c.model, "key": USAGE.c.key_id}
         if by == "none":
             query = sa.select(sa.literal("").label("name"), *_sums())
         else:
             query = sa.select(groups[by].label("name"), *_sums()).group_by(groups[by]).order_by(groups[by])
-        return [UsageTotal(**row._asdict()) for row in await self._read(query.where(*_matches(where)))]
+        return [UsageTotal(**row._asdict()) for row in self._read(query.where(*_matches(where)))]
 
-    async def _schema(self) -> str | None:
+    def _schema(self) -> str | None:
         """The migration the file is at, asked with one select; None for a new file."""
         stamp = sa.select(sa.column("version_num", sa.String)).select_from(sa.table("alembic_version"))
-        async with self._reader.connect() as connection:
-            with suppress(sa.exc.OperationalError):
-                return await connection.scalar(stamp)
+        with self._reader.connect() as connection, suppress(sa.exc.OperationalError):
+            return connection.scalar(stamp)
         return None
 
-    async def _read(self, query: sa.Executable) -> Sequence[sa.Row[Any]]:
-        with self._faults():
-            async with self._reader.connect() as connection:
-                rows: Sequence[sa.Row[Any]] = (await connection.execute(query)).all()
-                return rows
+    def _read(self, query: sa.Executable) -> Sequence[sa.Row[Any]]:
+        with self._faults(), self._reader.connect() as connection:
+            return connection.execute(query).all()
 
-    @asynccontextmanager
-    async def _change(self, taken: str = "that row exists already") -> AsyncIterator[AsyncConnection]:
+    @contextmanager
+    def _change(self, taken: str = "that row exists already") -> Iterator[sa.Connection]:
         """One transaction that changes tenants or keys, and says so in the revision."""
         with self._faults():
             try:
-                async with self._writer.begin() as connection:
+                with self._writer.begin() as connection:
                     yield connection
-                    await connection.execute(sa.update(REVISION).values(number=REVISION.c.number + 1))
+                    connection.execute(sa.update(REVISION).values(number=REVISION.c.number + 1))
             except sa.exc.IntegrityError:
                 raise Taken(taken) from None
 
@@ -391,6 +447,26 @@ class SqliteStore:
             cause = fault.orig if isinstance(fault, sa.exc.DBAPIError) else fault
             why = str(cause) if isinstance(cause, sqlite3.Error) else type(fault).__name__
             raise Unreachable(f"the store {self.path} does not answer: {why}") from fault
+
+    async def _call(self, work: Callable[[], T]) -> T:
+        """`work` on a thread. Raises Unreachable if none gets free in time, and then nothing was done."""
+        try:
+            job = self._threads.submit(work)
+        except RuntimeError as fault:
+            raise Unreachable(f"the store {self.path} has no thread: {fault}") from None
+        done = asyncio.wrap_future(job)
+        try:
+            await asyncio.wait((done,), timeout=self._busy_s_max)
+            # Only what still waits for a thread can be taken back.
+            if job.cancel():
+                raise Unreachable(f"the store {self.path} is busy: no thread got free within {self._busy_s_max:g} s")
+            return await done
+        finally:
+            done.cancel()
+
+
+#: Connections too; what is asked at once is a poll, a fold, and now and then an operator's call.
+THREADS_MAX = 3
 
 
 def _create_private(path: Path) -> None:
@@ -432,8 +508,8 @@ def _begin(connection: sa.Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
-async def _revision(connection: AsyncConnection) -> int:
-    number: int = (await connection.execute(sa.select(REVISION.c.number))).scalar_one()
+def _revision(connection: sa.Connection) -> int:
+    number: int = connection.execute(sa.select(REVISION.c.number)).scalar_one()
     return number
 
 

@@ -85,13 +85,16 @@ class Tenants:
         """Take over what the store holds, if it has changed."""
         version = await self.store.version()
         if version != self._version:
-            snapshot = await self.store.snapshot()
-            self._entries = _entries(snapshot)
-            self._version = snapshot.version
+            self.take(await self.store.snapshot())
         self._seen_s = self.clock.now_s()
         if self._fault:
             log.warning("the store answers again: keys and tenants are current")
             self._fault = ""
+
+    def take(self, snapshot: Snapshot) -> None:
+        """From now on these are the keys."""
+        self._entries = _entries(snapshot)
+        self._version = snapshot.version
 
     def trouble(self) -> str | None:
         """Why keys and tenants may be out of date; None if they are not."""

@@ -1,25 +1,20 @@
-"""What can be seen of a call: one span, one set of metrics, every name in one table.
+"""One span of every sampled call, and the call's part in the metrics.
 
 Spans follow OpenTelemetry's semantic conventions for generative AI and go out over OTLP if the configuration
-names a collector; without one no span is built and the caller's `traceparent` is handed on as it came. The
+names a collector; without one no span is built and the caller's `traceparent` is handed on as it came. Whether a call
+is sampled is decided first, by its caller's flag or else by chance, so that a call that is not costs nothing. The
 queue's and the engine's part are children made from the call's own facts when it ends, so no stage knows of
-tracing. Neither prompts nor completions nor keys enter a span or a metric, and no label is a client's free choice.
+tracing. Neither prompts nor completions nor keys enter a span or a metric.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from contextlib import asynccontextmanager
-from functools import cache
-from typing import TYPE_CHECKING, NamedTuple
+import random
+from types import TracebackType
+from typing import TYPE_CHECKING
 
-import msgspec
-from prometheus_client import CollectorRegistry, Counter, Histogram
-from prometheus_client.core import GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
-
-import gateway.errors
 from gateway.call import Call, Outcome
+from gateway.metrics import Metrics
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span, Tracer
@@ -32,142 +27,49 @@ OPERATIONS = {
     "/v1/messages": "chat",
     "/v1/classify": "classify",
 }
-FIRST_BYTE_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
-TOKEN_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
-TOTAL_S = (0.005, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 
 
 class Trace:
-    """`models` are the only model names that ever become a label; any other is `unknown`."""
+    """`tracer` is None where spans go nowhere; `sample` is the share of calls that get one."""
 
-    def __init__(self, *, models: frozenset[str], registry: CollectorRegistry, tracer: Tracer | None) -> None:
-        self.models = models
+    def __init__(self, *, metrics: Metrics, tracer: Tracer | None, sample: float = 1.0) -> None:
+        self.metrics = metrics
         self.tracer = tracer
-        self.calls = Counter(
-            "headrace_calls", "Calls by how they ended", ["model", "route", "outcome"], registry=registry
-        )
-        self.errors = Counter("headrace_errors", "Calls that ended in an error", ["model", "code"], registry=registry)
-        self.tokens = Counter("headrace_tokens", "Tokens metered", ["model", "direction"], registry=registry)
-        self.queue_s = Histogram(
-            "headrace_queue_seconds", "Wait for a place", ["model"], registry=registry, buckets=FIRST_BYTE_S
-        )
-        self.first_byte_s = Histogram(
-            "headrace_first_byte_seconds",
-            "Arrival to first byte",
-            ["model"],
-            registry=registry,
-            buckets=FIRST_BYTE_S,
-        )
-        self.token_s = Histogram(
-            "headrace_token_seconds",
-            "Time per output token after the first",
-            ["model"],
-            registry=registry,
-            buckets=TOKEN_S,
-        )
-        self.total_s = Histogram(
-            "headrace_call_seconds", "A call's whole life", ["model"], registry=registry, buckets=TOTAL_S
-        )
+        self.sample = sample
 
-        # Both are bounded: a model is one of `models` or unknown, routes and outcomes are a few.
-        self._calls = cache(self.calls.labels)
-        self._per = cache(self._of)
-
-    @asynccontextmanager
-    async def span(self, call: Call) -> AsyncIterator[None]:
+    def span(self, call: Call) -> Spanned:
         """Everything inside is one span; its metrics are counted on the way out."""
-        span = None if self.tracer is None else _begin(self.tracer, call)
-        try:
-            yield
-        finally:
-            self._count(call)
-            if span is not None and self.tracer is not None:
-                _end(self.tracer, span, call)
+        return Spanned(self, call)
 
-    def _count(self, call: Call) -> None:
-        model = call.model if call.model in self.models else "unknown"
-        self._calls(model, call.route, call.outcome.value).inc()
-        per = self._per(model)
-        per.total_s.observe(call.total_s)
-        if call.code and call.outcome is not Outcome.rejected:
-            # An engine's own codes are not ours to count by: there may be any number of them.
-            self.errors.labels(model, call.code if call.code in CODES else "engine").inc()
-        if call.replica:
-            per.queue_s.observe(call.wait_s)
-            per.tokens_in.inc(call.tokens_in)
-            per.tokens_out.inc(call.tokens_out)
-        if call.first_byte_s:
-            per.first_byte_s.observe(call.first_byte_s)
-            if call.stream and call.tokens_out > 1:
-                per.token_s.observe((call.total_s - call.first_byte_s) / (call.tokens_out - 1))
-
-    def _of(self, model: str) -> PerModel:
-        return PerModel(
-            self.queue_s.labels(model),
-            self.first_byte_s.labels(model),
-            self.token_s.labels(model),
-            self.total_s.labels(model),
-            self.tokens.labels(model, "in"),
-            self.tokens.labels(model, "out"),
-        )
+    def sampled(self, call: Call) -> bool:
+        """As its caller decided (W3C Trace Context §3.2.2.5), else by chance."""
+        if call.traceparent is not None:
+            return bool(int(call.traceparent[-2:], 16) & 1)
+        return self.sample >= 1.0 or random.random() < self.sample  # noqa: S311 - not a secret
 
 
-class PerModel(NamedTuple):
-    """One model's metrics, looked up once: finding a labelled child costs more than adding to it."""
+class Spanned:
+    """See Trace.span."""
 
-    queue_s: Histogram
-    first_byte_s: Histogram
-    token_s: Histogram
-    total_s: Histogram
-    tokens_in: Counter
-    tokens_out: Counter
+    __slots__ = ("_call", "_span", "_trace")
 
+    def __init__(self, trace: Trace, call: Call) -> None:
+        self._trace = trace
+        self._call = call
+        self._span: Span | None = None
 
-#: Codes that may become a label.
-CODES = frozenset(
-    {
-        "client_left",
-        "internal_error",
-        *(error.code for error in vars(gateway.errors).values() if hasattr(error, "code")),
-    }
-)
+    def __enter__(self) -> None:
+        tracer = self._trace.tracer
+        if tracer is not None and self._trace.sampled(self._call):
+            self._span = _begin(tracer, self._call)
 
-
-class Gauge(msgspec.Struct, frozen=True):
-    """One value as it is at the moment of a scrape."""
-
-    name: str
-    labels: dict[str, str]
-    value: float
-
-
-#: Gauges that LiveMetrics may carry, with what they mean.
-GAUGES = {
-    "headrace_running": "Calls that hold a place of the model",
-    "headrace_waiting": "Calls waiting for a place of the model",
-    "headrace_replica_up": "1 if the replica answers",
-    "headrace_replica_running": "Calls at the replica",
-    "headrace_journal_unfolded_bytes": "Usage records not yet in the store",
-    "headrace_journal_set_aside": "Usage records the store can never take, since the start; see journal/aside",
-}
-
-
-class LiveMetrics(Collector):
-    """Gauges read when they are scraped rather than kept up to date by every call."""
-
-    def __init__(self, read: Callable[[], Iterable[Gauge]]) -> None:
-        self.read = read
-
-    def collect(self) -> Iterator[Metric]:
-        families: dict[str, GaugeMetricFamily] = {}
-        for gauge in self.read():
-            family = families.get(gauge.name)
-            if family is None:
-                family = families[gauge.name] = GaugeMetricFamily(
-                    gauge.name, GAUGES[gauge.name], labels=list(gauge.labels)
-                )
-            family.add_metric(list(gauge.labels.values()), gauge.value)
-        yield from families.values()
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._trace.metrics.count(self._call)
+        if self._span is not None:
+            assert self._trace.tracer is not None
+            _end(self._trace.tracer, self._span, self._call)
 
 
 def _begin(tracer: Tracer, call: Call) -> Span:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Callable
+from types import TracebackType
 
 from gateway.call import Call, Outcome, Record
 from gateway.errors import EngineFailed, EngineUnavailable, GatewayError
@@ -19,26 +19,43 @@ class Usage:
         self.journal = journal
         self.clock = clock
 
-    @asynccontextmanager
-    async def record(self, call: Call) -> AsyncIterator[None]:
-        """Raises JournalFull if records can no longer be kept."""
-        self.journal.require_room()
-        try:
-            yield
-            call.outcome = Outcome.served if call.complete else Outcome.cancelled
-        except GatewayError as error:
-            call.outcome = _failed(call, error)
-            raise
-        except (asyncio.CancelledError, GeneratorExit):
-            call.outcome, call.code = Outcome.cancelled, "client_left"
-            raise
-        except BaseException:
-            call.outcome, call.code = Outcome.failed, "internal_error"
-            call.status = call.status or 500
-            raise
-        finally:
-            call.total_s = self.clock.now_s() - call.received_s
-            self.journal.append(_record(call))
+    def record(self, call: Call) -> Recorded:
+        """Inside is the call's whole life. Entering raises JournalFull if records can no longer be kept."""
+        return Recorded(self, call)
+
+    def when_recorded(self, then: Callable[[], None]) -> None:
+        """Call back once the records made so far can no longer be lost to a kill."""
+        self.journal.when_written(then)
+
+
+class Recorded:
+    """See Usage.record."""
+
+    __slots__ = ("_call", "_usage")
+
+    def __init__(self, usage: Usage, call: Call) -> None:
+        self._usage = usage
+        self._call = call
+
+    def __enter__(self) -> None:
+        self._usage.journal.require_room()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        call = self._call
+        match error:
+            case None:
+                call.outcome = Outcome.served if call.complete else Outcome.cancelled
+            case GatewayError():
+                call.outcome = _failed(call, error)
+            case asyncio.CancelledError():
+                call.outcome, call.code = Outcome.cancelled, "client_left"
+            case _:
+                call.outcome, call.code = Outcome.failed, "internal_error"
+                call.status = call.status or 500
+        call.total_s = self._usage.clock.now_s() - call.received_s
+        self._usage.journal.append(_record(call))
 
 
 def _failed(call: Call, error: GatewayError) -> Outcome:
@@ -50,24 +67,24 @@ def _failed(call: Call, error: GatewayError) -> Outcome:
 
 def _record(call: Call) -> Record:
     principal = call.principal
-    return Record(
-        id=call.id,
-        at_s=call.at_s,
-        tenant_id=principal.tenant_id,
-        tenant=principal.tenant,
-        key_id=principal.key_id,
-        model=call.model,
-        route=call.route,
-        stream=call.stream,
-        replica=call.replica,
-        outcome=call.outcome,
-        status=call.status,
-        code=call.code,
-        tokens_in=call.tokens_in,
-        tokens_out=call.tokens_out,
-        tokens_cached=call.tokens_cached,
-        estimated=call.estimated,
-        wait_s=round(call.wait_s, 6),
-        first_byte_s=round(call.first_byte_s, 6),
-        total_s=round(call.total_s, 6),
+    return Record(  # in the order of its fields, which costs half of naming them
+        call.id,
+        call.at_s,
+        principal.tenant_id,
+        principal.tenant,
+        principal.key_id,
+        call.model,
+        call.route,
+        call.stream,
+        call.replica,
+        call.outcome,
+        call.status,
+        call.code,
+        call.tokens_in,
+        call.tokens_out,
+        call.tokens_cached,
+        call.estimated,
+        round(call.wait_s, 6),
+        round(call.first_byte_s, 6),
+        round(call.total_s, 6),
     )

@@ -1,4 +1,4 @@
-"""The `headrace-load` command: run · compare · peers · gate · page · emulate.
+"""The `headrace-load` command: run · compare · peers · gate · page · emulate · faults · record.
 
 `run` loads a server that speaks OpenAI's chat API and says what its answers cost; `compare` sets two such results side
 by side; `peers` measures gateways in one run; `gate` holds its ratios; `page` draws results; `emulate` is an engine
@@ -8,8 +8,6 @@ that computes nothing, to stand behind them.
 from __future__ import annotations
 
 import asyncio
-import re
-import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,12 +16,13 @@ from typing import Annotated
 import msgspec
 import uvloop
 from cyclopts import App, CycloptsError, Parameter
-from cyclopts.validators import Number
 
 from loadtests import gate
 from loadtests.child import ChildFault
-from loadtests.console import Flag, Repeat, fail, say, show
-from loadtests.emulator import Emulator, Pace, serving
+from loadtests.console import Flag, Key, Repeat, Settings, fail, say, show
+from loadtests.emulate_command import EMULATE_EXAMPLES, RECORD_EXAMPLES, emulate, faults, record
+from loadtests.emulator import EngineFault, FaultError
+from loadtests.emulator.recording import RecordingFault
 from loadtests.install import PeerFault
 from loadtests.page import page
 from loadtests.peers_command import PEERS
@@ -31,7 +30,7 @@ from loadtests.process import NoProcess
 from loadtests.report import Report, ReportFault, Results, Side, comparison, heading, read, table, tenants
 from loadtests.scenario import Scenario, ScenarioFault, load, shipped
 from loadtests.standings import OWN
-from loadtests.target import Access, Target, TargetFault, parse, require_loopback
+from loadtests.target import Access, Target, TargetFault, chosen
 from loadtests.trial import trial
 
 RUN_EXAMPLES = """
@@ -59,15 +58,8 @@ Examples:
     headrace-load run tenants --target http://127.0.0.1:8000 --json > tenants.json
     headrace-load page tenants.json tenants.html
 """
-EMULATE_EXAMPLES = """
-Examples:
 
-    headrace-load emulate --listen 127.0.0.1:9100 --token-s 0.01 --tokens 128
-"""
-
-Key = Annotated[str | None, Parameter(env_var="HEADRACE_KEY", show_default=False)]
 AgainstKey = Annotated[str | None, Parameter(env_var="HEADRACE_AGAINST_KEY", show_default=False)]
-Seconds = Annotated[float, Parameter(validator=Number(gte=0, lte=3_600))]
 
 APP = App(
     name="headrace-load",
@@ -76,6 +68,16 @@ APP = App(
     version_flags=[],
 )
 APP.command(PEERS)
+APP.command(emulate, help_epilogue=EMULATE_EXAMPLES)
+APP.command(faults)
+APP.command(record, help_epilogue=RECORD_EXAMPLES)
+
+
+FAULTS = (
+    *(ChildFault, EngineFault, FaultError, NoProcess, PeerFault, RecordingFault, ReportFault, ScenarioFault),
+    TargetFault,
+)
+"""What a user, or a machine, can have got wrong: each says so itself."""
 
 
 def main() -> None:
@@ -84,7 +86,7 @@ def main() -> None:
         APP(print_error=False, exit_on_error=False, result_action="return_value")
     except CycloptsError as error:
         fail(2, f"{str(error).rstrip('.')}; `--help` shows what there is")
-    except (ScenarioFault, TargetFault, ReportFault, NoProcess, PeerFault, ChildFault) as error:
+    except FAULTS as error:
         fail(1, str(error))
     except KeyboardInterrupt:
         sys.exit(130)
@@ -102,7 +104,7 @@ def run(
     against_key: AgainstKey = None,
     against_pid: int | None = None,
     repeat: Repeat = 1,
-    settings: Annotated[tuple[str, ...], Parameter(name="--set", negative="", show_default=False)] = (),
+    settings: Settings = (),
     json: Flag = False,
     yes_not_loopback: Flag = False,
 ) -> None:
@@ -213,35 +215,6 @@ def page_(results: Path, html: Path, /) -> None:
     html.write_text(page(read(results)))
 
 
-@APP.command(help_epilogue=EMULATE_EXAMPLES)
-def emulate(
-    *,
-    listen: str = "127.0.0.1:9100",
-    first_token_s: Seconds = 0.0,
-    token_s: Seconds = 0.0,
-    tokens: Annotated[int, Parameter(validator=Number(gte=1, lte=1_000_000))] = 16,
-) -> None:
-    """Serve as an engine that computes nothing, until SIGTERM.
-
-    Parameters
-    ----------
-    listen
-        host:port or unix:/path.
-    first_token_s
-        Wait before the first token.
-    token_s
-        Wait before every further one.
-    tokens
-        How many an answer has, unless its request's max_tokens is less.
-    """
-    pace = Pace(first_token_s=first_token_s, token_s=token_s, tokens=tokens)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        try:
-            runner.run(_emulate(Emulator(pace), listen))
-        except (OSError, ValueError) as error:
-            fail(1, f"cannot listen on {listen}: {error}")
-
-
 class _Side(msgspec.Struct, frozen=True):
     """One of the servers to be loaded."""
 
@@ -251,12 +224,7 @@ class _Side(msgspec.Struct, frozen=True):
 
 
 def _side(plan: Scenario, text: str, key: str | None, pid: int | None, anywhere: bool) -> _Side:
-    target = parse(text)
-    if not anywhere:
-        require_loopback(target)
-    if key is not None and not re.fullmatch(r"[!-~]+", key):
-        raise TargetFault(f"the key for {text} is empty or has blanks or line ends in it; a header can't carry those")
-    return _Side(target, Access(keys=plan.keys(key)), pid)
+    return _Side(chosen(text, key=key, anywhere=anywhere), Access(keys=plan.keys(key)), pid)
 
 
 async def _trials(steps: Mapping[str, Scenario], *, sides: Sequence[_Side], repeat: int) -> list[list[Report]]:
@@ -269,16 +237,6 @@ async def _trials(steps: Mapping[str, Scenario], *, sides: Sequence[_Side], repe
                 say(f"{name}, {number + 1} of {repeat}: {side.target.text}")
                 lot.append(await trial(plan, name=name, target=side.target, access=side.access, pid=side.pid))
     return lots
-
-
-async def _emulate(emulator: Emulator, listen: str) -> None:
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    async with serving(emulator, listen) as where:
-        sys.stderr.write(f"emulating on {where}\n")
-        await stop.wait()
-    sys.stderr.write(f"answered {emulator.calls} calls with {emulator.tokens} tokens\n")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 Flag = Annotated[bool, Parameter(negative="", show_default=False)]
+Key = Annotated[str | None, Parameter(env_var="HEADRACE_KEY", show_default=False)]
 Repeat = Annotated[int, Parameter(validator=Number(gte=1, lte=1_000))]
 Settings = Annotated[tuple[str, ...], Parameter(name="--set", negative="", show_default=False)]
 

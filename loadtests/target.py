@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import re
 from collections.abc import Callable
 from typing import TypeVar
 from urllib.parse import urlsplit
@@ -65,6 +66,16 @@ class Access(msgspec.Struct, frozen=True):
         """The headers of a tenant's calls."""
         key = self.keys.get(tenant)
         return self.headers | ({"authorization": f"Bearer {key}"} if key else {})
+
+
+def chosen(text: str, *, key: str | None, anywhere: bool) -> Target:
+    """What a user named, with its key. Raises TargetFault for what can't, or must not, be loaded with it."""
+    target = parse(text)
+    if not anywhere:
+        require_loopback(target)
+    if key is not None and not re.fullmatch(r"[!-~]+", key):
+        raise TargetFault(f"the key for {text} is empty or has blanks or line ends in it; a header can't carry those")
+    return target
 
 
 def parse(text: str) -> Target:

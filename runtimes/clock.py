@@ -20,11 +20,9 @@ class Clock(Protocol):
 class SystemClock:
     """The machine's own clocks. asyncio and uvloop both run on `time.monotonic`."""
 
-    def now_s(self) -> float:
-        return time.monotonic()
-
-    def wall_s(self) -> float:
-        return time.time()
+    # Not wrapped: a call is timed a dozen times.
+    now_s = staticmethod(time.monotonic)
+    wall_s = staticmethod(time.time)
 
     async def sleep(self, duration_s: float) -> None:
         await asyncio.sleep(duration_s)

@@ -2,7 +2,7 @@
 
 httptools (llhttp in its strict mode) says where an answer ends; what it leaves to its caller is decided here:
 which framings are believed (RFC 9112 §6.3), how much may be said that is not body, and what a cut connection
-means. Nothing here raises into the event loop and nothing waits but `ask` and `news`.
+means. Nothing here raises into the event loop and nothing waits but for `news`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import NoReturn, cast
 import httptools
 
 from runtimes.clock import Clock
+from runtimes.contract import Sink
 
 #: Whatever of an answer is not body, in one piece: head, interim (1xx) answers, trailers, chunk extensions.
 HEAD_BYTES_MAX = 65_536
@@ -43,7 +44,8 @@ _HOP_BY_HOP = frozenset(
 
 
 class Connection(asyncio.Protocol):
-    """Answers one call at a time: `ask`, then `take` and `news` until `ended` or `stopped`, then `leave`.
+    """Answers one call at a time: `ask`, then `news` until `begun`, `go_on`, then `take` and `news` until `ended` or
+    `stopped`, then `leave`.
 
     `lost` is called with it when it is gone. One timer looks after both bounds of a call, deadline and
     silence; it outlives the call, because setting one for every call costs more than an idle look now and
@@ -68,6 +70,8 @@ class Connection(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._timer_s = 0.0
         self._waiter: asyncio.Future[None] | None = None
+        self._sink: Sink | None = None
+        """Where body bytes go at once, while somebody waits in `poured`."""
         self._paused = False
         self._refusal = ""
         self.stopped = ""
@@ -87,6 +91,8 @@ class Connection(asyncio.Protocol):
         self._heard_s = math.inf
         self._keep = False
         self._until_close = False
+        self._sink_full = False
+        self._sink_fault: Exception | None = None
         self.heard = False
         """Any byte of an answer has come."""
         self.status = 0
@@ -96,9 +102,9 @@ class Connection(asyncio.Protocol):
         self.ended = False
         """The body is here to its true end."""
 
-    async def ask(self, head: bytes, body: bytes, *, bodiless: bool, deadline_s: float) -> None:
-        """Send a request and return when its answer has begun or never will. Writes before it waits, so
-        that nothing can come between choosing a parked connection and using it."""
+    def ask(self, head: bytes, body: bytes, *, bodiless: bool, deadline_s: float) -> None:
+        """Send a request, after which there is `news` until `begun` or `stopped`. Nothing is waited for, so that
+        nothing can come between choosing a parked connection and using it."""
         assert self._transport is not None, "asked before it was connected"
         self._reset(bodiless=bodiless, deadline_s=deadline_s)
         self._asked = True
@@ -108,9 +114,10 @@ class Connection(asyncio.Protocol):
             else:
                 self._transport.writelines((head, body))
         self._look_by(deadline_s)
-        while not (self.chunks or self.ended or self.stopped):
-            await self.news()
-        if self.chunks and not self.ended:
+
+    def go_on(self) -> None:
+        """The answer has begun: from now on its silence is bounded too."""
+        if not self.ended:
             self._look_by(self._heard_s + self._idle_s_max)
 
     @property
@@ -122,13 +129,22 @@ class Connection(asyncio.Protocol):
     def closing(self) -> bool:
         return bool(self.stopped) or self._transport is None or self._transport.is_closing()
 
-    async def news(self) -> None:
-        """Wait for body bytes, the end, or a stop. For one reader at a time."""
+    def news(self) -> asyncio.Future[None]:
+        """Done at body bytes, the end, or a stop. For one reader at a time."""
         self._waiter = self._loop.create_future()
+        return self._waiter
+
+    async def poured(self, sink: Sink) -> bool:
+        """As `news`, but meanwhile body bytes go to the sink as they are read. False if it has had enough for now;
+        raises what the sink raises."""
+        self._sink, self._sink_full = sink, False
         try:
-            await self._waiter
+            await self.news()
         finally:
-            self._waiter = None
+            self._sink = None
+        if self._sink_fault is not None:
+            raise self._sink_fault
+        return not self._sink_full
 
     def take(self) -> bytes:
         """All that has come since it was last asked."""
@@ -194,8 +210,9 @@ class Connection(asyncio.Protocol):
             self._look_by(min(self._deadline_s, silent_s))
 
     def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
 
     # asyncio calls these.
 
@@ -219,12 +236,25 @@ class Connection(asyncio.Protocol):
             return
         if self.begun:
             self._heard_s = self._clock.now_s()
-            self._wake()
+            if self._sink is None or self.ended or not self._pour(self._sink):
+                self._sink = None
+                self._wake()
         if self._dry_bytes > HEAD_BYTES_MAX:
             self.stop(f"it sent more than {HEAD_BYTES_MAX} bytes of framing without any body")
         elif self._unread_bytes > AHEAD_BYTES_MAX and not self._paused and self._transport is not None:
             self._paused = True
             self._transport.pause_reading()
+
+    def _pour(self, sink: Sink) -> bool:
+        """Whether it goes on so."""
+        if not self.chunks:
+            return True
+        try:
+            self._sink_full = not sink.take(self.take())
+        except Exception as fault:  # noqa: BLE001  it is raised where the pouring is waited for
+            self._sink_fault = fault
+            return False
+        return not self._sink_full
 
     def eof_received(self) -> None:
         if self._asked and self._until_close and not self.stopped and self._meant():

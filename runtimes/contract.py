@@ -7,7 +7,7 @@ quotas or the HTTP server in front of it.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -49,6 +49,22 @@ class Exchange(msgspec.Struct, frozen=True):
     """Extra request headers, e.g. `traceparent`; lower case. Never a client's own headers."""
 
 
+class Sink(Protocol):
+    """Where a body is poured."""
+
+    @property
+    def done(self) -> bool:
+        """Nothing more is wanted."""
+
+    def take(self, part: bytes) -> bool:
+        """One more piece; False if it is enough, for ever if it is done, else until `drained`. May be called from
+        within the read that brought it, so it neither waits nor takes long; what it raises ends the pouring and is
+        raised there."""
+
+    async def drained(self) -> None:
+        """Return when more can be taken."""
+
+
 class Reply(msgspec.Struct):
     """The answer to an Exchange, open: status and headers are here, the body is still arriving."""
 
@@ -58,6 +74,11 @@ class Reply(msgspec.Struct):
     frames: AsyncIterator[bytes]
     """Body bytes as they were read. Ends only at the true end of the body (RFC 9112 §6.3): a connection
     cut before that raises `Broken`, so a clean end is never mistaken for a whole answer."""
+    pour: Callable[[Sink], Awaitable[None]] | None = None
+    """The same bytes without a task's waking up for each piece, where a runtime can do that: returns at the true end or
+    once the sink is done, and raises as `frames` does."""
+    body: bytes | None = None
+    """All of it, if it came together with the header; `frames` says the same."""
 
 
 class InferRequest(msgspec.Struct, frozen=True):

@@ -95,6 +95,7 @@ class Log:
         self._file = path.open("ab", buffering=0)
 
     def write(self, chunk: bytes) -> None:
+        chunk = chunk[-self._bytes_max :]  # of one larger than a file, the end
         if self._file.tell() + len(chunk) > self._bytes_max and self._file.tell():
             self._file.close()
             self._path.replace(self._path.with_name(self._path.name + ".1"))
@@ -104,6 +105,9 @@ class Log:
         except OSError:
             # A full disk must not stop the engine; what it said meanwhile is lost.
             return
+
+    def close(self) -> None:
+        self._file.close()
 
 
 if __name__ == "__main__":

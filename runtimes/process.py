@@ -117,9 +117,11 @@ class Process:
 
     async def open(self) -> None:
         """Start, and return when the first probe was good. Raises Unavailable when the first start fails, or
-        another gateway runs this engine; after a failed start, supervision goes on until `aclose`."""
+        another gateway runs this engine. After a failed start, supervision goes on until `aclose`, and opening
+        again waits for nothing: it returns if the engine is ready by now, and raises Unavailable if it is not."""
         if self._task is not None:
-            raise Unavailable(f"{self.name} has been opened already")
+            self.check()
+            return
         self.log.parent.mkdir(parents=True, exist_ok=True)
         if not self._pid_file.lock():
             raise Unavailable(

@@ -16,7 +16,7 @@ import msgspec
 
 from runtimes.clock import Clock, SystemClock
 from runtimes.contract import PATHS, Exchange, Generator, Invalid, Load, Reply, Site, Unavailable
-from runtimes.wire import Wire
+from runtimes.wire import Head, Wire
 
 #: The longest a look at a remote server's readiness may take, its connection included.
 READY_S_MAX = 5.0
@@ -76,27 +76,31 @@ class RemoteRuntime:
         self._clock = clock
         base = urlsplit(spec.url).path.rstrip("/")
         self._paths = {path: base + path.removeprefix("/v1") for path in PATHS}
+        self._heads: dict[str, Head] = {}
         self._models_path = f"{base}/models"
-        self._headers: tuple[tuple[bytes, bytes], ...] = ()
-        self._wire: Wire | None = None
+        self.wire: Wire | None = None
         self._probe: Wire | None = None
 
     async def open(self) -> None:
-        self._headers = ((b"content-type", b"application/json"), *self._authorization())
-        self._wire = self._wired(self._spec.connections_max)
+        spec = self._spec
+        key = authorization(self._site, spec.url, spec.key_env)
+        self.wire = self._wired(spec.connections_max)
+        headers = ((b"content-type", b"application/json"), *key)
+        self._heads = {path: self.wire.head("POST", at, headers) for path, at in self._paths.items()}
+        self._look = self.wire.head("GET", self._models_path, key)
         # Its own connection: a full pool is busy, not unready.
         self._probe = self._wired(1)
 
     def exchange(self, request: Exchange) -> AbstractAsyncContextManager[Reply]:
-        if self._wire is None:
+        if self.wire is None:
             raise Unavailable(f"{self._site.replica} is not open; send the call to another replica")
-        path = self._paths.get(request.path)
-        if path is None:
+        head = self._heads.get(request.path)
+        if head is None:
             raise Invalid(f"{self._site.replica} answers only {', '.join(sorted(PATHS))}")
-        return self._wire.exchange("POST", path, self._headers + request.headers, request.body, request.deadline_s)
+        return self.wire.exchange(head, request.headers, request.body, request.deadline_s)
 
     def load(self) -> Load:
-        return self._wire.load() if self._wire else Load(running=0, waiting=0)
+        return self.wire.load() if self.wire else Load(running=0, waiting=0)
 
     async def ready(self) -> None:
         """Reachable is whatever answers `GET <url>/models` with less than 500: a server that has no such
@@ -104,12 +108,12 @@ class RemoteRuntime:
         if self._probe is None:
             raise Unavailable(f"{self._site.replica} is not open")
         deadline_s = self._clock.now_s() + READY_S_MAX
-        async with self._probe.exchange("GET", self._models_path, self._headers[1:], b"", deadline_s) as reply:
+        async with self._probe.exchange(self._look, (), b"", deadline_s) as reply:
             if reply.status >= 500:
                 raise Unavailable(f"{self._site.replica}: {self._probe.name} answers with {reply.status}")
 
     async def aclose(self) -> None:
-        for wire in (self._wire, self._probe):
+        for wire in (self.wire, self._probe):
             if wire is not None:
                 await wire.aclose()
 
@@ -122,18 +126,19 @@ class RemoteRuntime:
             clock=self._clock,
         )
 
-    def _authorization(self) -> tuple[tuple[bytes, bytes], ...]:
-        variable = self._spec.key_env
-        if variable is None:
-            return ()
-        key = os.environ.get(variable, "")
-        if not _KEY.fullmatch(key):
-            state = "has blanks or non-ASCII characters in it" if key else "is not set"
-            raise Unavailable(
-                f"{self._site.replica}: the environment variable {variable} {state}; "
-                f"put the key for {urlsplit(self._spec.url).hostname} there"
-            )
-        return ((b"authorization", b"Bearer " + key.encode()),)
+
+def authorization(site: Site, url: str, key_env: str | None) -> tuple[tuple[bytes, bytes], ...]:
+    """The header that carries the server's key, none if it needs none. Raises Unavailable if there is no such key."""
+    if key_env is None:
+        return ()
+    key = os.environ.get(key_env, "")
+    if not _KEY.fullmatch(key):
+        state = "has blanks or non-ASCII characters in it" if key else "is not set"
+        raise Unavailable(
+            f"{site.replica}: the environment variable {key_env} {state}; "
+            f"put the key for {urlsplit(url).hostname or url} there"
+        )
+    return ((b"authorization", b"Bearer " + key.encode()),)
 
 
 def _conforms(it: RemoteRuntime) -> Generator:

@@ -1,70 +1,71 @@
-"""vLLM as a supervised engine: an API server in an environment of its own, on a Unix socket.
+"""vLLM: a supervised engine, which is an API server in an environment of its own, or one that runs elsewhere.
 
-Nobody but this user's processes can reach the engine: its API listens on the socket only, in a folder that is closed
-to others, and what its processes say among themselves stays on loopback. On a CPU it runs without
-compilation, because that costs minutes at each start and gains at most a fifth, and with the model in the engine's
-process instead of a worker's, which saves a third of the start and half a gigabyte.
+How the gateway speaks to it, when it takes it for ready or dead, and what it never lets pass for a whole answer are the
+same for both. How one of our own is started is in `runtimes.vllm_command`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import os
-import tempfile
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 
 from runtimes.artifact import Artifact, Folder, Hub, locate, verify
 from runtimes.clock import Clock, SystemClock
-from runtimes.contract import Broken, Exchange, Generator, Load, Reply, RuntimeFault, Site, Unavailable
-from runtimes.environment import Environment, EnvironmentFault, Environments
+from runtimes.contract import (
+    PATHS,
+    Broken,
+    Exchange,
+    Generator,
+    Invalid,
+    Load,
+    Reply,
+    RuntimeFault,
+    Sink,
+    Site,
+    Unavailable,
+)
+from runtimes.environment import EnvironmentFault, Environments
 from runtimes.integrity import ShelfFault
-from runtimes.process import ENVIRONMENT_KEPT, Command, Dead, Limits, Process, Snapshot, environment, first
-from runtimes.wire import Wire
-
-MODULE = "vllm.entrypoints.launchers.api_server.entry"
-"""The `vllm` command does not work in the CPU distribution, which has another name."""
-
-SOCKET_BYTES_MAX = 107
-"""Longest path that the kernel takes for a Unix socket; see unix(7)."""
-SOCKET_NAME_BYTES = 37
-"""Of that, vLLM's processes use so many for the names of the sockets between them."""
+from runtimes.process import Dead, Limits, Process, Snapshot, first
+from runtimes.remote import authorization
+from runtimes.vllm_command import REFUSED, command, scratch
+from runtimes.wire import Head, Wire
 
 FAILED = (b'data: {"error"', b"event: error")
 """How vLLM says amid a stream that its engine is dead. It then ends the stream as if all were well."""
 
-HUB_ENVIRONMENT = ("HF_HOME", "HF_TOKEN", "HF_ENDPOINT", "HTTPS_PROXY", "https_proxy", "NO_PROXY", "no_proxy")
-"""What an engine that fetches its model gets to see in addition."""
-
-REFUSED = frozenset(
+STARTED_HERE = frozenset(
     {
-        # Headrace sets these itself.
-        *("--model", "--served-model-name", "--uds", "--host", "--port", "--grpc", "--grpc-port", "--api-key"),
-        *("--config", "--load-format", "--max-model-len", "--max-num-seqs", "--kv-cache-memory-bytes", "--dtype"),
-        *("--tool-call-parser", "--enable-auto-tool-choice", "--allowed-media-domains", "--headless"),
-        # These let a model's author or a request run code or read files here.
-        *("--trust-remote-code", "--trust-request-chat-template", "--allowed-local-media-path"),
-        *("--tool-parser-plugin", "--reasoning-parser-plugin", "--middleware", "--logits-processors"),
-        *("--worker-cls", "--worker-extension-cls", "--scheduler-cls", "--io-processor-plugin"),
-        # Prompts and completions are in no log.
-        *("--enable-log-requests", "--enable-log-outputs", "--enable-log-deltas"),
+        *("artifact", "version", "dtype", "tokens_max", "kv_cache_bytes", "threads", "tool_parser", "args"),
+        *("start_s_max", "drain_s_max"),
     }
 )
+RUNS_ELSEWHERE = frozenset({"url", "model", "key_env"})
+"""Settings that only an engine has that is started here, or that is not. The others mean something to both."""
 
+_URL = re.compile(r"https?://([0-9A-Za-z._-]+|\[[0-9A-Fa-f:.]+\])(:(?P<port>[0-9]{1,5}))?|unix:/[^\x00]+")
 _JSON = (b"content-type", b"application/json")
 
 
 class Vllm(msgspec.Struct, tag="vllm", tag_field="kind", frozen=True, forbid_unknown_fields=True):
-    """A language model on vLLM. `headrace engine install vllm` makes the engine's environment."""
+    """A language model on vLLM: with `artifact` on an engine that is started and supervised here, whose environment
+    `headrace engine install vllm` makes; with `url` on one that somebody else looks after."""
 
-    artifact: str
+    artifact: str | None = None
     """Shelf alias (`smollm2@stable`), folder in Hugging Face's layout (`./model`), or Hugging Face id
     (`organisation/name`, fetched by the engine). Weights must be safetensors."""
+    url: str | None = None
+    """Where a vLLM answers that runs already: `http://HOST:PORT`, `https://HOST`, or `unix:/PATH` of its socket."""
+    model: str | None = None
+    """The name that one knows the model by; None if it is the gateway's own name for it."""
+    key_env: str | None = None
+    """The environment variable with that one's `--api-key`."""
     version: str | None = None
     """Version of the engine's environment; None takes the newest that is installed."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -92,6 +93,18 @@ class Vllm(msgspec.Struct, tag="vllm", tag_field="kind", frozen=True, forbid_unk
     """How long calls under way may go on when the engine is to stop."""
 
     def __post_init__(self) -> None:
+        if (self.artifact is None) == (self.url is None):
+            raise ValueError(
+                "give either `artifact`, for an engine that is started here, or `url`, for one that is not"
+            )
+        if self.url is not None:
+            found = _URL.fullmatch(self.url)
+            if not found or int(found["port"] or 0) > 65_535:
+                raise ValueError("`url` must be http(s)://HOST[:PORT] in plain ASCII and without a path, or unix:/PATH")
+        alien, given = (RUNS_ELSEWHERE, "artifact") if self.url is None else (STARTED_HERE, "url")
+        for field in msgspec.structs.fields(self):
+            if field.name in alien and getattr(self, field.name) != field.default:
+                raise ValueError(f"`{field.name}` means nothing beside `{given}`; leave it out")
         for arg in self.args:
             # vLLM takes underscores for dashes and any unambiguous beginning for the option.
             option = arg.partition("=")[0].replace("_", "-")
@@ -112,13 +125,14 @@ class VllmRuntime:
     """See Vllm. A Generator."""
 
     meters_each_chunk = True
-    upstream_model: str | None = None
 
     def __init__(self, *, spec: Vllm, site: Site, clock: Clock) -> None:
+        self.upstream_model = spec.model
         self._spec = spec
         self._site = site
         self._clock = clock
         self._process: Process | None = None
+        self._heads: dict[str, Head] = {}
         self._wire: Wire | None = None
         self._probe_wire: Wire | None = None
         self._running = 0
@@ -127,10 +141,19 @@ class VllmRuntime:
         self._closing = False
 
     async def open(self) -> None:
-        """Verify the artifact, start the engine, and return when it answers. After a failed start it is tried
-        again, until `aclose`; a missing artifact or engine is not."""
-        if self._process is not None:
-            raise Unavailable(f"{self._site.replica} has been opened already")
+        """Verify the artifact, start the engine, and return when it answers. After a failed start the engine is
+        tried again by itself, until `aclose`; a missing artifact or environment is looked for when `open` is called
+        again. Of an engine elsewhere only the configuration is checked: one that is down today must not keep the
+        gateway from starting, and `ready` says so."""
+        if self._closing:
+            raise Unavailable(f"{self._site.replica} is being stopped")
+        if self._spec.url is None:
+            self._process = self._process or await self._prepare()
+            await self._process.open()
+        elif self._wire is None:
+            self._reach(self._spec.url, *authorization(self._site, self._spec.url, self._spec.key_env))
+
+    async def _prepare(self) -> Process:
         try:
             model = await asyncio.to_thread(self._model)
             environments = Environments(self._site.state.absolute())
@@ -138,11 +161,9 @@ class VllmRuntime:
         except (ShelfFault, EnvironmentFault) as error:
             raise Unavailable(f"{self._site.replica}: {error}") from error
         socket = scratch(self._site) / "api.sock"
-        self._wire = self._connect(socket, connections_max=max(64, 4 * self._spec.running_max))
-        # A pool of its own: a probe that waits behind calls would take a busy engine for a hung one.
-        self._probe_wire = self._connect(socket, connections_max=1)
+        self._reach(f"unix:{socket}")
         python = environments.folder(engine) / "bin" / "python"
-        self._process = Process(
+        return Process(
             name=self._site.replica,
             state=self._site.state.absolute(),
             command=command(self._spec, self._site, model, engine, python, socket=socket),
@@ -150,20 +171,21 @@ class VllmRuntime:
             clock=self._clock,
             limits=Limits(start_s_max=self._spec.start_s_max),
         )
-        await self._process.open()
 
     @asynccontextmanager
     async def exchange(self, request: Exchange) -> AsyncIterator[Reply]:
         wire = self._admit()
-        headers = (_JSON, *request.headers)
+        head = self._heads.get(request.path)
+        if head is None:
+            raise Invalid(f"{self._site.replica} answers only {', '.join(sorted(PATHS))}")
         self._running += 1
         self._idle.clear()
         try:
-            async with wire.exchange("POST", request.path, headers, request.body, request.deadline_s) as reply:
+            async with wire.exchange(head, request.headers, request.body, request.deadline_s) as reply:
                 if reply.status >= 500:
                     await self._probe()  # an engine that has just died says 500 to all; others may do it
-                reply.frames = Watched(reply.frames, self._site.replica)
-                yield reply
+                watched = Watched(reply, self._site.replica)
+                yield Reply(reply.status, reply.headers, watched, watched.pour)
         finally:
             self._running -= 1
             if not self._running:
@@ -179,7 +201,7 @@ class VllmRuntime:
         await self._probe()
 
     def snapshot(self) -> Snapshot | None:
-        """The engine's process; None before `open`."""
+        """The engine's process; None before `open`, and of an engine elsewhere."""
         return None if self._process is None else self._process.snapshot()
 
     async def aclose(self) -> None:
@@ -193,18 +215,20 @@ class VllmRuntime:
             await self._process.aclose()
 
     def _admit(self) -> Wire:
-        if self._process is None or self._wire is None:
+        if self._wire is None:
             raise Unavailable(f"{self._site.replica} is not open")
         if self._closing:
             raise Unavailable(f"{self._site.replica} is being stopped")
-        self._process.check()
+        if self._process is not None:
+            self._process.check()
         return self._wire
 
     async def _probe(self) -> None:
         assert self._probe_wire is not None
         who = self._site.replica
         try:
-            async with self._probe_wire.exchange("GET", "/health", (), b"", self._clock.now_s() + 5) as reply:
+            deadline_s = self._clock.now_s() + 5
+            async with self._probe_wire.exchange(self._health, (), b"", deadline_s) as reply:
                 async for _ in reply.frames:
                     pass
         except Unavailable:
@@ -212,10 +236,12 @@ class VllmRuntime:
         except RuntimeFault as error:
             raise Unavailable(f"{who} does not answer: {error}") from error
         if reply.status != 200:
-            raise Dead(f"{who} answers, but says that its engine is dead (HTTP {reply.status})")
+            what = "says that its engine is dead" if reply.status == 503 else "not as vLLM does"
+            raise Dead(f"{who} answers, but {what} (HTTP {reply.status} at /health)")
 
     def _model(self) -> Artifact | Folder | Hub:
         """What to serve; on the Shelf, proven to be what was published."""
+        assert self._spec.artifact is not None
         found = locate(self._spec.artifact, self._site.shelf)
         if isinstance(found, Artifact):
             if (found.manifest.task, found.manifest.format) != ("generate", "safetensors"):
@@ -226,9 +252,17 @@ class VllmRuntime:
             verify(found)
         return found
 
-    def _connect(self, socket: Path, *, connections_max: int) -> Wire:
+    def _reach(self, url: str, *authorization: tuple[bytes, bytes]) -> None:
+        self._wire = self._connect(url, connections_max=max(64, 4 * self._spec.running_max))
+        self._heads = {path: self._wire.head("POST", path, (_JSON, *authorization)) for path in PATHS}
+        self._health = self._wire.head("GET", "/health", authorization)
+        # A pool of its own: a probe that waits behind calls would take a busy engine for a hung one.
+        self._probe_wire = self._connect(url, connections_max=1)
+
+    def _connect(self, url: str, *, connections_max: int) -> Wire:
+        socket = Path(url.removeprefix("unix:")) if url.startswith("unix:") else None
         return Wire(
-            "http://localhost",
+            "http://localhost" if socket else url,
             uds=socket,
             connections_max=connections_max,
             connect_s_max=5.0,
@@ -240,10 +274,11 @@ class VllmRuntime:
 class Watched:
     """The frames of a reply, of which none pretends that an answer cut short is whole."""
 
-    __slots__ = ("_failed", "_next", "_replica")
+    __slots__ = ("_failed", "_next", "_pour", "_replica")
 
-    def __init__(self, frames: AsyncIterator[bytes], replica: str) -> None:
-        self._next = frames.__anext__
+    def __init__(self, reply: Reply, replica: str) -> None:
+        self._next = reply.frames.__anext__
+        self._pour = reply.pour
         self._replica = replica
         self._failed = False
 
@@ -251,104 +286,48 @@ class Watched:
         return self
 
     async def __anext__(self) -> bytes:
-        if self._failed:
-            raise Broken(f"{self._replica}: the engine failed amid the answer; it is being restarted")
-        frame = await self._next()
+        while True:
+            if self._failed:
+                raise self._fault()
+            if frame := self._sound(await self._next()):
+                return frame
+
+    async def pour(self, sink: Sink) -> None:
+        assert self._pour is not None
+        await self._pour(WatchedSink(self, sink))
+
+    def _sound(self, frame: bytes) -> bytes:
+        """The part of it before the engine said that it has failed."""
         for mark in FAILED:
             at = frame.find(mark)
             if at == 0 or (at > 0 and frame[at - 1] == 10):  # at the start of a line
                 self._failed = True
-                return frame[:at] or await self.__anext__()
+                return frame[:at]
         return frame
 
-
-def scratch(site: Site) -> Path:
-    """Where the engine's sockets will be. In a deep state folder their names would be too long."""
-    folder = site.state.absolute() / "run" / site.replica
-    if len(os.fsencode(folder)) + SOCKET_NAME_BYTES <= SOCKET_BYTES_MAX:
-        return folder
-    name = hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
-    return Path(tempfile.gettempdir()) / f"headrace-{os.getuid()}-{name}"
+    def _fault(self) -> Broken:
+        return Broken(f"{self._replica}: the engine failed amid the answer")
 
 
-def command(
-    spec: Vllm,
-    site: Site,
-    model: Artifact | Folder | Hub,
-    engine: Environment,
-    python: Path,
-    *,
-    socket: Path,
-) -> Command:
-    """How to start vLLM for this. A pure function, but for what it inherits of the environment."""
-    hub = isinstance(model, Hub)
-    where = model.id if isinstance(model, Hub) else str(model.path)
-    options = {
-        "--model": where,
-        "--served-model-name": site.model,
-        "--uds": str(socket),
-        "--load-format": "safetensors",
-        "--max-model-len": str(spec.tokens_max or "auto"),
-        "--max-num-seqs": str(spec.running_max),
-        # Otherwise the engine would fetch whatever URL a client puts into a message.
-        "--allowed-media-domains": "none.invalid",
-        "--uvicorn-log-level": "warning",
-    }
-    flags = ["--disable-uvicorn-access-log", "--disable-fastapi-docs", "--enable-prompt-tokens-details"]
-    env = {
-        "VLLM_HOST_IP": "127.0.0.1",
-        "VLLM_NO_USAGE_STATS": "1",
-        "DO_NOT_TRACK": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "NO_COLOR": "1",
-        "TMPDIR": str(socket.parent),
-        # Holds what vLLM finds out about a model's class, which takes it 10 s the first time.
-        "VLLM_CACHE_ROOT": str(site.state.absolute() / "cache" / "vllm"),
-    }
-    if not hub:
-        env["HF_HUB_OFFLINE"] = "1"
-    if engine.device == "cpu":
-        options["--dtype"] = spec.dtype if spec.dtype != "auto" else cpu_dtype(model)
-        options["--kv-cache-memory-bytes"] = str(spec.kv_cache_bytes or 512 << 20)
-        options["--block-size"] = "32"  # the least it takes: prompts are reused in whole blocks
-        options["--distributed-executor-backend"] = "uni"
-        flags.append("--enforce-eager")
-        env["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # else "uni" becomes "mp" on a CPU
-        # Else the first call with `prompt_logprobs` compiles for half a minute while every other call waits.
-        env["TORCHDYNAMO_DISABLE"] = "1"
-        env["OMP_NUM_THREADS"] = str(spec.threads or max(1, cores() - 1))
-    else:
-        options["--dtype"] = spec.dtype
-        if spec.kv_cache_bytes is not None:
-            options["--kv-cache-memory-bytes"] = str(spec.kv_cache_bytes)
-    if spec.tool_parser is not None:
-        options["--tool-call-parser"] = spec.tool_parser
-        flags.append("--enable-auto-tool-choice")
-    kept = (*ENVIRONMENT_KEPT, "CUDA_VISIBLE_DEVICES", *(HUB_ENVIRONMENT if hub else ()))
-    # -P: modules come from the engine's environment, never from the folder the gateway was started in.
-    argv = [str(python), "-P", "-m", MODULE, *(part for pair in options.items() for part in pair), *flags]
-    return Command((*argv, *spec.args), environment(env, kept=kept), socket.parent)
+class WatchedSink:
+    """See Watched."""
 
+    __slots__ = ("_sink", "_watched", "drained")
 
-def cpu_dtype(model: Artifact | Folder | Hub) -> str:
-    """Unquantized bfloat16 has no instructions on most CPUs and is four times slower than float32; quantized
-    weights are computed by integer instructions and are fastest, some only right, beside bfloat16."""
-    if isinstance(model, Hub):
-        return "auto"
-    config = msgspec.json.decode((model.path / "config.json").read_bytes(), type=dict[str, Any])
-    return "bfloat16" if "quantization_config" in config else "float32"
+    def __init__(self, watched: Watched, sink: Sink) -> None:
+        self._watched = watched
+        self._sink = sink
+        self.drained = sink.drained
 
+    @property
+    def done(self) -> bool:
+        return self._sink.done
 
-def cores() -> int:
-    """Physical cores this process may use; threads of one core share its arithmetic."""
-    siblings = set()
-    for cpu in os.sched_getaffinity(0):
-        try:
-            listed = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text()
-        except FileNotFoundError:
-            listed = str(cpu)
-        siblings.add(listed)
-    return len(siblings)
+    def take(self, part: bytes) -> bool:
+        go_on = self._sink.take(self._watched._sound(part))
+        if self._watched._failed:
+            raise self._watched._fault()
+        return go_on
 
 
 def _conforms(it: VllmRuntime) -> Generator:

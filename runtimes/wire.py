@@ -19,11 +19,12 @@ from collections import deque
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from types import TracebackType
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from runtimes.clock import Clock
 from runtimes.connection import Connection
-from runtimes.contract import Broken, Expired, Invalid, Load, Overloaded, Reply, RuntimeFault, Unavailable
+from runtimes.contract import Broken, Expired, Invalid, Load, Overloaded, Reply, RuntimeFault, Sink, Unavailable
 
 #: uvicorn, and so vLLM, closes a connection that was silent for 5 s: be the one who leaves first.
 PARKED_S_MAX = 4.0
@@ -35,6 +36,16 @@ _VALUE = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
 _TARGET = re.compile(r"/[!-~]*")
 _HOST = re.compile(r"[0-9A-Za-z._:-]+")
 _OURS = frozenset({b"host", b"content-length", b"transfer-encoding", b"connection", b"upgrade", b"expect"})
+
+
+Headers = tuple[tuple[bytes, bytes], ...]
+
+
+class Head(NamedTuple):
+    """See Wire.head."""
+
+    text: bytes
+    method: str
 
 
 class Wire:
@@ -84,29 +95,31 @@ class Wire:
         self._sweeper: asyncio.TimerHandle | None = None
         self._closed = False
 
-    def exchange(
-        self,
-        method: str,
-        path: str,
-        headers: tuple[tuple[bytes, bytes], ...],
-        body: bytes,
-        deadline_s: float,
-    ) -> AbstractAsyncContextManager[Reply]:
-        """One call. Entering waits for status, headers and the first body bytes, or the end of an empty
-        body; what stops it before is Unavailable, Overloaded or Expired, afterwards Broken or Expired.
-        Leaving before the body's end closes the connection at once. Header names are lower case; Invalid
+    def head(self, method: str, path: str, headers: Headers = ()) -> Head:
+        """The beginning of a request, for `exchange`, to be made once for many. Header names are lower case; Invalid
         is raised for a path or header that would say something else on the wire than it says here."""
         if not _TARGET.fullmatch(path):
             raise Invalid(f"{self.name}: a path must be plain ASCII without blanks and begin with `/`")
-        pieces = [method.encode(), b" ", path.encode(), self._line_end]
+        line = b"%b %b%b" % (method.encode(), path.encode(), self._line_end)
+        return Head(line + self._fields(headers), method)
+
+    def exchange(
+        self, head: Head, headers: Headers, body: bytes, deadline_s: float
+    ) -> AbstractAsyncContextManager[Reply]:
+        """One call, with further headers. Entering waits for status, headers and the first body bytes, or the end of
+        an empty body; what stops it before is Unavailable, Overloaded or Expired, afterwards Broken or Expired.
+        Leaving before the body's end closes the connection at once."""
+        fields = self._fields(headers)
+        length = b"content-length: %d\r\n\r\n" % len(body) if body or head.method == "POST" else b"\r\n"
+        return _Exchange(self, head.text + fields + length, body, head.method == "HEAD", deadline_s)
+
+    def _fields(self, headers: Headers) -> bytes:
         for name, value in headers:
             if not _TOKEN.fullmatch(name) or name in _OURS:
                 raise Invalid(f"{self.name}: a request header's name is malformed, or is the client's own to set")
             if not _VALUE.fullmatch(value):
                 raise Invalid(f"{self.name}: request header `{name.decode()}` has control characters in its value")
-            pieces += (name, b": ", value, b"\r\n")
-        pieces.append(b"content-length: %d\r\n\r\n" % len(body) if body or method == "POST" else b"\r\n")
-        return _Exchange(self, b"".join(pieces), body, method == "HEAD", deadline_s)
+        return b"".join([b"%b: %b\r\n" % field for field in headers])
 
     def load(self) -> Load:
         return Load(running=self._connections_max - self._free, waiting=len(self._waiting))
@@ -267,15 +280,23 @@ class _Exchange:
             await wire.wait_for_place(self._deadline_s)
         try:
             connection = wire.unpark()
-            if connection is None or not await self._asked(connection):
+            if connection is not None:
+                self._ask(connection)
+                while not (connection.begun or connection.stopped):
+                    await connection.news()
+            if connection is None or not (connection.heard or connection.late):
                 connection = await wire.connect(self._deadline_s)
-                await self._asked(connection)
+                self._ask(connection)
+                while not (connection.begun or connection.stopped):
+                    await connection.news()
             if not connection.begun:
                 raise self._fault(connection, Unavailable)
         except BaseException:
             self._leave()
             raise
-        return Reply(connection.status, connection.headers, self)
+        connection.go_on()
+        body = b"".join(connection.chunks) if connection.ended else None
+        return Reply(connection.status, connection.headers, self, self.pour, body)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -287,10 +308,7 @@ class _Exchange:
 
     async def __anext__(self) -> bytes:
         while True:
-            connection = self._connection
-            if connection is None:
-                # Looked at after every wait: by now the connection may be answering somebody else.
-                raise RuntimeError("the frames of a reply were read after its exchange was left")
+            connection = self._current()
             if connection.chunks:
                 return connection.take()
             if connection.ended:
@@ -299,16 +317,35 @@ class _Exchange:
                 raise self._fault(connection, Broken)
             await connection.news()
 
-    async def _asked(self, connection: Connection) -> bool:
-        """False if the connection was closed without a single byte of an answer.
+    async def pour(self, sink: Sink) -> None:
+        """See Reply. While the sink takes, the connection hands over what it reads as it reads it."""
+        while not sink.done:
+            connection = self._current()
+            if connection.chunks:
+                if not sink.take(connection.take()):
+                    await sink.drained()
+            elif connection.ended:
+                return
+            elif connection.stopped:
+                raise self._fault(connection, Broken)
+            elif not await connection.poured(sink):
+                await sink.drained()
 
-        On a parked connection that is the ordinary race with a server that closes idle ones, and the only
-        case in which a call is sent again, once, on a fresh connection. RFC 9110 §9.2.2 wants a reason for
-        that with POST: nothing was answered, a completion changes nothing upstream, and the worst that can
-        happen is that a dying engine began it in vain."""
+    def _ask(self, connection: Connection) -> None:
+        """On a fresh connection, or on a parked one; if that was closed without a single byte of an answer, the call
+        is sent again, once.
+
+        It is the ordinary race with a server that closes idle connections, and the only case in which anything is sent
+        twice. RFC 9110 §9.2.2 wants a reason for that with POST: nothing was answered, a completion changes nothing
+        upstream, and the worst that can happen is that a dying engine began it in vain."""
         self._connection = connection
-        await connection.ask(self._head, self._body, bodiless=self._bodiless, deadline_s=self._deadline_s)
-        return connection.heard or connection.late
+        connection.ask(self._head, self._body, bodiless=self._bodiless, deadline_s=self._deadline_s)
+
+    def _current(self) -> Connection:
+        """Looked at after every wait: by now the connection may be answering somebody else."""
+        if self._connection is None:
+            raise RuntimeError("the frames of a reply were read after its exchange was left")
+        return self._connection
 
     def _fault(self, connection: Connection, kind: type[RuntimeFault]) -> RuntimeFault:
         return (Expired if connection.late else kind)(f"{self._wire.name}: {connection.stopped}")

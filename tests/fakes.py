@@ -9,19 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from prometheus_client import CollectorRegistry
 
-from gateway.call import Call, Limits, Principal, Record, call_id
+from gateway.call import Call, CallIds, Limits, Principal, Record
 from gateway.errors import Forbidden, KeyExpired, Unauthenticated
 from gateway.fairness import Fairness, Line
 from gateway.journal import Journal
+from gateway.metrics import Metrics
 from gateway.pipeline import Pipeline
 from gateway.quota import Quota
 from gateway.replica import Replica
 from gateway.route import Route, Target
 from gateway.trace import Trace
 from gateway.usage import Usage
-from runtimes.clock import Clock
+from runtimes.clock import Clock, SystemClock
 from runtimes.contract import (
     Exchange,
     Generator,
@@ -158,6 +158,33 @@ async def played(frames: Iterable[Frame]) -> AsyncIterator[bytes]:
             yield frame
 
 
+class FakeClient:
+    """Where a stream goes: keeps what it gets, and reads on only when told while it is `full`."""
+
+    def __init__(self) -> None:
+        self.status = 0
+        self.parts: list[bytes] = []
+        self.full = False
+        self.reads = asyncio.Event()
+
+    @property
+    def got(self) -> bytes:
+        return b"".join(self.parts)
+
+    def begin(self, status: int, first: bytes) -> "FakeClient":
+        assert not self.status, "an answer begins once"
+        self.status = status
+        self.parts.append(first)
+        return self
+
+    def write(self, part: bytes) -> None:
+        assert self.status, "an answer begins before it goes on"
+        self.parts.append(part)
+
+    async def drained(self) -> None:
+        await self.reads.wait()
+
+
 class FakePredictor:
     """A Predictor that gives the same answer to everything, or always the same fault."""
 
@@ -201,7 +228,7 @@ def a_call(principal: Principal | None = None, **given: Any) -> Call:
     """A chat call without a deadline, but for what is given."""
     return Call(
         **{
-            "id": call_id(),
+            "id": CallIds(SystemClock()).next(),
             "route": "/v1/chat/completions",
             "principal": principal or a_principal(),
             "model": "chat",
@@ -275,7 +302,7 @@ class Stages:
         tenants: Any = FakeTenants(clock, **({"good": a_principal()} if keys is None else keys))
         self.pipeline = Pipeline(
             tenants=tenants,
-            trace=Trace(models=frozenset(models), registry=CollectorRegistry(), tracer=None),
+            trace=Trace(metrics=Metrics(models), tracer=None),
             usage=Usage(journal=self.journal, clock=clock),
             quota=Quota(clock=clock),
             fairness=Fairness(lines=lines),

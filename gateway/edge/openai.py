@@ -9,20 +9,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import re
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import aclosing
+from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
-from litestar import Litestar, Request, Response, asgi, get
+from litestar import Litestar, Response, get
+from litestar.connection import Request as LitestarRequest
 from litestar.exceptions import HTTPException
 from litestar.params import FromPath
 from msgspec import Meta
 
-from gateway.call import NULL, USAGE_ON_REQUEST, Bounds, Call, Principal, call_id
-from gateway.edge.guard import Receive, read_body, require_depth
+from gateway.call import NULL, USAGE_ON_REQUEST, Bounds, Call, CallIds, Principal
+from gateway.edge.asgi import Asgi
+from gateway.edge.depth import require_depth
+from gateway.edge.request import Handler, Request, error_headers
 from gateway.edge.schema import documents
 from gateway.errors import BadRequest, Draining, GatewayError, MethodNotAllowed, NotFound
 from gateway.meter import Answer
@@ -35,9 +37,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("headrace.edge")
 
-Scope = Mapping[str, Any]
-Send = Callable[[Any], Awaitable[None]]
-
 Positive = Annotated[int, Meta(ge=1, le=2**31)]
 Whole = Annotated[int, Meta(ge=0, le=2**31)]
 
@@ -45,6 +44,9 @@ Whole = Annotated[int, Meta(ge=0, le=2**31)]
 class StreamOptions(msgspec.Struct):
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
+
+
+NO_OPTIONS = StreamOptions()
 
 
 class Ask(msgspec.Struct):
@@ -85,70 +87,54 @@ class OpenAI:
         self.bounds = bounds
         self.translations = translations
         self.clock = clock
-
-    def app(self) -> Litestar:
-        handlers = [self._handler(route) for route in DECODERS]
-        return Litestar(
-            [*handlers, *self._models(), *documents()],
-            exception_handlers={GatewayError: _refused, HTTPException: _not_here, Exception: _broken},
-            openapi_config=None,
-            logging_config=None,
+        self.ids = CallIds(clock)
+        self.routes = {route.encode(): route for route in DECODERS}
+        self.rest = Asgi(
+            Litestar(
+                [*self._models(), *documents()],
+                exception_handlers={GatewayError: _refused, HTTPException: _not_here, Exception: _broken},
+                openapi_config=None,
+                logging_config=None,
+            )
         )
 
-    def _handler(self, route: str) -> Any:
-        @asgi(route, copy_scope=False)
-        async def handler(scope: Any, receive: Any, send: Any) -> None:
-            await self.serve(route, scope, receive, send)
+    def enter(self, request: Request) -> Handler:
+        """A call is known by its key before a byte of its body is read. Whatever is not hot is Litestar's."""
+        route = self.routes.get(request.path)
+        if route is None:
+            return self.rest.serve
+        request.id = self.ids.next()
+        if request.method != b"POST":
+            raise MethodNotAllowed(f"{route} takes POST, not {request.method.decode('latin-1')}.")
+        principal = self.pipeline.identify(presented_key(request.fields))
+        return Asked(self, route, principal, self.clock.now_s()).answer
 
-        return handler
-
-    async def serve(self, route: str, scope: Scope, receive: Receive, send: Send) -> None:
-        """One call, from its header to its last byte. Cancelled by the guard the moment the client has gone."""
-        id = call_id()
-        received_s = self.clock.now_s()
-        try:
-            if scope["method"] != "POST":
-                raise MethodNotAllowed(f"{route} takes POST, not {scope['method']}.")
-            headers = dict(scope["headers"])
-            principal = self.pipeline.identify(presented_key(headers))
-            body = await read_body(receive, headers.get(b"content-length"), self.bounds)
-            call = self._call(id, route, principal, headers, body, received_s)
-            await require_depth(body, self.bounds.json_depth_max)
-            await self._answer(call, send)
-        except asyncio.CancelledError:
-            # Either the client has gone and nobody is left to answer, or the gateway stops amid its request.
-            if self.pipeline.stopped:
-                await _send_error(send, Draining("This gateway stopped before the request was whole."), id)
-        except GatewayError as error:
-            await _send_error(send, error, id)
-        except Exception as error:  # noqa: BLE001  it is logged
-            await _send_error(send, _own_fault(id, error), id)
-
-    def _call(
-        self, id: str, route: str, principal: Principal, headers: Mapping[bytes, bytes], body: bytes, received_s: float
-    ) -> Call:
+    def call(self, asked: Asked, request: Request) -> Call:
+        """Raises BadRequest."""
+        route, body = asked.route, request.body
         ask = _decode(DECODERS[route], body)
-        options = ask.stream_options or StreamOptions()
+        options = ask.stream_options or NO_OPTIONS
         call = Call(
-            id=id,
+            id=request.id,
             route=route,
-            principal=principal,
+            principal=asked.principal,
             model=ask.model,
             body=body,
             at_s=self.clock.wall_s(),
-            received_s=received_s,
-            deadline_s=received_s + self.bounds.call_s_max,
+            received_s=asked.received_s,
+            deadline_s=asked.received_s + self.bounds.call_s_max,
             stream=bool(ask.stream),
             usage_asked=bool(options.include_usage),
             chunk_usage_asked=bool(options.include_usage and options.continuous_usage_stats),
-            traceparent=_traceparent(headers),
+            traceparent=_traceparent(request.fields),
             translation=self.translations.get(route),
+            tokens_out_max=0,
         )
         if isinstance(ask, Generate):
-            each, param = max((ask.n or 1, "n"), (ask.best_of or 1, "best_of"))
+            each, param = (ask.n or 1, "n") if ask.best_of is None else max((ask.n or 1, "n"), (ask.best_of, "best_of"))
             if each > self.bounds.choices_max:
                 raise BadRequest(f"{param}: at most {self.bounds.choices_max} choices are made at once.", param=param)
-            call.prompts = _prompts(ask.prompt)
+            call.prompts = 1 if ask.prompt is NULL else _prompts(ask.prompt)
             call.choices = each * call.prompts
             if call.choices > self.bounds.choices_max:
                 raise BadRequest(
@@ -156,44 +142,20 @@ class OpenAI:
                     f"{self.bounds.choices_max} are made at once.",
                     param="prompt",
                 )
-            call.tokens_out_max = max(_limits(route, ask), default=None)
-        else:
-            call.tokens_out_max = 0
+            call.tokens_out_max = _limit(route, ask)
         return call
-
-    async def _answer(self, call: Call, send: Send) -> None:
-        begun = False
-        try:
-            async with self.pipeline.open(call) as answer:
-                if answer.events is not None:
-                    async with aclosing(answer.events) as events:  # type: ignore[type-var]
-                        begun = True
-                        await send(_start(call, answer, STREAM_HEADERS))
-                        await send({"type": "http.response.body", "body": answer.body, "more_body": True})
-                        async for event in events:
-                            await send({"type": "http.response.body", "body": event, "more_body": True})
-        except Exception as error:
-            if not begun:
-                raise
-            fault = error if isinstance(error, GatewayError) else _own_fault(call.id, error)
-            await send({"type": "http.response.body", "body": _error_event(call.route, fault)})
-            return
-        # By now the call is settled and recorded; only then does its client see that it is complete.
-        if not begun:
-            await send(_start(call, answer, JSON_HEADERS))
-        await send({"type": "http.response.body", "body": answer.end if begun else answer.body})
 
     def _models(self) -> list[Any]:
         route, identify = self.pipeline.route, self.pipeline.identify
 
         @get("/v1/models", sync_to_thread=False)
-        def models(request: Request[Any, Any, Any]) -> dict[str, Any]:
+        def models(request: LitestarRequest[Any, Any, Any]) -> dict[str, Any]:
             """The models this key may use."""
             principal = identify(presented_key(dict(request.scope["headers"])))
             return {"object": "list", "data": [_model(target) for target in route.visible(principal)]}
 
         @get("/v1/models/{model:path}", sync_to_thread=False)
-        def model(request: Request[Any, Any, Any], model: FromPath[str]) -> dict[str, Any]:
+        def model(request: LitestarRequest[Any, Any, Any], model: FromPath[str]) -> dict[str, Any]:
             """One of them."""
             principal = identify(presented_key(dict(request.scope["headers"])))
             name = model.removeprefix("/")
@@ -205,9 +167,66 @@ class OpenAI:
         return [models, model]
 
 
+class Asked:
+    """One call at the door, from its key to its last byte."""
+
+    __slots__ = ("door", "principal", "received_s", "request", "route")
+
+    def __init__(self, door: OpenAI, route: str, principal: Principal, received_s: float) -> None:
+        self.door = door
+        self.route = route
+        self.principal = principal
+        self.received_s = received_s
+
+    async def answer(self, request: Request) -> None:
+        """Cancelled the moment the client has gone."""
+        self.request = request
+        pipeline = self.door.pipeline
+        try:
+            call = self.door.call(self, request)
+            await require_depth(request.body, self.door.bounds.json_depth_max)
+            answer = await pipeline.run(call, self)
+        except asyncio.CancelledError:
+            # Either the client has gone and nobody is left to answer, or the gateway stops amid its request.
+            if not pipeline.stopped:
+                raise
+            self._fail(Draining("This gateway stopped before the request was whole."))
+        except GatewayError as error:
+            self._fail(error)
+        except Exception as error:
+            log.error("call %s ended in a fault of the gateway", request.id, exc_info=error)
+            self._fail(GatewayError(f"The gateway failed; its log knows this call as {request.id}."))
+        else:
+            # By now the call is settled, and recorded with this turn of the loop; only then does its client see that
+            # it is complete.
+            pipeline.usage.when_recorded(partial(self._complete, answer))
+
+    # ---- a Client of the pipeline
+
+    def begin(self, status: int, first: bytes) -> Request:
+        self.request.begin(status, STREAM_LINES % self.request.id.encode(), first)
+        return self.request
+
+    # ---- its end
+
+    def _complete(self, answer: Answer) -> None:
+        if self.request.begun:
+            self.request.end(answer.body)
+        else:
+            self.request.respond(answer.status, JSON_LINES % self.request.id.encode(), answer.body)
+
+    def _fail(self, error: GatewayError) -> None:
+        if self.request.begun:
+            self.request.end(_error_event(self.route, error))
+        else:
+            self.request.refuse(error)
+
+
 def presented_key(headers: Mapping[bytes, bytes]) -> str | None:
     """The key as OpenAI's clients send it (`authorization: Bearer …`) or as Anthropic's do (`x-api-key`)."""
     value = headers.get(b"authorization")
+    if value is not None and value.startswith(b"Bearer "):  # as nearly all send it
+        return value[7:].decode("latin-1").strip()
     if value is None:
         value = headers.get(b"x-api-key")
         return None if value is None else value.decode("latin-1")
@@ -237,13 +256,13 @@ def _decode(decoder: msgspec.json.Decoder[Any], body: bytes) -> Any:
     return ask
 
 
-def _limits(route: str, ask: Generate) -> list[int]:
+def _limit(route: str, ask: Generate) -> int | None:
     """What bounds each choice's output on this route. Of two, engines differ in which one they obey."""
-    fields = {
-        "/v1/chat/completions": (ask.max_tokens, ask.max_completion_tokens),
-        "/v1/responses": (ask.max_output_tokens,),
-    }
-    return [limit for limit in fields.get(route, (ask.max_tokens,)) if limit is not None]
+    if route == "/v1/responses":
+        return ask.max_output_tokens
+    if route != "/v1/chat/completions" or ask.max_completion_tokens is None:
+        return ask.max_tokens
+    return max(ask.max_completion_tokens, ask.max_tokens or 0)
 
 
 def _prompts(prompt: msgspec.Raw) -> int:
@@ -272,19 +291,11 @@ TRACEPARENT = re.compile(rb"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a
 
 # ---- what goes out -----------------------------------------------------------------------------------------
 
-JSON_HEADERS = ((b"content-type", b"application/json"),)
-STREAM_HEADERS = (
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),
+JSON_LINES = b"content-type: application/json\r\nx-request-id: %b\r\n"
+STREAM_LINES = (
+    b"content-type: text/event-stream; charset=utf-8\r\ncache-control: no-cache\r\nx-accel-buffering: no\r\n"
+    b"x-request-id: %b\r\n"
 )
-
-
-def _start(call: Call, answer: Answer, headers: tuple[tuple[bytes, bytes], ...]) -> dict[str, Any]:
-    own = [*headers, (b"x-request-id", call.id.encode())]
-    if answer.events is None:
-        own.append((b"content-length", str(len(answer.body)).encode()))
-    return {"type": "http.response.start", "status": answer.status, "headers": own}
 
 
 def _error_event(route: str, error: GatewayError) -> bytes:
@@ -292,47 +303,15 @@ def _error_event(route: str, error: GatewayError) -> bytes:
     return data if route in USAGE_ON_REQUEST else b"event: error\n" + data
 
 
-def error_headers(error: GatewayError) -> dict[str, str]:
-    """When to come back and whether to; the SDKs obey both."""
-    headers = {"x-should-retry": "true" if error.retryable else "false"}
-    if error.retry_after_s is not None:
-        # Rounded up: a client that comes back exactly then must not be early.
-        headers["retry-after"] = str(math.ceil(error.retry_after_s))
-        headers["retry-after-ms"] = str(math.ceil(error.retry_after_s * 1000))
-    if error.status == 401:
-        headers["www-authenticate"] = "Bearer"
-    if isinstance(error, MethodNotAllowed):
-        headers["allow"] = "POST"
-    return headers
-
-
-async def _send_error(send: Send, error: GatewayError, id: str) -> None:
-    body = error.body()
-    headers = {
-        "content-type": "application/json",
-        "content-length": str(len(body)),
-        "x-request-id": id,
-        **error_headers(error),
-    }
-    raw = [(name.encode(), value.encode()) for name, value in headers.items()]
-    await send({"type": "http.response.start", "status": error.status, "headers": raw})
-    await send({"type": "http.response.body", "body": body})
-
-
-def _own_fault(id: str, error: Exception) -> GatewayError:
-    log.error("call %s ended in a fault of the gateway", id, exc_info=error)
-    return GatewayError(f"The gateway failed; its log knows this call as {id}.")
-
-
 def _model(target: Target) -> dict[str, Any]:
     return {"id": target.name, "object": "model", "created": target.created_s, "owned_by": "headrace"}
 
 
-def _refused(request: Request[Any, Any, Any], error: GatewayError) -> Response[bytes]:
+def _refused(request: LitestarRequest[Any, Any, Any], error: GatewayError) -> Response[bytes]:
     return Response(error.body(), status_code=error.status, media_type="application/json", headers=error_headers(error))
 
 
-def _not_here(request: Request[Any, Any, Any], error: HTTPException) -> Response[bytes]:
+def _not_here(request: LitestarRequest[Any, Any, Any], error: HTTPException) -> Response[bytes]:
     """Litestar's own refusals: an unknown path or a wrong method."""
     method, path = request.scope["method"], request.scope["path"][:200]
     if error.status_code == 405:
@@ -344,6 +323,6 @@ def _not_here(request: Request[Any, Any, Any], error: HTTPException) -> Response
     return _refused(request, BadRequest(str(error.detail)))
 
 
-def _broken(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
+def _broken(request: LitestarRequest[Any, Any, Any], error: Exception) -> Response[bytes]:
     log.error("%s %s ended in a fault of the gateway", request.scope["method"], request.scope["path"], exc_info=error)
     return _refused(request, GatewayError("The gateway failed; its log says why."))

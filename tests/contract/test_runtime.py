@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-import pytest_asyncio
 
 from runtimes.artifact import Shelf
 from runtimes.contract import (
@@ -33,6 +32,7 @@ from runtimes.onnx import Onnx
 from runtimes.remote import Remote
 from runtimes.vllm import Vllm
 from tests import tiny
+from tests.e2e.engine import MODEL, socket
 from tests.fakes import FakeClock, until
 from tests.loopback import serving
 
@@ -40,12 +40,10 @@ IDLE = Load(running=0, waiting=0)
 NEVER_S, LONG_AGO_S = math.inf, 0.0
 SECRET = "xyzzy"
 
-RUNTIMES = ["echo", "remote", "onnx"]
-GENERATORS = ["echo", "remote", pytest.param("vllm", marks=pytest.mark.engine)]
+VLLM = pytest.param("vllm", marks=pytest.mark.engine)
+RUNTIMES = ["echo", "remote", "onnx", VLLM]
+GENERATORS = ["echo", "remote", VLLM]
 PACED = ["echo", "remote"]
-
-# One loop for all, because a real engine starts once for all and stays on its loop.
-pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 class Stage(NamedTuple):
@@ -57,12 +55,18 @@ class Stage(NamedTuple):
     clock: FakeClock
 
 
+@pytest.fixture
+def engine(kind: str, request: pytest.FixtureRequest) -> str:
+    """Where the session's real vLLM answers, for the kind that is one; nowhere for the others."""
+    return f"unix:{socket(request.getfixturevalue('engine_gateway'))}" if kind == "vllm" else ""
+
+
 @asynccontextmanager
-async def staged(kind: str, folder: Path, pace: Echo | None = None) -> AsyncIterator[Stage]:
+async def staged(kind: str, folder: Path, pace: Echo | None = None, engine: str = "") -> AsyncIterator[Stage]:
     """Only what answers runs on the fake clock: what relays runs on the machine's own."""
     clock = FakeClock()
     shelf = Shelf(folder / "shelf")
-    site = Site(model="chat", replica="chat-0", state=folder, shelf=shelf)
+    site = Site(model=MODEL, replica="chat-0", state=folder, shelf=shelf)
     echo = (pace or Echo()).build(site, clock=clock)
     match kind:
         case "echo":
@@ -75,11 +79,13 @@ async def staged(kind: str, folder: Path, pace: Echo | None = None) -> AsyncIter
             (folder / "folder").mkdir()
             tiny.publish(shelf, folder / "folder")
             yield Stage(Onnx(artifact="tiny").build(site), None, clock)
+        case "vllm":
+            yield Stage(Vllm(url=engine).build(site), None, clock)
 
 
 @asynccontextmanager
-async def opened(kind: str, folder: Path, pace: Echo | None = None) -> AsyncIterator[Stage]:
-    async with staged(kind, folder, pace) as stage:
+async def opened(kind: str, folder: Path, pace: Echo | None = None, engine: str = "") -> AsyncIterator[Stage]:
+    async with staged(kind, folder, pace, engine) as stage:
         await stage.runtime.open()
         try:
             yield stage
@@ -87,38 +93,15 @@ async def opened(kind: str, folder: Path, pace: Echo | None = None) -> AsyncIter
             await stage.runtime.aclose()
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def engine(engine_state: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Generator]:
-    """A real vLLM, for all tests here."""
-    state = tmp_path_factory.mktemp("v")
-    for shared in ("engines", "cache"):
-        (engine_state / shared).mkdir(exist_ok=True)
-        (state / shared).symlink_to(engine_state / shared)
-    site = Site(model="chat", replica="chat-0", state=state, shelf=Shelf(engine_state / "shelf"))
-    runtime = Vllm(artifact="smollm2@stable", kv_cache_bytes=256 << 20, tokens_max=2048).build(site)
-    await runtime.open()
-    yield runtime
-    await runtime.aclose()
-
-
 @pytest.fixture
-def lent(kind: str, request: pytest.FixtureRequest) -> Generator | None:
-    """The engine, for those that ask for it."""
-    return request.getfixturevalue("engine") if kind == "vllm" else None
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def generator(kind: str, lent: Generator | None, tmp_path: Path) -> AsyncIterator[Generator]:
+async def generator(kind: str, engine: str, tmp_path: Path) -> AsyncIterator[Generator]:
     """One of each kind, open."""
-    if lent is not None:
-        yield lent
-        return
-    async with opened(kind, tmp_path) as stage:
+    async with opened(kind, tmp_path, engine=engine) as stage:
         yield stage.runtime
 
 
 def chat(text: str, *, deadline_s: float = NEVER_S, **options: Any) -> Exchange:
-    body = {"model": "chat", "messages": [{"role": "user", "content": text}], "temperature": 0, **options}
+    body = {"model": MODEL, "messages": [{"role": "user", "content": text}], "temperature": 0, **options}
     return Exchange(path="/v1/chat/completions", body=json.dumps(body).encode(), deadline_s=deadline_s)
 
 
@@ -150,8 +133,10 @@ def events(stream: bytes) -> list[Any]:
 
 
 @pytest.mark.parametrize("kind", RUNTIMES)
-async def test_a_runtime_answers_between_open_and_close_and_at_no_other_time(kind: str, tmp_path: Path) -> None:
-    async with staged(kind, tmp_path) as stage:
+async def test_a_runtime_answers_between_open_and_close_and_at_no_other_time(
+    kind: str, engine: str, tmp_path: Path
+) -> None:
+    async with staged(kind, tmp_path, engine=engine) as stage:
         runtime = stage.runtime
         assert isinstance(runtime, Runtime)
         with pytest.raises(Unavailable):
@@ -171,8 +156,8 @@ async def test_a_runtime_answers_between_open_and_close_and_at_no_other_time(kin
 
 
 @pytest.mark.parametrize("kind", RUNTIMES)
-async def test_no_error_carries_the_payload(kind: str, tmp_path: Path) -> None:
-    async with opened(kind, tmp_path) as stage:
+async def test_no_error_carries_the_payload(kind: str, engine: str, tmp_path: Path) -> None:
+    async with opened(kind, tmp_path, engine=engine) as stage:
         with pytest.raises(RuntimeFault) as late:
             await asked(stage.runtime, SECRET, deadline_s=LONG_AGO_S)
         await stage.runtime.aclose()
@@ -183,8 +168,8 @@ async def test_no_error_carries_the_payload(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", RUNTIMES)
-async def test_a_runtime_that_never_opened_can_be_closed(kind: str, tmp_path: Path) -> None:
-    async with staged(kind, tmp_path) as stage:
+async def test_a_runtime_that_never_opened_can_be_closed(kind: str, engine: str, tmp_path: Path) -> None:
+    async with staged(kind, tmp_path, engine=engine) as stage:
         await stage.runtime.aclose()
 
 
@@ -210,7 +195,7 @@ async def test_a_relayed_stream_is_the_one_that_was_sent(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("kind", GENERATORS)
 async def test_an_http_error_is_a_reply(generator: Generator) -> None:
-    request = Exchange(path="/v1/chat/completions", body=b'{"model":"chat"}', deadline_s=NEVER_S)
+    request = Exchange(path="/v1/chat/completions", body=b'{"model":"%b"}' % MODEL.encode(), deadline_s=NEVER_S)
     status, body = await read(generator, request)
     assert generator.load() == IDLE
     assert status == 400
@@ -306,7 +291,7 @@ async def test_calls_at_the_same_time_get_their_own_answers(kind: str, generator
         assert [it["choices"][0]["message"]["content"] for it in together] == prompts
 
 
-@pytest_asyncio.fixture(loop_scope="module")
+@pytest.fixture
 async def predictor(tmp_path: Path) -> AsyncIterator[Predictor]:
     async with opened("onnx", tmp_path) as stage:
         yield stage.runtime

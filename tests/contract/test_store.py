@@ -4,8 +4,11 @@ import asyncio
 import sqlite3
 import stat
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -14,6 +17,7 @@ from gateway.call import Limits, Outcome, Record
 from gateway.store import (
     HEAD,
     METADATA,
+    THREADS_MAX,
     By,
     KeyRow,
     Missing,
@@ -24,6 +28,7 @@ from gateway.store import (
     Unreachable,
     UsageFilter,
 )
+from tests.fakes import until
 
 STORES = ["sqlite"]
 ALL = UsageFilter()
@@ -236,6 +241,19 @@ async def test_many_writers_lose_no_change(store: Store, neighbour: Store) -> No
     assert await store.version() == before + 40
 
 
+async def test_a_cancelled_change_is_whole_or_never_was(store: Store, neighbour: Store) -> None:
+    before = await store.version()
+    for i in range(40):
+        change = asyncio.create_task(store.add_tenant(TenantRow(id=f"c{i}", name=f"tenant-{i}", created_s=0.0)))
+        for _ in range(i):
+            await asyncio.sleep(0)
+        change.cancel()
+        await asyncio.gather(change, return_exceptions=True)
+    await store.add_tenant(ACME)
+    await store.aclose()
+    assert len(await neighbour.tenants()) == await neighbour.version() - before
+
+
 async def test_records_come_back_newest_first_and_whole(store: Store) -> None:
     old, new = record("a"), record("b", at_s=200.0, outcome=Outcome.cancelled, status=0, estimated=True)
     await store.append_usage([old, new])
@@ -386,6 +404,85 @@ async def test_a_writer_that_never_ends_makes_the_others_unreachable(tmp_path: P
     await store.add_tenant(ACME)
     assert await store.tenants() == [ACME]
     await store.aclose()
+
+
+class Held(SqliteStore):
+    """Each change stops on its thread, before its transaction or amid it, until all are let go."""
+
+    def __init__(self, path: Path, *, amid: bool, busy_s_max: float = 5.0) -> None:
+        super().__init__(path, busy_s_max=busy_s_max)
+        self.amid = amid
+        self.stopped = 0
+        self.let_go = threading.Event()
+
+    @contextmanager
+    def _change(self, taken: str = "") -> Iterator[Any]:
+        if not self.amid:
+            self._stop()
+        with super()._change(taken) as change:
+            yield change
+            if self.amid:
+                self._stop()
+
+    def _stop(self) -> None:
+        self.stopped += 1
+        assert self.let_go.wait(20)
+
+
+async def test_a_change_cancelled_amid_its_transaction_is_made_whole_and_its_connection_comes_back(
+    tmp_path: Path,
+) -> None:
+    store = Held(tmp_path / "store.db", amid=True)
+    await store.open()
+    before = await store.version()
+    change = asyncio.create_task(store.add_tenant(ACME))
+    await until(lambda: store.stopped == 1)
+    change.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await change
+    store.let_go.set()
+    await store.set_tenant("acme", limits={"rpm": 1}, disabled=None)
+    assert await store.version() == before + 2
+    await store.aclose()
+    # SQLite removes its other files with the last connection.
+    assert [file.name for file in tmp_path.iterdir()] == ["store.db"]
+
+
+async def test_closing_waits_for_a_change_that_nobody_waits_for(tmp_path: Path) -> None:
+    store = Held(tmp_path / "store.db", amid=True)
+    await store.open()
+    change = asyncio.create_task(store.add_tenant(ACME))
+    await until(lambda: store.stopped == 1)
+    change.cancel()
+    closing = asyncio.create_task(store.aclose())
+    await asyncio.sleep(0)
+    assert not closing.done()
+    store.let_go.set()
+    await closing
+    assert [file.name for file in tmp_path.iterdir()] == ["store.db"]
+    with pytest.raises(Unreachable, match="has no thread"):
+        await store.tenants()
+
+
+async def test_a_call_that_gets_no_thread_in_time_or_leaves_never_happens(tmp_path: Path) -> None:
+    store = Held(tmp_path / "store.db", amid=False, busy_s_max=0.5)
+    await store.open()
+    rows = [TenantRow(id=f"c{i}", name=f"tenant-{i}", created_s=0.0) for i in range(THREADS_MAX)]
+    changes = []
+    for row in rows:
+        changes.append(asyncio.create_task(store.add_tenant(row)))
+        await until(lambda: store.stopped == len(changes))
+    leaving = asyncio.create_task(store.add_tenant(ZEBRA))
+    await asyncio.sleep(0)
+    leaving.cancel()
+    with pytest.raises(Unreachable, match="busy"):
+        await store.add_tenant(ACME)
+    store.let_go.set()
+    await asyncio.gather(*changes)
+    await store.aclose()
+    after = SqliteStore(tmp_path / "store.db")
+    assert await after.tenants() == rows
+    await after.aclose()
 
 
 async def test_a_failing_statement_keeps_its_parameters_to_itself(tmp_path: Path) -> None:

@@ -1,21 +1,42 @@
-"""vLLM as it sees itself: its own counters, read over its own socket, past the gateway."""
+"""The session's one vLLM, past the gateway that supervises it: its address, its own counters, its processes."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from pathlib import Path
 
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.e2e.servers import GatewayProcess
+from tests.e2e.servers import GatewayProcess, processes_of
 
 MODEL = "smollm2"
 
 
+def socket(gateway: GatewayProcess) -> str:
+    return str(gateway.state / "run" / f"{MODEL}-0" / "api.sock")
+
+
+def sessions(gateway: GatewayProcess) -> set[int]:
+    """The process sessions of the engines, each led by its keeper."""
+    return gateway.sessions() - {gateway.pid}
+
+
+def processes(gateway: GatewayProcess) -> list[int]:
+    """The engine's own processes, without the keeper that leads their session."""
+    leaders = sessions(gateway)
+    return [pid for pid in processes_of(leaders) if pid not in leaders]
+
+
+def core(gateway: GatewayProcess) -> list[int]:
+    """Of those, the one that computes. The one that answers HTTP outlives it for a while."""
+    return [pid for pid in processes(gateway) if "EngineCor" in Path(f"/proc/{pid}/comm").read_text()]
+
+
 async def counters(gateway: GatewayProcess) -> Counter[str]:
     """Every sample of vLLM's metrics, summed over its labels."""
-    transport = httpx.AsyncHTTPTransport(uds=str(gateway.state / "run" / f"{MODEL}-0" / "api.sock"))
+    transport = httpx.AsyncHTTPTransport(uds=socket(gateway))
     async with httpx.AsyncClient(transport=transport, base_url="http://engine", timeout=30) as client:
         answer = await client.get("/metrics")
     assert answer.status_code == 200

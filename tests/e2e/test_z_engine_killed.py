@@ -1,18 +1,24 @@
-"""An engine killed amid its answer. The last file by name: what follows would wait for the engine's second start."""
+"""An engine killed amid its answer, whole or in part. The last file by name: what follows waits for new starts."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import signal
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
 import openai
 import pytest
 
-from tests.e2e.engine import MODEL
+from runtimes.artifact import Shelf
+from runtimes.contract import Broken, Exchange, Site, Unavailable
+from runtimes.vllm import Vllm, VllmRuntime
+from tests.e2e.engine import MODEL, core, processes, sessions, socket
 from tests.e2e.raw import streaming
 from tests.e2e.servers import ENGINE_START_S_MAX, GatewayProcess, processes_of
 from tests.e2e.test_refusals import CHAT, require_refusal
@@ -24,15 +30,27 @@ ASK = {"model": MODEL, "messages": STORY, "max_tokens": 4}
 LONG = {**ASK, "max_tokens": 900, "min_tokens": 900}
 
 
+@pytest.fixture
+async def attached(engine_gateway: GatewayProcess, tmp_path: Path) -> AsyncIterator[VllmRuntime]:
+    """What the gateway speaks to its engine with, a second time."""
+    site = Site(model=MODEL, replica="second", state=tmp_path, shelf=Shelf(tmp_path / "shelf"))
+    runtime = Vllm(url=f"unix:{socket(engine_gateway)}").build(site)
+    await runtime.open()
+    yield runtime
+    await runtime.aclose()
+
+
+@pytest.mark.parametrize("killed", [processes, core], ids=["all of it", "its core"])
 async def test_an_engine_killed_amid_a_stream_is_told_refused_for_and_started_again(
-    engine_gateway: GatewayProcess,
+    engine_gateway: GatewayProcess, attached: VllmRuntime, killed: Callable[[GatewayProcess], list[int]]
 ) -> None:
     gateway, key = engine_gateway, engine_gateway.issue()
-    (before,) = engine_sessions(gateway)
+    (before,) = sessions(gateway)
     async with (
         gateway.client(key.text) as client,
         httpx.AsyncClient(base_url=f"http://{gateway.admin}", trust_env=False, timeout=30) as admin,
         streaming(gateway.host, key.text, LONG) as stream,
+        attached.exchange(Exchange(CHAT, json.dumps(LONG | {"stream": True}).encode(), math.inf)) as reply,
         openai.AsyncOpenAI(base_url=gateway.url, api_key=key.text, max_retries=0) as sdk,
     ):
         sdk_stream = await sdk.chat.completions.create(
@@ -40,7 +58,10 @@ async def test_an_engine_killed_amid_a_stream_is_told_refused_for_and_started_ag
         )
         await anext(sdk_stream)
         await stream.text(3)
-        kill_engine(gateway)
+        victims = killed(gateway)
+        assert victims
+        for pid in victims:
+            os.kill(pid, signal.SIGKILL)
 
         # Those amid their streams are told, and none is told that it was whole.
         events = await stream.rest()
@@ -50,10 +71,15 @@ async def test_an_engine_killed_amid_a_stream_is_told_refused_for_and_started_ag
         with pytest.raises(openai.APIError):
             async for _ in sdk_stream:
                 pass
+        with pytest.raises(Broken):
+            async for _ in reply.frames:
+                pass
+        with pytest.raises(Unavailable):
+            await attached.ready()
 
         # Until it is back: a 503 at once, not a wait; readiness names it; the other models go on.
-        readiness = await until_status(admin, "/readyz", 503)
-        assert f"{MODEL}-0" in readiness.json()["checks"][f"model {MODEL}"]["reason"]
+        await until_readyz(admin, 503, f"{MODEL}-0 is restarting, attempt")
+        assert processes_of({before}) == {}
         refused = await client.post(CHAT, json=ASK)
         require_refusal(
             refused.status_code, refused.headers, refused.content, expected=503, code="engine_unavailable", retry=True
@@ -62,13 +88,13 @@ async def test_an_engine_killed_amid_a_stream_is_told_refused_for_and_started_ag
         other = await client.post("/v1/classify", json={"model": "support-intent", "input": "where is my order"})
         assert other.status_code == 200
 
-        # And then it is back, by itself, with nothing left of the one before.
-        await until_status(admin, "/readyz", 200)
+        # And then it is back, by itself.
+        await until_readyz(admin, 200)
         again = await client.post(CHAT, json=ASK)
         assert again.status_code == 200, again.text
-    (after,) = engine_sessions(gateway)
+        await attached.ready()
+    (after,) = sessions(gateway)
     assert after != before
-    assert processes_of({before}) == {}
     record = await gateway.record(key, stream.id)
     assert record["outcome"] == "failed"
     spoken = sum(bool(choice["delta"].get("content")) for chunk in stream.chunks[:-1] for choice in chunk["choices"])
@@ -76,21 +102,7 @@ async def test_an_engine_killed_amid_a_stream_is_told_refused_for_and_started_ag
     assert not record["estimated"]
 
 
-def engine_sessions(gateway: GatewayProcess) -> set[int]:
-    return gateway.sessions() - {gateway.pid}
-
-
-def kill_engine(gateway: GatewayProcess) -> None:
-    """SIGKILL to the engine itself, not to the keeper that leads its session."""
-    sessions = engine_sessions(gateway)
-    engine = [pid for pid in processes_of(sessions) if pid not in sessions]
-    assert engine
-    for pid in engine:
-        os.kill(pid, signal.SIGKILL)
-
-
-async def until_status(admin: httpx.AsyncClient, path: str, status: int) -> httpx.Response:
+async def until_readyz(admin: httpx.AsyncClient, status: int, said: str = "") -> None:
     async with asyncio.timeout(ENGINE_START_S_MAX):
-        while (answer := await admin.get(path)).status_code != status:
+        while (answer := await admin.get("/readyz")).status_code != status or said not in answer.text:
             await asyncio.sleep(0.1)
-    return answer

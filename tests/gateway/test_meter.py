@@ -10,24 +10,27 @@ from hypothesis import strategies as st
 
 from gateway.call import Call
 from gateway.errors import BadRequest, DeadlineExceeded, EngineFailed, GatewayError
-from gateway.meter import AFTER_END_S_MAX, EVENT_BYTES_MAX, Answer, meter
-from runtimes.contract import Broken, Expired, Reply
-from tests.fakes import FakeClock, Frame, Script, a_call, events, played
+from gateway.meter import AFTER_END_S_MAX, Answer, meter
+from gateway.stream import EVENT_BYTES_MAX
+from runtimes.contract import Broken, Expired, Reply, Sink
+from tests.fakes import FakeClient, FakeClock, Frame, Script, a_call, events, played, until
 
 DONE = b"data: [DONE]\n\n"
 
 
+async def sent_to(client: FakeClient, script: Script, call: Call) -> Answer:
+    return await meter(call, Reply(script.status, script.headers, played(script.frames)), client, FakeClock())
+
+
 async def begin(script: Script, call: Call) -> Answer:
-    return await meter(call, Reply(script.status, script.headers, played(script.frames)), FakeClock())
+    return await sent_to(FakeClient(), script, call)
 
 
 async def relayed(script: Script, call: Call) -> bytes:
     """Everything the client gets."""
-    answer = await begin(script, call)
-    parts = [answer.body]
-    if answer.events is not None:
-        parts += [part async for part in answer.events]
-    return b"".join(parts) + answer.end
+    client = FakeClient()
+    answer = await sent_to(client, script, call)
+    return client.got + answer.body
 
 
 def event(**fields: Any) -> bytes:
@@ -114,10 +117,10 @@ def test_nor_into_how_many_pieces(name: str, data: st.DataObject, crlf: bool) ->
 
 
 async def test_the_closing_event_is_held_back_until_all_is_settled() -> None:
-    answer = await begin(events(CHAT, TOTAL, DONE), a_call(stream=True))
-    assert answer.events is not None
-    assert answer.body + b"".join([part async for part in answer.events]) == PLAIN
-    assert answer.end == DONE
+    client = FakeClient()
+    answer = await sent_to(client, events(CHAT, TOTAL, DONE), a_call(stream=True))
+    assert client.got == PLAIN
+    assert answer == Answer(200, DONE)
 
 
 async def test_cached_tokens_are_part_of_the_input_in_every_dialect() -> None:
@@ -203,10 +206,8 @@ async def test_an_engine_that_does_not_hang_up_keeps_nobody(monkeypatch: pytest.
 
 async def test_an_error_amid_a_stream_ends_it_with_the_engine_s_words() -> None:
     error = {"message": "out of memory", "type": "InternalServerError", "param": None, "code": 500}
-    answer = await begin(events(chunk("x"), event(error=error), DONE), a_call(stream=True))
-    assert answer.events is not None
     with pytest.raises(EngineFailed) as raised:
-        _ = [part async for part in answer.events]
+        await begin(events(chunk("x"), event(error=error), DONE), a_call(stream=True))
     fault = raised.value
     assert (fault.message, fault.type, fault.param, fault.code) == ("out of memory", "InternalServerError", None, "500")
 
@@ -214,11 +215,10 @@ async def test_an_error_amid_a_stream_ends_it_with_the_engine_s_words() -> None:
 async def test_what_came_in_one_read_with_an_error_is_delivered_before_it() -> None:
     call = a_call(stream=True)
     together = chunk("x") + chunk("y") + event(error={"message": "out of memory", "code": 500})
-    answer = await begin(events(together, DONE), call)
-    assert answer.events is not None
-    assert answer.body == chunk("x") + chunk("y")
+    client = FakeClient()
     with pytest.raises(EngineFailed):
-        await anext(answer.events)
+        await sent_to(client, events(together, DONE), call)
+    assert client.got == chunk("x") + chunk("y")
 
 
 @pytest.mark.parametrize(
@@ -450,4 +450,33 @@ async def test_a_log_gets_the_status_of_a_failure_and_not_the_engine_s_words() -
 
 async def test_the_type_of_a_stream_may_be_written_in_any_case() -> None:
     headers = ((b"content-type", b"text/Event-Stream; charset=utf-8"),)
-    assert (await begin(Script([chunk("x"), DONE], headers=headers), a_call(stream=True))).events is not None
+    client = FakeClient()
+    await sent_to(client, Script([chunk("x"), DONE], headers=headers), a_call(stream=True))
+    assert client.got == chunk("x")
+
+
+async def test_a_client_that_is_full_is_given_nothing_until_it_has_read() -> None:
+    client = FakeClient()
+    client.full = True
+    sending = asyncio.create_task(sent_to(client, events(chunk("x"), chunk("y"), DONE), a_call(stream=True)))
+    await until(lambda: bool(client.parts))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert client.got == chunk("x")
+    client.full = False
+    client.reads.set()
+    await sending
+    assert client.got == chunk("x") + chunk("y")
+
+
+async def test_what_an_engine_s_connection_pours_is_the_same_as_what_it_would_frame() -> None:
+    async def pour(sink: Sink) -> None:
+        assert all(sink.take(part) for part in (CHAT[:100], CHAT[100:], TOTAL))
+        assert not sink.take(DONE)
+        assert sink.done
+
+    client, call = FakeClient(), a_call(stream=True)
+    reply = Reply(200, events().headers, played([]), pour)
+    answer = await meter(call, reply, client, FakeClock())
+    assert client.got + answer.body == PLAIN + DONE
+    assert counts(call) == (7, 6, False)

@@ -1,7 +1,9 @@
 """OpenAI's HTTP API, through the application as it is served."""
 
 import json
+import socket
 from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 
 from gateway.call import Bounds
 from gateway.edge.openai import OpenAI
+from gateway.edge.server import Server
 from runtimes.clock import SystemClock
 from runtimes.contract import Broken, Unavailable
 from tests.fakes import FakeGenerator, FakeTenants, Script, Stages, a_principal, events, limits
@@ -21,6 +24,10 @@ SECRET = "xyzzy-from-the-prompt"
 BODY = {"model": "chat", "messages": [{"role": "user", "content": SECRET}]}
 
 
+def authorization(key: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {key}"} if key else {}
+
+
 class Site:
     def __init__(self, stages: Stages, client: httpx.AsyncClient) -> None:
         self.stages = stages
@@ -28,7 +35,7 @@ class Site:
 
     async def post(self, body: Any, path: str = CHAT, key: str = "good") -> httpx.Response:
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
-        return await self.client.post(path, content=content, headers={"authorization": f"Bearer {key}"})
+        return await self.client.post(path, content=content, headers=authorization(key))
 
     @property
     def engine(self) -> Any:
@@ -40,7 +47,8 @@ Open = Callable[..., Any]
 
 @pytest.fixture
 async def open_site(tmp_path: Path) -> AsyncIterator[Open]:
-    opened: list[Site] = []
+    sites: list[Site] = []
+    opened = AsyncExitStack()
 
     async def make(*script: Any, bounds: Bounds | None = None, **given: Any) -> Site:
         clock = SystemClock()
@@ -58,14 +66,20 @@ async def open_site(tmp_path: Path) -> AsyncIterator[Open]:
         }
         stages = await Stages(tmp_path, clock, models, keys=keys, **given).__aenter__()
         doors = OpenAI(pipeline=stages.pipeline, bounds=bounds or Bounds(), translations={}, clock=clock)
-        transport = httpx.ASGITransport(app=doors.app(), raise_app_exceptions=True)  # type: ignore[arg-type]
-        opened.append(Site(stages, httpx.AsyncClient(transport=transport, base_url="http://gateway")))
-        return opened[-1]
+        listening = socket.create_server(("127.0.0.1", 0))
+        server = Server(door=doors, bounds=bounds or Bounds(), clock=clock)
+        await opened.enter_async_context(server.serving(listening))
+        client = httpx.AsyncClient(base_url=f"http://127.0.0.1:{listening.getsockname()[1]}", trust_env=False)
+        opened.callback(listening.close)
+        sites.append(Site(stages, client))
+        return sites[-1]
 
-    yield make
-    for site in opened:
-        await site.client.aclose()
-        assert site.stages.at_rest()
+    async with opened:
+        yield make
+        for site in sites:
+            await site.client.aclose()
+            assert site.stages.at_rest()
+    for site in sites:
         await site.stages.__aexit__()
 
 
@@ -136,7 +150,7 @@ async def test_a_fault_of_the_gateway_itself_tells_where_to_look_and_nothing_els
 )
 async def test_keys_are_asked_for_before_anything_else(site: Site, key: str, status: int, code: str) -> None:
     refused(await site.post(b"{nonsense", key=key), status, code)
-    models = await site.client.get("/v1/models", headers={"authorization": f"Bearer {key}"})
+    models = await site.client.get("/v1/models", headers=authorization(key))
     refused(models, status, code)
 
 
@@ -338,7 +352,7 @@ async def test_a_gateway_that_drains_takes_nothing_new(site: Site) -> None:
     [
         ("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", True),
         ("00-00000000000000000000000000000000-b7ad6b7169203331-01", False),
-        ("x\x7fy", False),
+        ("x-y", False),
     ],
 )
 async def test_only_a_wellformed_trace_context_is_handed_on(site: Site, given: str, handed_on: bool) -> None:

@@ -21,7 +21,7 @@ def tenant_call(tenant: Limits, key: Limits | None = None, **given: object) -> C
 
 
 async def spend(quota: Quota, call: Call, *, tokens_in: int = 0, tokens_out: int = 0) -> None:
-    async with quota.hold(call, tokens_out_default=16):
+    with quota.hold(call, tokens_out_default=16):
         call.tokens_in, call.tokens_out = tokens_in, tokens_out
         call.complete = True
 
@@ -45,8 +45,7 @@ def test_no_window_admits_more_than_its_rate_and_one_burst(per_minute: int, step
     for pause_s, tries in steps:
         now_s += pause_s
         fitting = 0
-        while fitting < tries and limit.wait_s(1, now_s) == 0:
-            limit.take(1, now_s)
+        while fitting < tries and limit.take(1, now_s) == 0:
             fitting += 1
         passed.append((now_s, fitting))
     for first, (since_s, _) in enumerate(passed):
@@ -64,12 +63,21 @@ def test_no_window_admits_more_than_its_rate_and_one_burst(per_minute: int, step
 def test_the_wait_is_exact(per_minute: int, costs: list[int], now_s: float) -> None:
     limit = Gcra(per_minute)
     for cost in costs:
-        wait_s = limit.wait_s(cost, now_s)
-        if wait_s > HAIR_S:
-            assert limit.wait_s(cost, now_s + wait_s - HAIR_S) > 0
-        now_s += wait_s
-        assert limit.wait_s(cost, now_s) == 0
-        limit.take(cost, now_s)
+        if wait_s := limit.take(cost, now_s):
+            if wait_s > HAIR_S:
+                assert limit.take(cost, now_s + wait_s - HAIR_S) > 0
+            now_s += wait_s
+            assert limit.take(cost, now_s) == 0
+
+
+async def test_what_the_key_refuses_is_not_taken_from_the_tenant() -> None:
+    quota = Quota(clock=FakeClock())
+    narrow = a_principal(tenant_limits=limits(rpm=2, tpm=1_000, concurrent=2), key="k1", key_limits=limits(rpm=1))
+    assert await admitted(quota, a_call(narrow, tokens_out_max=1))
+    assert not await admitted(quota, a_call(narrow, tokens_out_max=1))
+    wide = a_principal(tenant_limits=limits(rpm=2, tpm=1_000, concurrent=2), key="k2")
+    assert await admitted(quota, a_call(wide, tokens_out_max=1))
+    assert not await admitted(quota, a_call(wide, tokens_out_max=1))
 
 
 async def test_two_hundred_at_once_never_pass_through_a_budget_of_ten() -> None:
@@ -114,7 +122,7 @@ async def test_a_call_that_can_never_fit_is_told_so_and_not_to_wait() -> None:
 
 async def test_a_default_reservation_above_the_limit_does_not_lock_anybody_out() -> None:
     quota = Quota(clock=FakeClock())
-    async with quota.hold(tenant_call(limits(tpm=100)), tokens_out_default=512):
+    with quota.hold(tenant_call(limits(tpm=100)), tokens_out_default=512):
         pass
 
 
@@ -132,12 +140,12 @@ async def test_a_refusal_by_the_key_takes_nothing_from_the_tenant(key: Limits) -
     tenant = limits(rpm=3, tpm=60, concurrent=2)
     async with AsyncExitStack() as held:
         first = tenant_call(tenant, key, tokens_out_max=12)
-        await held.enter_async_context(quota.hold(first, tokens_out_default=16))
+        held.enter_context(quota.hold(first, tokens_out_default=16))
         for _ in range(50):
             with pytest.raises(QuotaExceeded):
                 await spend(quota, tenant_call(tenant, key, tokens_out_max=12))
         other = a_call(a_principal(key="k2", tenant_limits=tenant), tokens_out_max=12)
-        await held.enter_async_context(quota.hold(other, tokens_out_default=16))
+        held.enter_context(quota.hold(other, tokens_out_default=16))
 
 
 async def test_a_place_is_free_again_however_its_call_ended() -> None:
@@ -145,7 +153,7 @@ async def test_a_place_is_free_again_however_its_call_ended() -> None:
     entered = asyncio.Semaphore(0)
 
     async def hold(end: BaseException | None) -> None:
-        async with quota.hold(tenant_call(limits(concurrent=30)), tokens_out_default=1):
+        with quota.hold(tenant_call(limits(concurrent=30)), tokens_out_default=1):
             entered.release()
             if end is not None:
                 raise end
@@ -164,10 +172,9 @@ async def test_a_place_is_free_again_however_its_call_ended() -> None:
 async def test_who_leaves_while_the_engine_works_has_used_the_prompt() -> None:
     quota = Quota(clock=FakeClock())
     call = tenant_call(limits(tpm=100), body=b"x" * 196, tokens_out_max=10)
-    with pytest.raises(asyncio.CancelledError):
-        async with quota.hold(call, tokens_out_default=16):
-            call.replica = "chat-0"
-            raise asyncio.CancelledError
+    with pytest.raises(asyncio.CancelledError), quota.hold(call, tokens_out_default=16):
+        call.replica = "chat-0"
+        raise asyncio.CancelledError
     assert (call.tokens_in, call.tokens_out, call.estimated) == (50, 0, True)
     with pytest.raises(QuotaExceeded):
         await spend(quota, tenant_call(limits(tpm=100), body=b"", tokens_out_max=50))
@@ -176,9 +183,9 @@ async def test_who_leaves_while_the_engine_works_has_used_the_prompt() -> None:
 
 async def test_who_leaves_before_any_engine_worked_has_used_nothing() -> None:
     quota = Quota(clock=FakeClock())
-    with pytest.raises(asyncio.CancelledError):
-        async with quota.hold(tenant_call(limits(tpm=100), tokens_out_max=80), tokens_out_default=16):
-            raise asyncio.CancelledError
+    call = tenant_call(limits(tpm=100), tokens_out_max=80)
+    with pytest.raises(asyncio.CancelledError), quota.hold(call, tokens_out_default=16):
+        raise asyncio.CancelledError
     await spend(quota, tenant_call(limits(tpm=100), body=b"", tokens_out_max=99))
 
 
@@ -194,7 +201,7 @@ async def test_a_raised_limit_helps_at_once_and_keeps_what_was_used() -> None:
 async def test_a_call_under_way_settles_with_the_limits_of_today() -> None:
     quota = Quota(clock=FakeClock())
     call = tenant_call(limits(tpm=1_000), body=b"", tokens_out_max=999)
-    async with quota.hold(call, tokens_out_default=16):
+    with quota.hold(call, tokens_out_default=16):
         assert not await admitted(quota, tenant_call(limits(tpm=100, concurrent=2), tokens_out_max=1))
         call.tokens_in, call.tokens_out = 1, 49
     assert await admitted(quota, tenant_call(limits(tpm=100), body=b"", tokens_out_max=49))
@@ -205,7 +212,7 @@ async def test_a_call_under_way_settles_with_the_limits_of_today() -> None:
 async def test_a_limit_that_appears_owes_nothing_to_calls_from_before() -> None:
     quota = Quota(clock=FakeClock())
     call = tenant_call(limits(), tokens_out_max=500)
-    async with quota.hold(call, tokens_out_default=16):
+    with quota.hold(call, tokens_out_default=16):
         await spend(quota, tenant_call(limits(tpm=100), body=b"", tokens_out_max=50), tokens_in=51)
         call.tokens_out = 300
     assert await admitted(quota, tenant_call(limits(tpm=100), body=b"", tokens_out_max=48))

@@ -13,6 +13,7 @@ from gateway.errors import BadRequest, EngineFailed, EngineUnavailable, GatewayE
 from gateway.replica import FAILURES_MAX, State
 from runtimes.contract import Broken, Generator, InferReply, Invalid, Overloaded, Predictor, RuntimeFault, Unavailable
 from tests.fakes import (
+    FakeClient,
     FakeClock,
     FakeGenerator,
     FakePredictor,
@@ -46,10 +47,7 @@ async def stages_of(tmp_path: Path) -> AsyncIterator[Open]:
 async def ask(stages: Stages, call: Call | None = None) -> str:
     """The name of the replica that answered."""
     call = call or a_call()
-    async with stages.pipeline.open(call) as answer:
-        if answer.events is not None:
-            async for _ in answer.events:
-                pass
+    await stages.pipeline.run(call, FakeClient())
     return call.replica
 
 

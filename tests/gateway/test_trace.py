@@ -12,7 +12,8 @@ from opentelemetry.trace import SpanKind, StatusCode
 from prometheus_client import CollectorRegistry, generate_latest
 
 from gateway.call import Call, Outcome
-from gateway.trace import Gauge, LiveMetrics, Trace
+from gateway.metrics import Gauge, LiveMetrics, Metrics
+from gateway.trace import Trace
 from tests.fakes import a_call
 
 CALLER = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
@@ -32,12 +33,14 @@ def registry() -> CollectorRegistry:
 def trace(exporter: InMemorySpanExporter, registry: CollectorRegistry) -> Iterator[Trace]:
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    yield Trace(models=frozenset({"chat"}), registry=registry, tracer=provider.get_tracer("test"))
+    metrics = Metrics(["chat"])
+    registry.register(metrics)
+    yield Trace(metrics=metrics, tracer=provider.get_tracer("test"))
     provider.shutdown()
 
 
 async def ended(trace: Trace, call: Call, **became: object) -> None:
-    async with trace.span(call):
+    with trace.span(call):
         for name, value in became.items():
             setattr(call, name, value)
 
@@ -114,9 +117,8 @@ async def test_a_failure_is_an_error_with_its_code_and_a_refusal_is_not(
 
 
 async def test_a_span_ends_even_if_the_call_breaks(trace: Trace, exporter: InMemorySpanExporter) -> None:
-    with pytest.raises(ZeroDivisionError):
-        async with trace.span(a_call()):
-            raise ZeroDivisionError
+    with pytest.raises(ZeroDivisionError), trace.span(a_call()):
+        raise ZeroDivisionError
     assert len(exporter.get_finished_spans()) == 1
 
 
@@ -140,10 +142,21 @@ async def test_labels_are_no_client_s_or_engine_s_free_choice(trace: Trace, regi
 
 
 async def test_without_a_collector_no_span_is_built_and_the_caller_s_context_is_handed_on() -> None:
-    trace = Trace(models=frozenset({"chat"}), registry=CollectorRegistry(), tracer=None)
+    trace = Trace(metrics=Metrics(["chat"]), tracer=None)
     call = a_call(traceparent=CALLER)
     await ended(trace, call, **SERVED)
     assert dict(call.exchange(model="chat", each_chunk=False).headers)[b"traceparent"] == CALLER.encode()
+
+
+async def test_a_call_that_is_not_sampled_gets_no_span_and_its_caller_decides_first(
+    trace: Trace, exporter: InMemorySpanExporter
+) -> None:
+    trace.sample = 0.0
+    await ended(trace, a_call(), **SERVED)
+    await ended(trace, a_call(traceparent=CALLER[:-2] + "00"), **SERVED)
+    assert exporter.get_finished_spans() == ()
+    await ended(trace, a_call(traceparent=CALLER), **SERVED)
+    assert "chat chat" in by_name(exporter)
 
 
 def test_live_gauges_are_read_at_each_scrape() -> None:

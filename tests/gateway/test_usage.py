@@ -23,6 +23,7 @@ from gateway.errors import (
 from runtimes.clock import SystemClock
 from runtimes.contract import Broken, Expired, Overloaded, RuntimeFault, Unavailable
 from tests.fakes import (
+    FakeClient,
     FakeGenerator,
     Frame,
     Script,
@@ -59,10 +60,7 @@ async def stages_of(tmp_path: Path) -> AsyncIterator[Callable[..., Any]]:
 
 async def consume(stages: Stages, call: Call) -> None:
     """As an edge would."""
-    async with stages.pipeline.open(call) as answer:
-        if answer.events is not None:
-            async for _ in answer.events:
-                pass
+    await stages.pipeline.run(call, FakeClient())
 
 
 async def only(stages: Stages) -> Record:
@@ -86,11 +84,9 @@ async def test_a_served_call_is_recorded_with_what_it_used(stages_of: Open) -> N
 
 async def test_a_served_stream_is_recorded_before_its_closing_event_is_out(stages_of: Open) -> None:
     stages = await stages_of(events(CHUNK, DONE))
-    async with stages.pipeline.open(a_call(stream=True)) as answer:
-        async for _ in answer.events:
-            pass
+    answer = await stages.pipeline.run(a_call(stream=True), FakeClient())
     record = await only(stages)
-    assert answer.end == DONE
+    assert answer.body == DONE
     assert ending(record) == (Outcome.served, 200, "")
     assert (record.tokens_in, record.tokens_out) == (7, 1)
 
@@ -199,30 +195,12 @@ async def test_leaving_while_in_line_is_recorded_without_a_replica(stages_of: Op
     await asyncio.gather(first, return_exceptions=True)
 
 
-async def begun_stream(stages: Stages, call: Call, got: asyncio.Event) -> None:
-    async with stages.pipeline.open(call) as answer:
-        got.set()
-        async for _ in answer.events:
-            pass
-
-
 async def test_leaving_amid_a_stream_is_billed_for_what_was_delivered(stages_of: Open) -> None:
     more: list[Frame] = [CHUNK.replace(b'tokens":1', b'tokens":%d' % number) for number in (1, 2, 3)]
     stages = await stages_of(events(*more, asyncio.Event()))
-    delivered = 0
-    got = asyncio.Event()
-
-    async def read(call: Call) -> None:
-        nonlocal delivered
-        async with stages.pipeline.open(call) as answer:
-            delivered = 1
-            async for _ in answer.events:
-                delivered += 1
-                if delivered == 3:
-                    got.set()
-
-    task = asyncio.create_task(read(a_call(stream=True)))
-    await got.wait()
+    client = FakeClient()
+    task = asyncio.create_task(stages.pipeline.run(a_call(stream=True), client))
+    await until(lambda: len(client.parts) == 3)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     record = await only(stages)
@@ -232,9 +210,9 @@ async def test_leaving_amid_a_stream_is_billed_for_what_was_delivered(stages_of:
 
 async def test_a_stream_cut_off_because_the_gateway_stops_is_no_client_that_left(stages_of: Open) -> None:
     stages = await stages_of(events(CHUNK, asyncio.Event()))
-    got = asyncio.Event()
-    task = asyncio.create_task(begun_stream(stages, a_call(stream=True), got))
-    await got.wait()
+    client = FakeClient()
+    task = asyncio.create_task(stages.pipeline.run(a_call(stream=True), client))
+    await until(lambda: bool(client.parts))
     stages.pipeline.stopped = True
     task.cancel()
     with pytest.raises(Draining):

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from loadtests.emulator import Emulator, Pace, serving
+from loadtests.emulator import Emulator, Kind, Pace, serving
+from loadtests.emulator.recording import read as read_recording
 
 
 async def test_a_run_prints_json_that_compare_reads(tmp_path: Path) -> None:
@@ -45,6 +46,11 @@ async def test_a_run_shows_a_table_and_never_the_key() -> None:
         (["run", "echo", "--target", "http://localhost", "--repeat", "0"], 2, "--repeat"),
         (["compare", "/nobody/a", "/nobody/b"], 1, "can't be read"),
         (["emulate", "--listen", "here"], 1, "write host:port"),
+        (["emulate", "--fault", "smoke=0.1"], 1, "there is no fault 'smoke'"),
+        (["emulate", "--log", "/nobody/log"], 1, "cannot write the log"),
+        (["emulate", "steam"], 1, "there is no engine 'steam'"),
+        (["emulate", "smollm2-cpu", "--tokens", "3"], 2, "has times of its own"),
+        (["record", "--target", "unix:/nobody/here", "--model", "m", "--out", "/nobody/f"], 1, "unix:/nobody/here"),
     ],
 )
 async def test_a_mistake_is_one_line(arguments: list[str], status: int, said: str) -> None:
@@ -60,6 +66,20 @@ async def test_a_run_in_which_nothing_was_served_fails() -> None:
     assert status == 1
     assert "no call was served" in errors
     assert row(out, "not served: 400") == ["not", "served:", "400", "3"]
+
+
+async def test_what_was_recorded_is_in_the_file(tmp_path: Path) -> None:
+    async with serving(Emulator(Pace(tokens=3)), "127.0.0.1:0") as address:
+        asked = ["record", "--target", address, "--model", "m", "--calls", "2", "--out", str(tmp_path / "r")]
+        status, _, errors = await command(*asked)
+    assert (status, errors) == (0, "")
+    assert [len(call.gaps_s) for call in read_recording(tmp_path / "r")] == [2, 2]
+
+
+async def test_every_fault_is_listed() -> None:
+    status, out, _ = await command("faults")
+    assert status == 0
+    assert all(f" {kind} " in out and kind.about in out for kind in Kind)
 
 
 async def command(*arguments: str) -> tuple[int, str, str]:

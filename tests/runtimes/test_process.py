@@ -11,6 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from runtimes import keeper
 from runtimes.clock import SystemClock
 from runtimes.contract import Unavailable
 from runtimes.pids import PidFile, Session, boot_id, members, start_ticks
@@ -276,6 +277,16 @@ async def test_the_log_has_a_bound_and_keeps_the_end(tmp_path: Path) -> None:
         older = log.with_name(log.name + ".1")
         assert log.stat().st_size + older.stat().st_size <= 65_536
         assert log.read_text().endswith("line 19999\nup\n")
+
+
+def test_the_bound_holds_for_an_engine_that_says_more_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "x.log"
+    log = keeper.Log(path, 1_000)
+    for _ in range(3):
+        log.write(b"x" * 5_000 + b"end\n")
+    log.close()
+    assert path.stat().st_size + path.with_name("x.log.1").stat().st_size == 1_000
+    assert path.read_bytes().endswith(b"xend\n")
 
 
 def test_an_engine_sees_nothing_of_our_environment_but_what_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

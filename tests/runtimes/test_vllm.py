@@ -1,23 +1,23 @@
 import asyncio
-import os
-import signal
 import sys
 import textwrap
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
-import pytest_asyncio
 
 from runtimes.artifact import Folder, Hub, Shelf
-from runtimes.contract import Broken, Exchange, Load, Site, Unavailable
+from runtimes.contract import Broken, Exchange, Load, Reply, Site, Unavailable
 from runtimes.environment import Environment
-from runtimes.pids import members, stat
-from runtimes.vllm import SOCKET_BYTES_MAX, SOCKET_NAME_BYTES, Vllm, VllmRuntime, Watched, command, scratch
+from runtimes.vllm import Vllm, VllmRuntime, Watched
+from runtimes.vllm_command import SOCKET_BYTES_MAX, SOCKET_NAME_BYTES, command, scratch
+from tests.e2e.engine import MODEL, processes, socket
+from tests.e2e.servers import GatewayProcess
+from tests.runtimes.hostile import Peer, hostile
 
 ENGINE = """\
     #!{python}
@@ -87,6 +87,17 @@ async def opened(site: Site, **options: Any) -> AsyncIterator[VllmRuntime]:
         await runtime.aclose()
 
 
+@asynccontextmanager
+async def attached(url: str, site: Site, **options: Any) -> AsyncIterator[VllmRuntime]:
+    """To an engine that somebody else looks after."""
+    runtime = Vllm(url=url, **options).build(site)
+    await runtime.open()
+    try:
+        yield runtime
+    finally:
+        await runtime.aclose()
+
+
 async def say(runtime: VllmRuntime, body: Any, path: str = "/v1/chat/completions") -> tuple[int, Any]:
     request = Exchange(path, msgspec.json.encode(body), time.monotonic() + 120)
     async with runtime.exchange(request) as reply:
@@ -110,6 +121,26 @@ async def test_calls_are_relayed_as_they_are(site: Site) -> None:
 async def test_an_error_of_a_living_engine_is_a_reply(site: Site) -> None:
     async with opened(site) as runtime:
         assert await say(runtime, "fault") == (500, {"error": {}})
+
+
+async def test_an_engine_whose_first_start_failed_is_open_once_a_later_one_has_not(site: Site) -> None:
+    python = site.state / "engines" / "vllm-0.32.0" / "bin" / "python"
+    good = python.read_text()
+    python.write_text("#!/bin/false\n")
+    runtime = Vllm(artifact=str(site.state.parent / "model")).build(site)
+    try:
+        with pytest.raises(Unavailable, match="chat-0 did not start"):
+            await runtime.open()
+        with pytest.raises(Unavailable, match="chat-0 is restarting"):
+            await runtime.open()
+        python.write_text(good)
+        await until(lambda: runtime.snapshot().phase == "ready")  # type: ignore[union-attr]
+        await runtime.open()
+        assert await say(runtime, "hello") == (200, "hello")
+    finally:
+        await runtime.aclose()
+    with pytest.raises(Unavailable, match="being stopped"):
+        await runtime.open()
 
 
 async def test_a_dead_engine_is_unavailable_and_started_again(site: Site) -> None:
@@ -185,6 +216,101 @@ async def test_before_it_is_open_nothing_is_answered(site: Site) -> None:
     await runtime.aclose()
 
 
+# ---- an engine that somebody else looks after --------------------------------------------------------------
+
+
+def address(site: Site) -> str:
+    return f"unix:{scratch(site) / 'api.sock'}"
+
+
+async def test_an_engine_elsewhere_is_used_and_left_running(site: Site) -> None:
+    async with opened(site) as owner:
+        async with attached(address(site), site, model="theirs") as runtime:
+            await runtime.ready()
+            assert await say(runtime, "hello") == (200, "hello")
+            assert (runtime.upstream_model, runtime.snapshot()) == ("theirs", None)
+            assert runtime.load() == Load(running=0, waiting=0)
+        with pytest.raises(Unavailable, match="being stopped"):
+            await runtime.ready()
+        assert await say(owner, "hello") == (200, "hello")
+
+
+async def test_an_engine_elsewhere_that_has_died_is_unavailable(site: Site) -> None:
+    async with opened(site), attached(address(site), site) as runtime:
+        with pytest.raises(Unavailable, match="its engine is dead"):
+            await say(runtime, "die")
+
+
+async def test_an_engine_elsewhere_that_is_not_there_keeps_nobody_from_starting(site: Site) -> None:
+    async with attached(address(site), site) as runtime:
+        with pytest.raises(Unavailable):
+            await runtime.ready()
+        with pytest.raises(Unavailable):
+            await say(runtime, "hello")
+        async with opened(site):
+            await runtime.ready()
+
+
+async def test_an_engine_elsewhere_is_shown_its_key_and_nobody_elses(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ENGINE_KEY", "sesame")
+    seen: list[bytes] = []
+
+    async def script(peer: Peer) -> None:
+        while True:
+            head, _ = await peer.request()
+            seen.append(head)
+            await peer.send(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}")
+
+    async with hostile(script) as host, attached(host.url, site, key_env="ENGINE_KEY") as runtime:
+        await runtime.ready()
+        assert await say(runtime, {}) == (200, {})
+    assert [head.partition(b"\r\n")[0] for head in seen] == [
+        b"GET /health HTTP/1.1",
+        b"POST /v1/chat/completions HTTP/1.1",
+    ]
+    assert all(b"\r\nauthorization: Bearer sesame\r\n" in head for head in seen)
+
+
+async def test_a_server_that_is_no_vllm_is_told_apart_from_a_dead_one(site: Site) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n")
+
+    async with hostile(script) as host, attached(host.url, site) as runtime:
+        with pytest.raises(Unavailable, match=r"not as vLLM does \(HTTP 404"):
+            await runtime.ready()
+
+
+async def test_without_its_key_an_engine_elsewhere_is_not_opened(site: Site) -> None:
+    with pytest.raises(Unavailable, match="chat-0: the environment variable ENGINE_KEY is not set"):
+        async with attached("http://127.0.0.1:9", site, key_env="ENGINE_KEY"):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("fields", "wrong"),
+    [
+        ({}, "either `artifact`"),
+        ({"artifact": "x", "url": "http://gpu1:8000"}, "either `artifact`"),
+        ({"artifact": "x", "model": "y"}, "`model` means nothing beside `artifact`"),
+        ({"url": "http://gpu1:8000", "threads": 2}, "`threads` means nothing beside `url`"),
+        ({"url": "http://gpu1:8000", "args": ["--seed=1"]}, "`args` means nothing beside `url`"),
+        ({"url": "http://gpu1:8000/v1"}, "without a path"),
+        ({"url": "http://user:secret@gpu1"}, "without a path"),
+        ({"url": "http://gpu1:65536"}, "without a path"),
+        ({"url": "unix:relative"}, "unix:/PATH"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused_by_name(fields: dict[str, Any], wrong: str) -> None:
+    with pytest.raises(msgspec.ValidationError, match=wrong):
+        msgspec.convert({"kind": "vllm", **fields}, Vllm)
+
+
+# ---- how an engine is started ------------------------------------------------------------------------------
+
+
 def options(spec: Vllm, site: Site, model: Folder | Hub, engine: Environment = CPU) -> tuple[list[str], dict[str, str]]:
     made = command(spec, site, model, engine, Path("/python"), socket=Path("/run/api.sock"))
     return list(made.argv), dict(made.env)
@@ -247,54 +373,39 @@ async def test_a_stream_of_a_dying_engine_is_broken_not_ended() -> None:
         yield b'data: {"choices":[]}\n\ndata: {"error": {"code": 500}}\n\ndata: [DONE]\n\n'
         yield b"never seen"
 
-    watched = Watched(frames(), "chat-0")
+    watched = Watched(Reply(200, (), frames()), "chat-0")
     assert (await anext(watched)).startswith(b'data: {"choices":[{"delta"')
     assert await anext(watched) == b'data: {"choices":[]}\n\n'
     with pytest.raises(Broken, match="chat-0: the engine failed amid the answer"):
         await anext(watched)
 
 
-@pytest.fixture(scope="module")
-def real_site(engine_state: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    state = tmp_path_factory.mktemp("v")
-    for shared in ("engines", "cache"):
-        (engine_state / shared).mkdir(exist_ok=True)
-        (state / shared).symlink_to(engine_state / shared)
-    yield Site(model="chat", replica="chat-0", state=state, shelf=Shelf(engine_state / "shelf"))
+# ---- a real one --------------------------------------------------------------------------------------------
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def real(real_site: Site) -> AsyncIterator[VllmRuntime]:
-    runtime = Vllm(artifact="smollm2@stable", kv_cache_bytes=256 << 20, tokens_max=2048).build(real_site)
-    await runtime.open()
-    yield runtime
-    process = runtime._process
-    assert process is not None
-    session = process.session()
-    assert session is not None
-    await runtime.aclose()
-    assert members(session) == []
-
-
-def on_the_real_engine(test: Any) -> Any:
-    return pytest.mark.engine(pytest.mark.asyncio(loop_scope="module")(test))
+@pytest.fixture
+async def real(engine_gateway: GatewayProcess, tmp_path: Path) -> AsyncIterator[VllmRuntime]:
+    """Attached to the session's one engine, which its gateway supervises."""
+    site = Site(model=MODEL, replica="chat-0", state=tmp_path, shelf=Shelf(tmp_path / "shelf"))
+    async with attached(f"unix:{socket(engine_gateway)}", site) as runtime:
+        yield runtime
 
 
 ASKED = [{"role": "user", "content": "What is the capital of France?"}]
 
 
-@on_the_real_engine
+@pytest.mark.engine
 async def test_it_holds_a_json_schema(real: VllmRuntime) -> None:
     properties = {"capital": {"type": "string", "maxLength": 12}, "rank": {"type": "integer", "maximum": 9}}
     schema = {"type": "object", "properties": properties, "required": [*properties], "additionalProperties": False}
     asked = {"type": "json_schema", "json_schema": {"name": "city", "strict": True, "schema": schema}}
-    body = {"model": "chat", "messages": ASKED, "max_tokens": 100, "temperature": 0, "response_format": asked}
+    body = {"model": MODEL, "messages": ASKED, "max_tokens": 100, "temperature": 0, "response_format": asked}
     status, answer = await say(real, body)
     assert status == 200
     assert set(msgspec.json.decode(answer["choices"][0]["message"]["content"])) == {"capital", "rank"}
 
 
-@on_the_real_engine
+@pytest.mark.engine
 async def test_it_calls_a_strict_tool(real: VllmRuntime) -> None:
     parameters = {
         "type": "object",
@@ -304,7 +415,7 @@ async def test_it_calls_a_strict_tool(real: VllmRuntime) -> None:
     }
     function = {"name": "lookup", "strict": True, "parameters": parameters}
     body = {
-        "model": "chat", "messages": ASKED, "max_tokens": 100, "temperature": 0,
+        "model": MODEL, "messages": ASKED, "max_tokens": 100, "temperature": 0,
         "tools": [{"type": "function", "function": function}],
         "tool_choice": {"type": "function", "function": {"name": "lookup"}},
     }  # fmt: skip
@@ -314,7 +425,7 @@ async def test_it_calls_a_strict_tool(real: VllmRuntime) -> None:
     assert set(msgspec.json.decode(call["function"]["arguments"])) == {"city"}
 
 
-@on_the_real_engine
+@pytest.mark.engine
 @pytest.mark.parametrize(
     ("path", "body", "field"),
     [
@@ -324,14 +435,14 @@ async def test_it_calls_a_strict_tool(real: VllmRuntime) -> None:
     ],
 )
 async def test_it_speaks_the_other_dialects(real: VllmRuntime, path: str, body: dict[str, Any], field: str) -> None:
-    status, answer = await say(real, {"model": "chat", **body}, path)
+    status, answer = await say(real, {"model": MODEL, **body}, path)
     assert (status, answer["usage"][field]) == (200, 4)
 
 
-@on_the_real_engine
+@pytest.mark.engine
 async def test_every_chunk_carries_the_usage_so_far(real: VllmRuntime) -> None:
     wanted = {"include_usage": True, "continuous_usage_stats": True}
-    body = {"model": "chat", "messages": ASKED, "max_tokens": 5, "ignore_eos": True, "stream": True}
+    body = {"model": MODEL, "messages": ASKED, "max_tokens": 5, "ignore_eos": True, "stream": True}
     request = Exchange(
         "/v1/chat/completions", msgspec.json.encode({**body, "stream_options": wanted}), time.monotonic() + 60
     )
@@ -352,35 +463,8 @@ def addresses_of(pids: list[int]) -> set[str]:
     return {it[1] for it in lines if it[3] == "0A" and f"socket:[{it[9]}]" in sockets}
 
 
-@on_the_real_engine
-async def test_it_listens_on_nothing_but_loopback(real: VllmRuntime) -> None:
-    process = real._process
-    assert process is not None
-    session = process.session()
-    assert session is not None
-    listening = addresses_of(members(session))
+@pytest.mark.engine
+def test_it_listens_on_nothing_but_loopback(engine_gateway: GatewayProcess) -> None:
+    listening = addresses_of(processes(engine_gateway))
     assert listening
     assert {it.partition(":")[0] for it in listening} == {"0100007F"}
-
-
-@on_the_real_engine
-async def test_a_killed_core_breaks_the_stream_and_the_engine_returns(real: VllmRuntime) -> None:
-    process = real._process
-    assert process is not None
-    session = process.session()
-    assert session is not None
-    body = {"model": "chat", "messages": ASKED, "max_tokens": 1000, "ignore_eos": True, "stream": True}
-    request = Exchange("/v1/chat/completions", msgspec.json.encode(body), time.monotonic() + 60)
-    with pytest.raises(Broken):
-        async with real.exchange(request) as reply:
-            async for _ in reply.frames:
-                for pid in members(session):
-                    if (it := stat(pid)) and "EngineCor" in it[0]:
-                        os.kill(pid, signal.SIGKILL)
-    await until(lambda: process.snapshot().phase != "ready")
-    with pytest.raises(Unavailable, match="chat-0 is restarting, attempt 2"):
-        await say(real, {"model": "chat", "messages": ASKED})
-    assert members(session) == []
-    await until(lambda: process.snapshot().phase == "ready", s_max=300)
-    status, _ = await say(real, {"model": "chat", "messages": ASKED, "max_tokens": 1})
-    assert status == 200

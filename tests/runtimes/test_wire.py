@@ -50,7 +50,7 @@ async def wired(
 
 
 async def call(wire: Wire, body: bytes = b"{}", *, within_s: float = 20.0, method: str = "POST") -> tuple[Reply, bytes]:
-    async with wire.exchange(method, "/v1/x", (), body, wire.clock.now_s() + within_s) as reply:
+    async with wire.exchange(wire.head(method, "/v1/x"), (), body, wire.clock.now_s() + within_s) as reply:
         return reply, b"".join([frame async for frame in reply.frames])
 
 
@@ -58,7 +58,7 @@ async def outcome(wire: Wire, *, within_s: float = 20.0) -> tuple[bytes, type[Ru
     """The bytes that came, and what ended them."""
     got = bytearray()
     try:
-        async with wire.exchange("POST", "/v1/x", (), b"{}", wire.clock.now_s() + within_s) as reply:
+        async with wire.exchange(wire.head("POST", "/v1/x"), (), b"{}", wire.clock.now_s() + within_s) as reply:
             async for frame in reply.frames:
                 got += frame
     except RuntimeFault as fault:
@@ -141,7 +141,9 @@ async def test_a_request_is_what_was_asked(tmp_path: Path) -> None:
 
     big = random.Random(1).randbytes(3_000_000)
     async with hostile(script, uds=tmp_path / "s") as host, wired(host, uds=tmp_path / "s") as wire:
-        async with wire.exchange("POST", "/v1/x?y=%0A", ((b"traceparent", b"00-1"),), b"{}", math.inf) as reply:
+        async with wire.exchange(
+            wire.head("POST", "/v1/x?y=%0A"), ((b"traceparent", b"00-1"),), b"{}", math.inf
+        ) as reply:
             assert [frame async for frame in reply.frames] == [b"hello"]
         await call(wire, big)
         await call(wire, b"", method="GET")
@@ -171,7 +173,7 @@ REFUSED = {
 async def test_what_would_say_something_else_on_the_wire_is_refused(path: str, header: tuple[bytes, bytes]) -> None:
     async with hostile(answering(HELLO)) as host, wired(host) as wire:
         with pytest.raises(Invalid):
-            wire.exchange("POST", path, (header,), b"", math.inf)
+            wire.exchange(wire.head("POST", path), (header,), b"", math.inf)
 
 
 @pytest.mark.parametrize("url", ["", "ftp://host", "//host", "http://", "http://hö.st", "http://a b", "http://a:x"])
@@ -416,7 +418,7 @@ async def test_the_deadline_takes_nothing_back_that_is_here_and_leaves_parked_co
     clock = FakeClock()
     async with hostile(answering(HELLO)) as host, wired(host, clock=clock) as wire:
         await outcome(wire)
-        async with wire.exchange("POST", "/", (), b"", clock.now_s() + SOON_S) as reply:
+        async with wire.exchange(wire.head("POST", "/"), (), b"", clock.now_s() + SOON_S) as reply:
             clock.advance(SOON_S)
             await asyncio.sleep(3 * SOON_S)
             assert [frame async for frame in reply.frames] == [b"hello"]
@@ -463,7 +465,7 @@ async def test_a_slow_reader_is_not_the_servers_silence() -> None:
     async with (
         hostile(script) as host,
         wired(host, clock=clock, idle_s_max=SOON_S) as wire,
-        wire.exchange("POST", "/", (), b"", math.inf) as reply,
+        wire.exchange(wire.head("POST", "/"), (), b"", math.inf) as reply,
     ):
         clock.advance(2 * SOON_S)
         await asyncio.sleep(3 * SOON_S)
@@ -542,8 +544,8 @@ async def test_the_connection_used_last_is_used_next() -> None:
 
     async with hostile(script) as host, wired(host) as wire:
         deadline_s = wire.clock.now_s() + 20
-        first = wire.exchange("POST", "/", (), b"", deadline_s)
-        async with first, wire.exchange("POST", "/", (), b"", deadline_s):
+        first = wire.exchange(wire.head("POST", "/"), (), b"", deadline_s)
+        async with first, wire.exchange(wire.head("POST", "/"), (), b"", deadline_s):
             pass
         assert wire.parked == 2
         assert [(await call(wire))[1] for _ in range(3)] == [b"0"] * 3
@@ -598,12 +600,12 @@ async def test_surplus_that_comes_late_closes_the_parked_connection(
 @either_loop
 async def test_leaving_amid_an_answer_closes_and_after_its_arrival_keeps() -> None:
     async with hostile(answering(CHUNKED + b"5\r\nhello\r\n")) as host, wired(host) as wire:
-        async with wire.exchange("POST", "/", (), b"", math.inf) as reply:
+        async with wire.exchange(wire.head("POST", "/"), (), b"", math.inf) as reply:
             assert await anext(reply.frames) == b"hello"
         assert wire.parked == 0
         await until(lambda: host.open == 0)
     async with hostile(answering(HELLO)) as host, wired(host) as wire:
-        async with wire.exchange("POST", "/", (), b"", math.inf):
+        async with wire.exchange(wire.head("POST", "/"), (), b"", math.inf):
             pass
         assert wire.parked == 1
         assert await outcome(wire) == (b"hello", None)
@@ -709,7 +711,7 @@ async def test_calls_beyond_the_places_wait_in_order_and_no_longer_than_their_de
             await call(wire)
             done.append(number)
 
-        async with wire.exchange("POST", "/", (), b"", math.inf):
+        async with wire.exchange(wire.head("POST", "/"), (), b"", math.inf):
             calls = [asyncio.create_task(numbered(number)) for number in range(5)]
             await until(lambda: wire.load() == Load(running=1, waiting=5))
             assert await outcome(wire, within_s=SOON_S) == (b"", Expired)
@@ -722,7 +724,7 @@ async def test_calls_beyond_the_places_wait_in_order_and_no_longer_than_their_de
 @either_loop
 async def test_a_place_granted_to_a_call_that_is_cancelled_goes_to_the_next() -> None:
     async with hostile(answering(HELLO)) as host, wired(host, connections_max=1) as wire:
-        async with wire.exchange("POST", "/", (), b"", math.inf):
+        async with wire.exchange(wire.head("POST", "/"), (), b"", math.inf):
             first, second = (asyncio.create_task(call(wire)) for _ in range(2))
             await until(lambda: wire.load().waiting == 2)
         # Leaving has just granted the place to the first, which has not run since.
@@ -796,9 +798,9 @@ async def test_a_cancelled_call_closes_its_connection_even_if_cancelled_twice(se
 @either_loop
 async def test_frames_end_with_their_exchange_and_never_show_another_call() -> None:
     async with hostile(answering(HELLO)) as host, wired(host) as wire:
-        async with wire.exchange("POST", "/", (), b"", math.inf) as reply:
+        async with wire.exchange(wire.head("POST", "/"), (), b"", math.inf) as reply:
             pass
-        async with wire.exchange("POST", "/", (), b"", math.inf):
+        async with wire.exchange(wire.head("POST", "/"), (), b"", math.inf):
             with pytest.raises(RuntimeError):
                 await anext(reply.frames)
 
@@ -837,7 +839,7 @@ async def test_a_slow_reader_makes_the_server_wait() -> None:
         await peer.gone()
 
     async with hostile(script) as host, wired(host) as wire:
-        async with wire.exchange("POST", "/", (), b"", math.inf) as reply:
+        async with wire.exchange(wire.head("POST", "/"), (), b"", math.inf) as reply:
             peer = host.peers[0]
             sent_bytes = -1
             while sent_bytes != peer.sent_bytes:  # until the buffers between the two are full
@@ -873,7 +875,7 @@ async def test_thousands_of_cancels_leak_nothing_and_mix_nothing_up() -> None:
     async def one(number: int) -> None:
         nonlocal finished
         canary = b"%d-%d" % (number, rng.getrandbits(64))
-        async with wire.exchange("POST", "/", (), canary, math.inf) as reply:
+        async with wire.exchange(wire.head("POST", "/"), (), canary, math.inf) as reply:
             got = b""
             async for frame in reply.frames:
                 got += frame
@@ -989,6 +991,6 @@ async def test_leaving_over_tls_closes_the_connection(certified: Certified) -> N
     server, client = certified
     script = answering(CHUNKED + b"5\r\nhello\r\n")
     async with hostile(script, tls=server) as host, wired(host, ssl_context=client) as wire:
-        async with wire.exchange("POST", "/", (), b"", math.inf):
+        async with wire.exchange(wire.head("POST", "/"), (), b"", math.inf):
             pass
         await until(lambda: host.open == 0)

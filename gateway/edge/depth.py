@@ -1,0 +1,39 @@
+"""JSON that nests too deeply is refused before anything walks it."""
+
+from __future__ import annotations
+
+import asyncio
+from itertools import accumulate
+
+from gateway.errors import BadRequest
+
+
+async def require_depth(body: bytes, depth_max: int) -> None:
+    """Raises BadRequest if `body`, which must be well-formed JSON, nests deeper than `depth_max`.
+
+    Most bodies have too few brackets for that. A large one with many is looked at piece by piece, so that none holds
+    up the other calls for more than a few milliseconds.
+    """
+    if body.count(b"[") + body.count(b"{") <= depth_max:
+        return
+    start = depth = in_string = 0
+    while start < len(body):
+        piece = body[start : start + PIECE_BYTES]
+        if (len(piece) - len(piece.rstrip(b"\\"))) % 2:  # never between a backslash and what it escapes
+            piece = body[start : start + PIECE_BYTES + 1]
+        start += len(piece)
+        texts = piece.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')
+        brackets = b"".join(texts[in_string::2]).translate(STEPS, NOT_BRACKETS)
+        in_string = (in_string + len(texts) - 1) % 2
+        depths = list(accumulate(memoryview(brackets).cast("b"), initial=depth))
+        if max(depths) > depth_max:
+            raise BadRequest(f"The request's JSON nests deeper than {depth_max} levels.")
+        depth = depths[-1]
+        if start < len(body):
+            await asyncio.sleep(0)
+
+
+PIECE_BYTES = 64 * 1024
+NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+#: One level down is +1, one level up is -1, as signed bytes.
+STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")

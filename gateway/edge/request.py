@@ -1,0 +1,149 @@
+"""One request as a door sees it, and the ways to answer it; and what the doors of all listeners have in common."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, Protocol
+
+from gateway.errors import GatewayError, MethodNotAllowed
+
+if TYPE_CHECKING:
+    from gateway.edge.connection import Connection
+
+
+class Request:
+    """A request's header, then its body, then its answer: once, in one piece (`respond`) or bit by bit (`begin`,
+    `write`, `end`).
+
+    Nothing here waits but `drained`; whoever writes much asks `full` in between. Writing to a client that has left
+    does nothing: its call is being cancelled.
+    """
+
+    __slots__ = (
+        "_chunked",
+        "_connection",
+        "begun",
+        "body",
+        "complete",
+        "fields",
+        "full",
+        "handler",
+        "headers",
+        "id",
+        "keep_alive",
+        "method",
+        "parts",
+        "path",
+        "query",
+        "refusal",
+        "size",
+    )
+
+    def __init__(
+        self,
+        connection: Connection,
+        *,
+        method: bytes,
+        target: bytes,
+        headers: list[tuple[bytes, bytes]],
+        fields: dict[bytes, bytes],
+        keep_alive: bool,
+        chunked: bool,
+    ) -> None:
+        self._connection = connection
+        self._chunked = chunked
+        self.method = method
+        self.path, _, self.query = target.partition(b"?")
+        self.headers = headers
+        """Names in lower case, in the order they came."""
+        self.fields = fields
+        """The same by name; of one given twice, the last."""
+        self.keep_alive = keep_alive
+        self.id = ""
+        """The call's id, once a door has given it one; it is on every answer."""
+        self.body = b""
+        """All of it, before the handler is called."""
+        self.handler: Handler = unhandled
+        self.refusal: GatewayError | None = None
+        """It is answered with this, and what is left of its body is thrown away."""
+        self.parts: list[bytes] = []
+        self.size = 0
+        self.full = False
+        """The client reads more slowly than it is written to: `drained` tells when to go on."""
+        self.begun = False
+        """Some of the answer is out."""
+        self.complete = False
+        """All of it is."""
+
+    async def drained(self) -> None:
+        await self._connection.drained()
+
+    def respond(self, status: int, lines: bytes, body: bytes) -> None:
+        """The whole answer; `lines` are header fields, each with its line end."""
+        lines = b"%bcontent-length: %d\r\n" % (lines, len(body))
+        self._start(status, lines, b"" if self.method == b"HEAD" else body)
+        self._finish()
+
+    def begin(self, status: int, lines: bytes, first: bytes) -> None:
+        """The head of an answer whose length nobody knows yet, and the first of its body. To a client of HTTP/1.0 its
+        end is the connection's (RFC 9112 §6.3)."""
+        if self._chunked:
+            self._start(status, lines + b"transfer-encoding: chunked\r\n", b"%x\r\n%b\r\n" % (len(first), first))
+        else:
+            self.keep_alive = False
+            self._start(status, lines, first)
+
+    def write(self, part: bytes) -> None:
+        self._connection.write(b"%x\r\n%b\r\n" % (len(part), part) if self._chunked else part)
+
+    def end(self, part: bytes) -> None:
+        """The last of the body."""
+        self._connection.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(part), part) if self._chunked else part)
+        self._finish()
+
+    def refuse(self, error: GatewayError) -> None:
+        """The whole answer, in OpenAI's shape."""
+        lines = [b"content-type: application/json\r\n"]
+        lines += [b"%b: %b\r\n" % (name.encode(), value.encode()) for name, value in error_headers(error).items()]
+        if self.id:
+            lines.append(b"x-request-id: %b\r\n" % self.id.encode())
+        self.respond(error.status, b"".join(lines), error.body())
+
+    def _start(self, status: int, lines: bytes, body: bytes) -> None:
+        self.begun = True
+        close = b"" if self.keep_alive else b"connection: close\r\n"
+        self._connection.write(b"%b%b%b\r\n%b" % (self._connection.server.head(status), lines, close, body))
+
+    def _finish(self) -> None:
+        self.complete = True
+        self._connection.finished(self)
+
+
+#: Answers a request whose body is here. It is cancelled the moment the client has gone.
+Handler = Callable[[Request], Coroutine[Any, Any, None]]
+
+
+class Door(Protocol):
+    """What a listener leads to."""
+
+    def enter(self, request: Request) -> Handler:
+        """Called with the header alone, before any of the body is read. Raises GatewayError to refuse it."""
+
+
+async def unhandled(request: Request) -> None:
+    raise AssertionError("a request was started before a door had seen it")
+
+
+def error_headers(error: GatewayError) -> dict[str, str]:
+    """When to come back and whether to; the SDKs obey both."""
+    headers = {"x-should-retry": "true" if error.retryable else "false"}
+    if error.retry_after_s is not None:
+        # Rounded up: a client that comes back exactly then must not be early.
+        headers["retry-after"] = str(math.ceil(error.retry_after_s))
+        headers["retry-after-ms"] = str(math.ceil(error.retry_after_s * 1000))
+    if error.status == 401:
+        headers["www-authenticate"] = "Bearer"
+    if isinstance(error, MethodNotAllowed):
+        headers["allow"] = "POST"
+    return headers

@@ -1,0 +1,159 @@
+"""What Prometheus sees: counters that calls add to as they end, and gauges read when they are scraped.
+
+Nothing is looked up by label while a call runs: numbers are kept per model in plain lists and given their names and
+labels at the scrape. No label is a client's free choice: a model that is not configured counts as `unknown`, an
+engine's own error code as `engine`.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+
+import msgspec
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+import gateway.errors
+from gateway.call import Call, Outcome
+
+FIRST_BYTE_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+TOKEN_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
+TOTAL_S = (0.005, 0.025, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+
+#: Codes that may become a label.
+CODES = frozenset(
+    {
+        "client_left",
+        "internal_error",
+        *(error.code for error in vars(gateway.errors).values() if hasattr(error, "code")),
+    }
+)
+
+
+class Histogram:
+    """How often a value fell up to each of `bounds`."""
+
+    __slots__ = ("bounds", "counts", "sum")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.sum = 0.0
+
+    def observe(self, value: float) -> None:
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.sum += value
+
+    def buckets(self) -> list[tuple[str, float]]:
+        """As Prometheus has them: cumulative, each with its upper bound."""
+        total, named = 0, []
+        for bound, count in zip((*map(str, map(float, self.bounds)), "+Inf"), self.counts, strict=True):
+            total += count
+            named.append((bound, float(total)))
+        return named
+
+
+class PerModel:
+    """One model's numbers."""
+
+    def __init__(self) -> None:
+        self.calls: Counter[tuple[str, Outcome]] = Counter()
+        """By route and outcome."""
+        self.errors: Counter[str] = Counter()
+        self.tokens_in = 0
+        self.tokens_out = 0
+        self.queue_s = Histogram(FIRST_BYTE_S)
+        self.first_byte_s = Histogram(FIRST_BYTE_S)
+        self.token_s = Histogram(TOKEN_S)
+        self.total_s = Histogram(TOTAL_S)
+
+
+class Metrics(Collector):
+    """`models` are the only model names that ever become a label."""
+
+    def __init__(self, models: Iterable[str]) -> None:
+        self.models = {model: PerModel() for model in models}
+        self.unknown = PerModel()
+
+    def count(self, call: Call) -> None:
+        """A call that has ended."""
+        per = self.models.get(call.model, self.unknown)
+        per.calls[call.route, call.outcome] += 1
+        per.total_s.observe(call.total_s)
+        if call.code and call.outcome is not Outcome.rejected:
+            # An engine's own codes are not ours to count by: there may be any number of them.
+            per.errors[call.code if call.code in CODES else "engine"] += 1
+        if call.replica:
+            per.queue_s.observe(call.wait_s)
+            per.tokens_in += call.tokens_in
+            per.tokens_out += call.tokens_out
+        if call.first_byte_s:
+            per.first_byte_s.observe(call.first_byte_s)
+            if call.stream and call.tokens_out > 1:
+                per.token_s.observe((call.total_s - call.first_byte_s) / (call.tokens_out - 1))
+
+    def collect(self) -> Iterator[Metric]:
+        all_models = {**self.models, "unknown": self.unknown}
+        calls = CounterMetricFamily("headrace_calls", "Calls by how they ended", labels=["model", "route", "outcome"])
+        errors = CounterMetricFamily("headrace_errors", "Calls that ended in an error", labels=["model", "code"])
+        tokens = CounterMetricFamily("headrace_tokens", "Tokens metered", labels=["model", "direction"])
+        for model, per in all_models.items():
+            for (route, outcome), count in per.calls.items():
+                calls.add_metric([model, route, outcome.value], count)
+            for code, count in per.errors.items():
+                errors.add_metric([model, code], count)
+            tokens.add_metric([model, "in"], per.tokens_in)
+            tokens.add_metric([model, "out"], per.tokens_out)
+        yield from (calls, errors, tokens)
+        for name, (meaning, of) in HISTOGRAMS.items():
+            family = HistogramMetricFamily(name, meaning, labels=["model"])
+            for model, per in all_models.items():
+                family.add_metric([model], of(per).buckets(), of(per).sum)
+            yield family
+
+
+HISTOGRAMS: dict[str, tuple[str, Callable[[PerModel], Histogram]]] = {
+    "headrace_queue_seconds": ("Wait for a place", lambda per: per.queue_s),
+    "headrace_first_byte_seconds": ("Arrival to first byte", lambda per: per.first_byte_s),
+    "headrace_token_seconds": ("Time per output token after the first", lambda per: per.token_s),
+    "headrace_call_seconds": ("A call's whole life", lambda per: per.total_s),
+}
+
+
+class Gauge(msgspec.Struct, frozen=True):
+    """One value as it is at the moment of a scrape."""
+
+    name: str
+    labels: dict[str, str]
+    value: float
+
+
+#: Gauges that LiveMetrics may carry, with what they mean.
+GAUGES = {
+    "headrace_running": "Calls that hold a place of the model",
+    "headrace_waiting": "Calls waiting for a place of the model",
+    "headrace_replica_up": "1 if the replica answers",
+    "headrace_replica_running": "Calls at the replica",
+    "headrace_journal_unfolded_bytes": "Usage records not yet in the store",
+    "headrace_journal_set_aside": "Usage records the store can never take, since the start; see journal/aside",
+}
+
+
+class LiveMetrics(Collector):
+    """Gauges read when they are scraped rather than kept up to date by every call."""
+
+    def __init__(self, read: Callable[[], Iterable[Gauge]]) -> None:
+        self.read = read
+
+    def collect(self) -> Iterator[Metric]:
+        families: dict[str, GaugeMetricFamily] = {}
+        for gauge in self.read():
+            family = families.get(gauge.name)
+            if family is None:
+                family = families[gauge.name] = GaugeMetricFamily(
+                    gauge.name, GAUGES[gauge.name], labels=list(gauge.labels)
+                )
+            family.add_metric(list(gauge.labels.values()), gauge.value)
+        yield from families.values()
