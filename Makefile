@@ -36,7 +36,7 @@ check: dev ## format, lint, types, import contracts, locks and documents
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-load: dev ## measure the gateway beside its peers: tables, a page and JSON (three minutes; the first time installs the peers)
+load: dev ## measure the gateway beside its peers: tables, a page and JSON (four minutes; the first time installs the peers)
 	@$(BIN)/headrace-load peers install || echo "headrace: going on without them"
 	@$(BIN)/headrace-load peers run plain ladder stream --json $(HEADRACE_STATE)/load.json --html $(HEADRACE_STATE)/load.html
 

@@ -12,7 +12,7 @@ import msgspec
 from loadtests import plot
 from loadtests.arrivals import Closed
 from loadtests.peer import ALL
-from loadtests.report import Report, Results, Service, Side, Spread
+from loadtests.report import TENANT_METRICS, Report, Results, Service, Side, Spread, tenant_rows
 from loadtests.standings import DIRECT, FACTOR, OWN, Column, cell, columns, figures, not_served, ratios
 
 HEAD = '<!doctype html><html lang="en"><meta charset="utf-8"><title>Load report</title>'
@@ -85,7 +85,13 @@ def _fairness(results: Results, name: str) -> Iterator[str]:
                 for number, (tenant, it) in enumerate(run.tenants.items())
             ]
             chart = plot.lines(rows, x="seconds", y="in each second", height=110)
-            yield f"<h4>{escape(side.name)}</h4>{chart}"
+            yield f"<h4>{escape(side.name)}</h4>{chart}{_tenants(side.of(name))}"
+
+
+def _tenants(runs: Sequence[Report]) -> str:
+    head = "".join(f"<th>{escape(metric.name)}" for metric in TENANT_METRICS)
+    rows = ("".join(f"<td>{escape(it)}" for it in row) for row in tenant_rows(runs))
+    return f"<table><tr><th>{head}{''.join(f'<tr>{row}' for row in rows)}</table>"
 
 
 def _by_second(service: Service, *, until_s: float) -> tuple[tuple[float, float], ...]:

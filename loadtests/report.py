@@ -7,7 +7,7 @@ import os
 import platform
 import re
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -210,17 +210,27 @@ def table(runs: Sequence[Report]) -> Table:
 
 
 def tenants(runs: Sequence[Report]) -> Table:
-    """A row a tenant: medians over the trials."""
+    """A row a tenant."""
     shown = Table(box=None, header_style="bold", pad_edge=False)
     for column in ("", *(metric.name for metric in TENANT_METRICS)):
         shown.add_column(column, justify="right" if column else "left")
-    for name in runs[0].tenants:
-        cells = []
-        for metric in TENANT_METRICS:
-            values = [it for run in runs if (it := metric.of(replace(run, **asdict(run.tenants[name])))) is not None]
-            cells.append(metric.format.format(statistics.median(values)) if values else "–")
-        shown.add_row(name, *cells)
+    for row in tenant_rows(runs):
+        shown.add_row(*row)
     return shown
+
+
+def tenant_rows(runs: Sequence[Report]) -> Iterator[tuple[str, ...]]:
+    """A tenant's name and its TENANT_METRICS, medians over the trials."""
+    for name in runs[0].tenants:
+        own = [replace(run, **asdict(run.tenants[name])) for run in runs]
+        found = ([it for run in own if (it := metric.of(run)) is not None] for metric in TENANT_METRICS)
+        yield (
+            name,
+            *(
+                metric.format.format(statistics.median(values)) if values else "–"
+                for metric, values in zip(TENANT_METRICS, found, strict=True)
+            ),
+        )
 
 
 def comparison(a: Sequence[Report], b: Sequence[Report]) -> Table:

@@ -44,7 +44,11 @@ def _cost(figure: Callable[[Cost], float | None]) -> Callable[[Report, Report], 
 CALL = Column("CPU µs/call", _cost(lambda cost: cost.cpu_us_per_call), "{:,.1f}")
 CHUNK = Column("CPU µs/chunk", _cost(lambda cost: cost.cpu_us_per_chunk), "{:,.2f}")
 SERVED = Column("served/s", lambda run, _: run.served / run.elapsed_s, "{:,.0f}")
+GOOD = Column("good/s", lambda run, _: run.good_per_s, "{:,.0f}")
 MEMORY = Column("RSS MB", _cost(lambda cost: cost.rss_bytes_max / 1e6), "{:,.0f}")
+GROWTH = Column(
+    "growth MB/h", _cost(lambda cost: None if (it := cost.rss_slope_bytes_per_h) is None else it / 1e6), "{:,.1f}"
+)
 BUSY = Column("cores", _cost(lambda cost: cost.cores), "{:.2f}")
 ADDED = (Column("added p50 ms", _added("p50_s"), "{:,.2f}"), Column("added p99 ms", _added("p99_s"), "{:,.2f}"))
 
@@ -54,7 +58,8 @@ def columns(run: Report) -> tuple[Column, ...]:
     waiting is what is asked for."""
     costs = (CHUNK, CALL) if run.settings.streams else (CALL,)
     closed = isinstance(run.settings.arrivals, Closed)
-    return (*costs, SERVED, *(() if closed else ADDED), MEMORY, BUSY)
+    good, growth = (((column,) if column.of(run, run) is not None else ()) for column in (GOOD, GROWTH))
+    return (*costs, SERVED, *good, *(() if closed else ADDED), MEMORY, *growth, BUSY)
 
 
 def figures(results: Results, scenario: str, side: Side, column: Column) -> list[float]:
