@@ -16,7 +16,7 @@ TRAIN_PYTHON := $(BIN)/python -c 'import os, pathlib; from runtimes.environment 
 MODELS := minilm support-intent smollm2
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test dev check load train machine
+.PHONY: help serve test dev check load profile train machine
 
 help: ## say what the targets do
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 12
@@ -39,6 +39,9 @@ check: dev ## format, lint, types, import contracts, locks and documents
 load: dev ## measure the gateway beside its peers: tables, a page and JSON (four minutes; the first time installs the peers)
 	@$(BIN)/headrace-load peers install || echo "headrace: going on without them"
 	@$(BIN)/headrace-load peers run plain ladder stream --json $(HEADRACE_STATE)/load.json --html $(HEADRACE_STATE)/load.html
+
+profile: dev ## what a call costs the gateway, stage by stage
+	@$(BIN)/python -m tests.profile
 
 train: machine ## make the default models again, from their recipes
 	@for model in $(MODELS); do $(TRAIN) run $$model --shelf $(HEADRACE_STATE)/shelf || exit 1; done

@@ -84,7 +84,7 @@ class Outcome(enum.StrEnum):
     """The client left first."""
 
 
-class Record(msgspec.Struct):
+class Record(msgspec.Struct, gc=False):
     """What one call used and how it ended: the row in journal, store and `headrace usage`.
 
     The id exists before anything is asked of an engine, so folding a journal twice counts once.
@@ -119,7 +119,7 @@ class Record(msgspec.Struct):
     total_s: float = 0.0
 
 
-class Call(msgspec.Struct):
+class Call(msgspec.Struct, gc=False):
     """One request: what was asked, by whom, and what has become of it so far.
 
     The edge fills the first part; stages write the second as things happen, and `gateway.usage` turns it into

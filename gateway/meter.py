@@ -47,7 +47,7 @@ class Client(Protocol):
         """The first events, and where the others go. From here on a failure can only be told as an event."""
 
 
-class Answer(msgspec.Struct, frozen=True):
+class Answer(msgspec.Struct, frozen=True, gc=False):
     """What completes a call, to be sent once everything has been settled: who sees it, has been recorded."""
 
     status: int
@@ -141,6 +141,14 @@ async def _relay(call: Call, reply: Reply, client: Client) -> Answer:
 
 class Relay:
     """A Sink (see runtimes.contract) that hands a stream on to a client."""
+
+    __slots__ = (
+        "call",
+        "client",
+        "receiver",
+        "status",
+        "stream",
+    )
 
     def __init__(self, call: Call, status: int, client: Client) -> None:
         self.call = call

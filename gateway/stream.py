@@ -26,6 +26,19 @@ class Stream:
     """`feed` takes bytes as they come and returns what the client gets of them now; `end` is the closing event once it
     is here, `fault` what the engine failed with. `settle` afterwards brings the call's counts up to date."""
 
+    __slots__ = (
+        "_choices",
+        "_guessed",
+        "_metered",
+        "_pending",
+        "_plain",
+        "_trims",
+        "_usage",
+        "call",
+        "end",
+        "fault",
+    )
+
     def __init__(self, call: Call) -> None:
         self.call = call
         self.end = b""
@@ -44,11 +57,12 @@ class Stream:
         self._trims = self._plain and call.choices == 1 and not call.chunk_usage_asked
 
     def feed(self, part: bytes) -> bytes:
-        if self._pending or not part.endswith(b"\n\n"):
+        # Slices and partitions here and below: `find` and its kin take longer to parse their arguments than to search.
+        if self._pending or part[-2:] != b"\n\n":
             part = self._whole_events(part)
         if b"\r" in part:
             part = part.replace(b"\r\n", b"\n")
-        if part.find(b"\n\n") == len(part) - 2:  # one event, as nearly always
+        if b"\n\n" not in part[:-2]:  # one event, as nearly always
             return self._event(part) if part and not self.end else b""
         return b"".join(
             self._event(event + b"\n\n")
@@ -84,7 +98,7 @@ class Stream:
 
     def _event(self, whole: bytes) -> bytes:
         """One event as the client gets it; empty if it gets none, or if it is held back as the closing one."""
-        if self._plain and whole.startswith(b"data: {") and b'"error"' not in whole:
+        if self._plain and whole[:7] == b"data: {" and b'"error"' not in whole:
             if b'"usage"' not in whole:
                 self._guessed += _text_bytes(whole) // 4 or 1
                 return whole
@@ -96,12 +110,12 @@ class Stream:
     def _trimmed(self, whole: bytes) -> bytes:
         """The event without its usage, if that is its last field, as it is in vLLM's chunks: found without decoding,
         because inside a JSON string the quotes of `,"usage":{` would be escaped. Empty if it is not so plain."""
-        cut = whole.rfind(USAGE)
-        if cut < 0 or b'"choices":[]' in whole or not LAST_OBJECT.fullmatch(whole, cut + len(USAGE) - 1):
+        rest, _, usage = whole.rpartition(b',"usage":')
+        if not rest or b'"choices":[]' in rest or not LAST_OBJECT.fullmatch(usage):
             return b""
-        self._usage = whole[cut + len(USAGE) - 1 : -3]
+        self._usage = usage[:-3]
         self._metered += 1
-        return whole[:cut] + b"}\n\n"
+        return rest + b"}\n\n"
 
     def _looked_into(self, whole: bytes) -> bytes:
         call, event = self.call, whole[:-2]
@@ -214,10 +228,11 @@ def _payload(event: bytes) -> bytes:
 def _text_bytes(brought: bytes | msgspec.Raw) -> int:
     """How much text an event brings, tool calls and thoughts included: all strings that are fields."""
     event = bytes(brought)
-    start = max(event.find(b'"choices":['), 0)
-    if event.count(b'":"', start) == 1 and b"\\" not in event:  # one string, as in nearly all chunks
-        at = event.find(b'":"', start)
-        return 0 if event.endswith(b"_reason", start, at) else event.find(b'"', at + 3) - at - 3
+    before, found, text = event.rpartition(b'":"')
+    if found and before[-9:] == b'{"content' and b"\\" not in event:  # the last string is the only text, as usual
+        start = before.rpartition(b'"choices":[')[2]
+        if b'":"' not in start:
+            return len(text.partition(b'"')[0])
     return sum([_length(text) for name, text in STRINGS.findall(event) if name not in NOT_TEXT])
 
 

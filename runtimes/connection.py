@@ -53,6 +53,40 @@ class Connection(asyncio.Protocol):
     hold back; `leave` sees whether all of it was sent.
     """
 
+    __slots__ = (
+        "_asked",
+        "_bodiless",
+        "_clock",
+        "_deadline_s",
+        "_dry_bytes",
+        "_fields",
+        "_heard_s",
+        "_idle_s_max",
+        "_keep",
+        "_loop",
+        "_lost",
+        "_parser",
+        "_paused",
+        "_refusal",
+        "_sink",
+        "_sink_fault",
+        "_sink_full",
+        "_timer",
+        "_timer_s",
+        "_transport",
+        "_unread_bytes",
+        "_until_close",
+        "_waiter",
+        "chunks",
+        "ended",
+        "headers",
+        "heard",
+        "late",
+        "parked_s",
+        "status",
+        "stopped",
+    )
+
     def __init__(
         self,
         *,
@@ -234,27 +268,13 @@ class Connection(asyncio.Protocol):
         except httptools.HttpParserError as error:
             self.stop(f"its answer is not valid HTTP/1.1: {self._refusal or error}")
             return
-        if self.begun:
-            self._heard_s = self._clock.now_s()
-            if self._sink is None or self.ended or not self._pour(self._sink):
-                self._sink = None
-                self._wake()
+        if self.chunks or self.ended:
+            self._wake()
         if self._dry_bytes > HEAD_BYTES_MAX:
             self.stop(f"it sent more than {HEAD_BYTES_MAX} bytes of framing without any body")
         elif self._unread_bytes > AHEAD_BYTES_MAX and not self._paused and self._transport is not None:
             self._paused = True
             self._transport.pause_reading()
-
-    def _pour(self, sink: Sink) -> bool:
-        """Whether it goes on so."""
-        if not self.chunks:
-            return True
-        try:
-            self._sink_full = not sink.take(self.take())
-        except Exception as fault:  # noqa: BLE001  it is raised where the pouring is waited for
-            self._sink_fault = fault
-            return False
-        return not self._sink_full
 
     def eof_received(self) -> None:
         if self._asked and self._until_close and not self.stopped and self._meant():
@@ -323,13 +343,25 @@ class Connection(asyncio.Protocol):
             self._refuse("an answer to HEAD")
 
     def on_body(self, body: bytes) -> None:
-        self.chunks.append(body)
-        self._unread_bytes += len(body)
         self._dry_bytes = 0
+        self._heard_s = self._clock.now_s()
+        if self._sink is None:
+            self.chunks.append(body)
+            self._unread_bytes += len(body)
+            return
+        try:
+            if self._sink.take(body):
+                return
+            self._sink_full = True
+        except Exception as fault:  # noqa: BLE001  it is raised where the pouring is waited for
+            self._sink_fault = fault
+        self._sink = None
+        self._wake()
 
     def on_message_complete(self) -> None:
         if self.status:
             self.ended = True
+            self._heard_s = self._clock.now_s()
             # Valid only here: llhttp forgets the connection's flags with the message.
             self._keep = self._parser.should_keep_alive()
 

@@ -37,7 +37,7 @@ class Site(msgspec.Struct, frozen=True):
     shelf: Shelf
 
 
-class Exchange(msgspec.Struct, frozen=True):
+class Exchange(msgspec.Struct, frozen=True, gc=False):
     """One HTTP call in OpenAI's dialect, to be relayed as it is."""
 
     path: str

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NoReturn, cast
 
 import httptools
 
-from gateway.edge.request import Request
+from gateway.edge.request import Request, unhandled
 from gateway.errors import (
     BadRequest,
     Draining,
@@ -43,6 +43,36 @@ HOST = re.compile(rb"(?:\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._~-]+)(?::[0-9]{1,5})?")
 
 class Connection(asyncio.Protocol):
     """Reads requests one behind the other, and answers one at a time, in their order."""
+
+    __slots__ = (
+        "_advancing",
+        "_bounds",
+        "_drained",
+        "_dry_bytes",
+        "_due_s",
+        "_expected",
+        "_headers",
+        "_held",
+        "_host",
+        "_in_header",
+        "_loop",
+        "_messages",
+        "_moved",
+        "_parser",
+        "_read_bytes",
+        "_reading",
+        "_refusal",
+        "_target",
+        "_task",
+        "_timer",
+        "_timer_s",
+        "_transport",
+        "_waiting",
+        "_write_timer",
+        "paused",
+        "running",
+        "server",
+    )
 
     def __init__(self, server: Server) -> None:
         self.server = server
@@ -106,6 +136,8 @@ class Connection(asyncio.Protocol):
         """The request's whole answer is written."""
         if request is self.running:
             self.running = self._task = None
+        if self._transport.is_closing():
+            return  # the client left in the last moment
         if not request.keep_alive:
             self._hang_up()
         else:
@@ -305,7 +337,9 @@ class Connection(asyncio.Protocol):
             if request.refusal is not None:
                 request.refuse(request.refusal)
             else:
-                self._task = self._loop.create_task(request.handler(request))
+                # Taken off the request, which its handler knows: a cycle is garbage that must be looked for.
+                handler, request.handler = request.handler, unhandled
+                self._task = self._loop.create_task(handler(request))
                 self._task.add_done_callback(self._done)
         self._advancing = False
         if self.running is None and not self._waiting:

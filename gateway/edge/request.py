@@ -89,17 +89,17 @@ class Request:
         """The head of an answer whose length nobody knows yet, and the first of its body. To a client of HTTP/1.0 its
         end is the connection's (RFC 9112 §6.3)."""
         if self._chunked:
-            self._start(status, lines + b"transfer-encoding: chunked\r\n", b"%x\r\n%b\r\n" % (len(first), first))
+            self._start(status, lines + b"transfer-encoding: chunked\r\n", _chunk(first))
         else:
             self.keep_alive = False
             self._start(status, lines, first)
 
     def write(self, part: bytes) -> None:
-        self._connection.write(b"%x\r\n%b\r\n" % (len(part), part) if self._chunked else part)
+        self._connection.write(_chunk(part) if self._chunked else part)
 
     def end(self, part: bytes) -> None:
         """The last of the body."""
-        self._connection.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(part), part) if self._chunked else part)
+        self._connection.write(_chunk(part) + b"0\r\n\r\n" if self._chunked else part)
         self._finish()
 
     def refuse(self, error: GatewayError) -> None:
@@ -118,6 +118,11 @@ class Request:
     def _finish(self) -> None:
         self.complete = True
         self._connection.finished(self)
+
+
+def _chunk(part: bytes) -> bytes:
+    """RFC 9112 §7.1"""
+    return b"%x\r\n%b\r\n" % (len(part), part)
 
 
 #: Answers a request whose body is here. It is cancelled the moment the client has gone.

@@ -5,7 +5,7 @@ import json
 import re
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
@@ -53,6 +53,11 @@ class Doorman:
                 raise ZeroDivisionError
             case b"/silent":
                 return
+            case b"/late":
+                with suppress(asyncio.CancelledError):
+                    await self.go_on.wait()
+                if body:
+                    request.keep_alive = False
             case b"/key":
                 body = b", ".join(name + b": " + value for name, value in request.headers)
             case b"/stream":
@@ -401,6 +406,18 @@ async def test_a_body_in_many_pieces_is_no_large_header(peer: Peer) -> None:
         await peer.writer.drain()
     peer.send(b"0\r\n\r\n")
     assert await peer.answer() == (200, b"x" * 600)
+
+
+@pytest.mark.parametrize("body", [b"", b"and close"])
+async def test_an_answer_to_a_client_that_has_just_left_goes_nowhere(site: Site, peer: Peer, body: bytes) -> None:
+    peer.send(post(body, b"/late"))
+    await site.app.begun.wait()
+    (connection,) = site.server.connections
+    peer.writer.transport.abort()
+    await until(lambda: not site.server.connections)
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert (connection.busy, connection._timer, connection._write_timer) == (False, None, None)
 
 
 async def test_leaving_amid_the_body_leaves_nothing_behind(site: Site, peer: Peer) -> None:

@@ -11,7 +11,7 @@ import asyncio
 import itertools
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ import uvloop
 
 from gateway.call import Bounds, Call, Limits
 from gateway.edge.connection import Connection
-from gateway.edge.openai import OpenAI
+from gateway.edge.openai import Asked, OpenAI, presented_key
+from gateway.edge.request import Handler, Request
 from gateway.edge.server import Server
 from gateway.fairness import Fairness, Line
 from gateway.journal import Journal
@@ -41,7 +42,8 @@ from runtimes.contract import Site
 from runtimes.remote import Remote, RemoteRuntime
 
 ROUNDS, CALLS = 50, 400
-RECORDS_A_TURN = 8
+#: Calls that end in one turn of the loop, as under load.
+TOGETHER = 8
 BODY = (
     b'{"model":"chat","messages":[{"role":"system","content":"You are a helpful assistant."},'
     b'{"role":"user","content":"Say something about water, and about rivers too."}],"max_tokens":16,"temperature":0.7}'
@@ -134,7 +136,7 @@ class Rig:
         client.connection_made(transport)
         return client, transport
 
-    async def upstream(self) -> Upstream:
+    async def upstream(self, answer: bytes) -> Upstream:
         """One more parked connection that answers whatever it is asked, in the loop's next turn."""
         wire = self.runtime.wire
         assert wire is not None
@@ -142,7 +144,11 @@ class Rig:
         upstream = Upstream(loop=loop, clock=self.clock, idle_s_max=60, lost=lambda _: None)
         transport = Transport()
         upstream.connection_made(transport)
-        transport.heard = lambda: loop.call_soon(upstream.data_received, ANSWER) and None
+
+        def heard() -> None:
+            loop.call_soon(upstream.data_received, answer)
+
+        transport.heard = heard
         wire.park(upstream)
         return upstream
 
@@ -183,108 +189,85 @@ async def least_us(work: Work, *, calls: int = CALLS) -> float:
     return min(found)
 
 
-async def stages(rig: Rig) -> list[tuple[str, Work]]:
-    pipeline, door = rig.pipeline, rig.door
-    null = Server(door=_Null(), bounds=Bounds(), clock=rig.clock)
-    reader = Connection(null)
+async def stages(rig: Rig) -> Iterator[tuple[str, Work]]:
+    """Each stage by name, in the order a call meets them."""
+    pipeline, door, call = rig.pipeline, rig.door, rig.call()
+    reader = Connection(Server(door=Mirror(), bounds=Bounds(), clock=rig.clock))
     reader.connection_made(Transport())
     fields = {b"authorization": b"Bearer " + rig.key.encode()}
-    call = rig.call()
-    _, transport = rig.connected()
-    client = Connection(rig.server)
-    client.connection_made(transport)
+    asked = Asked(door, call.route, call.principal, call.received_s)
+    request = Request(reader, method=b"POST", target=b"/", headers=[], fields={}, keep_alive=True, chunked=True)
+    request.body = BODY
+    turns = itertools.count()
 
-    async def turned() -> None:
-        async with pipeline.fairness.turn(call):
-            pass
+    def identified() -> None:
+        pipeline.identify(presented_key(fields))
 
-    def held() -> None:
-        with pipeline.quota.hold(call, tokens_out_default=512):
-            pass
+    def decoded() -> None:
+        door.call(asked, request)
 
     def spanned() -> None:
         with pipeline.trace.span(call):
             pass
 
-    turns = itertools.count()
-
     async def recorded() -> None:
         with pipeline.usage.record(call):
             pass
-        if next(turns) % RECORDS_A_TURN == 0:
+        if next(turns) % TOGETHER == 0:
             await asyncio.sleep(0)
 
+    def found() -> None:
+        pipeline.route.find(call.model, call.principal)
+        pipeline.tenants.authorize(call.principal, call.model, call.route)
+
+    def held() -> None:
+        with pipeline.quota.hold(call, tokens_out_default=512):
+            pass
+
+    async def turned() -> None:
+        async with pipeline.fairness.turn(call):
+            pass
+
     async def dispatched() -> None:
-        async with pipeline.route.dispatch(call, rig.target) as reply:
-            async for _ in reply.frames:
-                pass
+        async with pipeline.route.dispatch(call, rig.target):
+            pass
 
     async def metered() -> None:
+        call.tokens_in = 0
         async with pipeline.route.dispatch(call, rig.target) as reply:
-            call.tokens_in = 0
             await meter(call, reply, Nobody(), rig.clock)
 
-    def found() -> None:
-        pipeline.tenants.authorize(call.principal, pipeline.route.find("chat", call.principal).name, call.route)
-
-    asked = door.enter
-    request = _request(rig)
-    return [
-        ("read a request and write an answer", lambda: reader.data_received(rig.request)),
-        ("identify", lambda: pipeline.identify(_key(fields)) and None),
-        ("decode", lambda: _decoded(door, asked, request)),
-        ("span and metrics", spanned),
-        ("record and journal", recorded),
-        ("find and authorize", found),
-        ("hold", held),
-        ("turn", turned),
-        ("dispatch, and ask the engine", dispatched),
-        ("the same, and meter", metered),
-    ]
-
-
-def _key(fields: dict[bytes, bytes]) -> str | None:
-    from gateway.edge.openai import presented_key
-
-    return presented_key(fields)
-
-
-def _decoded(door: OpenAI, enter: Any, request: Any) -> None:
-    door.call(request[1], request[0])
-
-
-def _request(rig: Rig) -> Any:
-    from gateway.edge.openai import Asked
-    from gateway.edge.request import Request
-
-    connection, _ = rig.connected()
-    request = Request(
-        connection,
-        method=b"POST",
-        target=b"/v1/chat/completions",
-        headers=[],
-        fields={},
-        keep_alive=True,
-        chunked=True,
+    return iter(
+        [
+            ("read a request, begin a task, write an answer", lambda: reader.data_received(rig.request)),
+            ("identify", identified),
+            ("decode", decoded),
+            ("span, metrics", spanned),
+            ("record, journal", recorded),
+            ("find, authorize", found),
+            ("hold", held),
+            ("turn", turned),
+            ("dispatch: ask an engine, read its answer", dispatched),
+            ("the same, and meter", metered),
+        ]
     )
-    request.id, request.body = "hr-1", BODY
-    return request, Asked(rig.door, "/v1/chat/completions", rig.tenants.authenticate(rig.key), rig.clock.now_s())
 
 
-class _Null:
-    def enter(self, request: Any) -> Any:
-        return _nothing
+class Mirror:
+    """A door that answers at once."""
 
+    def enter(self, request: Request) -> Handler:
+        return self.answer
 
-async def _nothing(request: Any) -> None:
-    request.respond(200, b"content-type: application/json\r\n", ANSWER_BODY)
+    async def answer(self, request: Request) -> None:
+        request.respond(200, b"content-type: application/json\r\n", ANSWER_BODY)
 
 
 async def whole(rig: Rig) -> float:
     """One call from its first byte to its last, all stages on, with several under way."""
-    clients = [rig.connected() for _ in range(RECORDS_A_TURN)]
+    clients = [rig.connected() for _ in range(TOGETHER)]
     for _ in clients:
-        await rig.upstream()
+        await rig.upstream(ANSWER)
 
     async def some() -> None:
         before = [transport.written for _, transport in clients]
@@ -299,21 +282,21 @@ async def whole(rig: Rig) -> float:
 async def chunk(rig: Rig, event: bytes) -> float:
     """One relayed event of a stream."""
     client, _ = rig.connected()
-    upstream = await rig.upstream()
-    loop = asyncio.get_running_loop()
-    upstream._transport.heard = lambda: loop.call_soon(upstream.data_received, STREAM_HEAD + framed(event)) and None  # type: ignore[attr-defined,union-attr]
-    body = BODY.replace(b'"max_tokens":16', b'"stream":true')
-    client.data_received(
-        rig.request.replace(BODY, body).replace(b"Content-Length: %d" % len(BODY), b"Content-Length: %d" % len(body))
-    )
-    for _ in range(10):
-        await asyncio.sleep(0)
+    upstream = await rig.upstream(STREAM_HEAD + framed(event))
+    streamed = BODY.replace(b'"max_tokens":16', b'"stream":true')
+    length = b"Content-Length: %d"
+    client.data_received(rig.request.replace(BODY, streamed).replace(length % len(BODY), length % len(streamed)))
+    await _turns(10)
     piece = framed(event)
     us = await least_us(lambda: upstream.data_received(piece))
-    upstream.stop("enough")
-    for _ in range(10):
-        await asyncio.sleep(0)
+    client.connection_lost(None)
+    await _turns(10)
     return us
+
+
+async def _turns(count: int) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
 
 
 def framed(event: bytes) -> bytes:
@@ -325,10 +308,10 @@ async def main() -> None:
         rig = Rig(Path(folder))
         await rig.journal.open()
         await rig.runtime.open()
-        await rig.upstream()
+        await rig.upstream(ANSWER)
         for name, work in await stages(rig):
             print(f"{await least_us(work):8.1f} µs  {name}", flush=True)
-            await asyncio.sleep(0)
+            await _turns(1)
         print(f"{await whole(rig):8.1f} µs  a whole call", flush=True)
         print(f"{await chunk(rig, PLAIN):8.1f} µs  a chunk without usage", flush=True)
         print(f"{await chunk(rig, METERED):8.1f} µs  a chunk with usage, taken out", flush=True)
