@@ -37,6 +37,7 @@ check: dev ## format, lint, types, import contracts, locks and documents
 	$(BIN)/lint-imports
 
 load: dev ## measure the gateway beside its peers: tables, a page and JSON (four minutes; the first time installs the peers)
+	@mkdir -p $(HEADRACE_STATE)
 	@$(BIN)/headrace-load peers install || echo "headrace: going on without them"
 	@$(BIN)/headrace-load peers run plain ladder stream --json $(HEADRACE_STATE)/load.json --html $(HEADRACE_STATE)/load.html
 

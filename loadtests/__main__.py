@@ -90,6 +90,8 @@ def main() -> None:
         fail(1, str(error))
     except KeyboardInterrupt:
         sys.exit(130)
+    except asyncio.CancelledError:
+        sys.exit(143)  # SIGTERM
 
 
 @APP.command(help_epilogue=RUN_EXAMPLES)

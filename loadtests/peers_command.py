@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import sys
+from collections.abc import Coroutine
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 import uvloop
@@ -93,16 +95,27 @@ def run(
     html
         Also write it as a page with plots.
     """
+    for file in (json, html):
+        if file is not None and not file.absolute().parent.is_dir():
+            fail(1, f"{file} can't be written: there is no folder {file.parent}")  # better now than in four minutes
     plans: dict[str, Scenario] = {}
     for name in scenarios:
         plans |= load(name, settings).steps(Path(name).stem)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        results = runner.run(contest(plans, _chosen(only), state=state(), repeat=repeat, say=say))
+        results = runner.run(_until_sigterm(contest(plans, _chosen(only), state=state(), repeat=repeat, say=say)))
     if json is not None:
         json.write_bytes(msgspec.json.encode(results))
     if html is not None:
         html.write_text(page(results))
     _show(results)
+
+
+async def _until_sigterm(made: Coroutine[Any, Any, Results]) -> Results:
+    """Being ended ends all that was started, too."""
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    return await made
 
 
 def _show(results: Results) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from loadtests.contest import Cores, contest
+from loadtests.contest import contest
+from loadtests.field import Cores
 from loadtests.install import Own, Program
 from loadtests.peer import ALL, Peer, Site, Start
 from loadtests.report import Results
@@ -55,6 +56,21 @@ async def test_a_peer_gets_nothing_of_the_environment_but_where_programs_are(
     results = await run({"plain": PLAIN}, quick("a", command=telling), state=tmp_path)
     assert "PATH" in results.sides[1].fault
     assert "SOME_TOKEN" not in results.sides[1].fault
+
+
+async def test_a_run_that_is_ended_ends_what_it_started() -> None:
+    asked = ("peers", "run", "plain", "--only", "headrace", "--set", "duration_s=60")
+    run = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "loadtests", *asked, stderr=asyncio.subprocess.PIPE
+    )
+    assert run.stderr is not None
+    while b"1 of 2: direct" not in (line := await run.stderr.readline()):
+        assert line, "it ended by itself"
+    children = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
+    run.terminate()
+    assert await run.wait() == 143
+    assert len(children) == 2
+    assert [child for child in children if Path(f"/proc/{child}").exists()] == []
 
 
 async def test_nothing_is_left_running(tmp_path: Path) -> None:
