@@ -22,6 +22,7 @@ import uvloop
 from prometheus_client import CollectorRegistry, ProcessCollector
 
 from gateway.config import Config, ConfigError, Model, Tracing
+from gateway.config import Server as Settings
 from gateway.edge.admin import ModelLook, admin_app, admin_token
 from gateway.edge.asgi import Asgi
 from gateway.edge.openai import OpenAI
@@ -33,7 +34,7 @@ from gateway.metrics import Gauge, LiveMetrics, Metrics
 from gateway.pipeline import Pipeline
 from gateway.quota import Quota
 from gateway.replica import Replica, replica_name
-from gateway.route import Route, Target
+from gateway.route import Retries, Route, Target
 from gateway.store import SqliteStore
 from gateway.tenant import Tenants
 from gateway.trace import Trace
@@ -77,7 +78,11 @@ async def _serve(config: Config) -> None:
             log.info("ready in %.1f s: %s", time.monotonic() - started_s, running)
         await stopping
         await _cancel(up)
-        log.info("stopping: no new calls; those under way have %g s", config.server.drain_s_max)
+        log.info(
+            "stopping: new calls are taken for %g s more, and those under way then have %g s",
+            config.server.unready_s,
+            config.server.drain_s_max,
+        )
     log.info("stopped")
 
 
@@ -153,24 +158,24 @@ async def gateway(config: Config, clock: Clock | None = None) -> AsyncIterator[G
             opened.push_async_callback(replica.aclose)
             replica.start()
 
-        doors = OpenAI(pipeline=pipeline, bounds=config.server.bounds, translations=_translations(config), clock=clock)
+        bounds = config.server.bounds
+        doors = OpenAI(pipeline=pipeline, bounds=bounds, translations=_translations(config), clock=clock)
+        data_server = Server(door=doors, bounds=bounds, clock=clock)
         admin = admin_app(
             tenants=tenants,
             store=store,
             models=lambda: _look(targets, lines),
-            ready=lambda: _troubles(pipeline, tenants, journal, targets),
+            ready=lambda: _troubles(data_server, tenants, journal, targets),
             registry=registry,
             token=admin_token(state),
         )
-        bounds = config.server.bounds
-        data_server = Server(door=doors, bounds=bounds, clock=clock)
         admin_server = Server(door=Asgi(admin), bounds=bounds, clock=clock)
         servers = {"data": data_server, "admin": admin_server}
-        registry.register(LiveMetrics(lambda: _gauges(lines, replicas, quota, servers, journal)))
+        registry.register(LiveMetrics(lambda: _gauges(lines, targets, quota, servers, journal)))
         ProcessCollector(registry=registry)
         await opened.enter_async_context(data_server.serving(data_listener.socket))
         await opened.enter_async_context(admin_server.serving(admin_listener.socket))
-        opened.push_async_callback(_drain, data_server, pipeline, config.server.drain_s_max)
+        opened.push_async_callback(_drain, data_server, pipeline, config.server)
         yield Gateway(replicas=replicas, data=data_listener, admin=admin_listener)
 
 
@@ -205,6 +210,8 @@ def _target(model: Model, *, state: Path, shelf: Shelf, clock: Clock) -> Target:
         created_s=int(clock.wall_s()),
         replicas=tuple(replicas),
         tokens_out_default=model.tokens_out_default,
+        first_byte_s_max=model.first_byte_s_max,
+        retries=Retries(clock=clock),
     )
 
 
@@ -246,11 +253,9 @@ def _look(targets: Sequence[Target], lines: Mapping[str, Line]) -> list[ModelLoo
     ]
 
 
-def _troubles(
-    pipeline: Pipeline, tenants: Tenants, journal: Journal, targets: Sequence[Target]
-) -> dict[str, str | None]:
+def _troubles(server: Server, tenants: Tenants, journal: Journal, targets: Sequence[Target]) -> dict[str, str | None]:
     """Every collaborator and what keeps it from serving; None is well."""
-    troubles = {"gateway": "it is stopping" if pipeline.draining else None, "tenants": tenants.trouble()}
+    troubles = {"gateway": "it is stopping" if server.leaving else None, "tenants": tenants.trouble()}
     troubles["journal"] = journal.fault or None
     for target in targets:
         down = [f"{replica.name}: {replica.reason}" for replica in target.replicas if replica.state != "ready"]
@@ -261,7 +266,7 @@ def _troubles(
 
 def _gauges(
     lines: Mapping[str, Line],
-    replicas: Sequence[Replica],
+    targets: Sequence[Target],
     quota: Quota,
     servers: Mapping[str, Server],
     journal: Journal,
@@ -269,14 +274,17 @@ def _gauges(
     for model, line in lines.items():
         yield Gauge("headrace_running", {"model": model}, line.running)
         yield Gauge("headrace_waiting", {"model": model}, line.waiting)
-    for replica in replicas:
-        labels = {"model": replica.model, "replica": replica.name}
-        yield Gauge("headrace_replica_up", labels, replica.state == "ready")
-        yield Gauge("headrace_replica_running", labels, replica.running)
-        load = replica.runtime.load()
-        yield Gauge("headrace_runtime_running", labels, load.running)
-        yield Gauge("headrace_runtime_waiting", labels, load.waiting)
-        yield Gauge("headrace_runtime_connections", labels, load.connections)
+    for target in targets:
+        yield Gauge("headrace_retries", {"model": target.name}, target.retries.taken)
+        yield Gauge("headrace_retries_refused", {"model": target.name}, target.retries.refused)
+        for replica in target.replicas:
+            labels = {"model": target.name, "replica": replica.name}
+            yield Gauge("headrace_replica_up", labels, replica.state == "ready")
+            yield Gauge("headrace_replica_running", labels, replica.running)
+            load = replica.runtime.load()
+            yield Gauge("headrace_runtime_running", labels, load.running)
+            yield Gauge("headrace_runtime_waiting", labels, load.waiting)
+            yield Gauge("headrace_runtime_connections", labels, load.connections)
     yield Gauge("headrace_holds", {}, quota.holds)
     for listener, server in servers.items():
         yield Gauge("headrace_connections", {"listener": listener}, len(server.connections))
@@ -309,10 +317,13 @@ class Listener:
         self.socket.close()
 
 
-async def _drain(server: Server, pipeline: Pipeline, drain_s_max: float) -> None:
-    """Refuse what is new, let what is under way end, then cut it off with an error its client can see."""
+async def _drain(server: Server, pipeline: Pipeline, settings: Settings) -> None:
+    """Be unready, then refuse what is new and let what is under way end, then cut it off with an error its client can
+    see."""
+    server.leaving = True
+    await server.clock.sleep(settings.unready_s)
     pipeline.draining = True
-    await server.drain(drain_s_max)
+    await server.drain(settings.drain_s_max)
     pipeline.stopped = True
     server.cut_off()
 

@@ -188,4 +188,8 @@ class Relay:
 
     async def drained(self) -> None:
         if self.receiver is not None and self.receiver.full:
-            await self.receiver.drained()
+            try:
+                async with asyncio.timeout_at(self.call.deadline_s):  # the clock's time base is the event loop's
+                    await self.receiver.drained()
+            except TimeoutError:
+                raise Expired("the client did not read its answer before the call's deadline") from None

@@ -130,7 +130,7 @@ class Gauge(msgspec.Struct, frozen=True):
     value: float
 
 
-#: Gauges that LiveMetrics may carry, with what they mean.
+#: What LiveMetrics may carry, and what it means.
 GAUGES = {
     "headrace_running": "Calls that hold a place of the model",
     "headrace_waiting": "Calls waiting for a place of the model",
@@ -147,19 +147,29 @@ GAUGES = {
 }
 
 
+#: And those of them that only ever grow.
+COUNTERS = {
+    "headrace_retries": "Further replicas that calls were sent to, because one failed before its first byte",
+    "headrace_retries_refused": "Calls that failed because the model's retries were used up",
+}
+
+
 class LiveMetrics(Collector):
-    """Gauges read when they are scraped rather than kept up to date by every call."""
+    """Numbers read when they are scraped rather than kept up to date by every call."""
 
     def __init__(self, read: Callable[[], Iterable[Gauge]]) -> None:
         self.read = read
 
     def collect(self) -> Iterator[Metric]:
-        families: dict[str, GaugeMetricFamily] = {}
+        families: dict[str, GaugeMetricFamily | CounterMetricFamily] = {}
         for gauge in self.read():
             family = families.get(gauge.name)
             if family is None:
-                family = families[gauge.name] = GaugeMetricFamily(
-                    gauge.name, GAUGES[gauge.name], labels=list(gauge.labels)
+                name, labels = gauge.name, list(gauge.labels)
+                family = families[name] = (
+                    CounterMetricFamily(name, COUNTERS[name], labels=labels)
+                    if name in COUNTERS
+                    else GaugeMetricFamily(name, GAUGES[name], labels=labels)
                 )
             family.add_metric(list(gauge.labels.values()), gauge.value)
         yield from families.values()

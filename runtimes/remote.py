@@ -97,7 +97,7 @@ class RemoteRuntime:
         head = self._heads.get(request.path)
         if head is None:
             raise Invalid(f"{self._site.replica} answers only {', '.join(sorted(PATHS))}")
-        return self.wire.exchange(head, request.headers, request.body, request.deadline_s)
+        return self.wire.exchange(head, request.headers, request.body, request.deadline_s, request.begin_by_s)
 
     def load(self) -> Load:
         if self.wire is None:

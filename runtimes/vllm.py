@@ -181,7 +181,9 @@ class VllmRuntime:
         self._running += 1
         self._idle.clear()
         try:
-            async with wire.exchange(head, request.headers, request.body, request.deadline_s) as reply:
+            async with wire.exchange(
+                head, request.headers, request.body, request.deadline_s, request.begin_by_s
+            ) as reply:
                 if reply.status >= 500:
                     await self._probe()  # an engine that has just died says 500 to all; others may do it
                 watched = Watched(reply, self._site.replica)
