@@ -110,7 +110,7 @@ def _look_into(call: Call, body: bytes) -> None:
         seen = WHOLE.decode(body)
     except UNREADABLE as fault:
         raise EngineFailed(
-            f"Model {call.model!r} answered with something that is not JSON; retry.", retry_after_s=1.0
+            f"Model {call.model!r} answered with something that is no JSON object; retry.", retry_after_s=1.0
         ) from fault
     if given(seen.error):
         raise fault_of(seen.error, None)

@@ -278,7 +278,7 @@ async def test_without_usage_the_answer_is_estimated_and_never_above_what_was_al
 @pytest.mark.parametrize("body", [b"", b"<html>", b'{"choices":[', b'{"choices":[nothing]}', b"{}{}", b"[]"])
 async def test_what_is_no_json_object_is_no_answer_whatever_its_status_says(body: bytes) -> None:
     call = a_call()
-    with pytest.raises(EngineFailed, match="not JSON"):
+    with pytest.raises(EngineFailed, match="no JSON object"):
         await relayed(Script([body]), call)
     assert (call.complete, counts(call)) == (False, (0, 0, False))
 
