@@ -25,6 +25,7 @@ from gateway.config import Config, ConfigError, Model, Tracing
 from gateway.config import Server as Settings
 from gateway.edge.admin import ModelLook, admin_app, admin_token
 from gateway.edge.asgi import Asgi
+from gateway.edge.connection import UNREAD_BYTES_MAX
 from gateway.edge.openai import OpenAI
 from gateway.edge.server import Server
 from gateway.fairness import Fairness, Line
@@ -305,6 +306,8 @@ class Listener:
         host = host.strip("[]")
         self.socket = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Its connections have it from here. By itself the kernel would take megabytes of an answer that nobody reads.
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNREAD_BYTES_MAX)
         try:
             self.socket.bind((host, int(port)))
             self.socket.listen()
