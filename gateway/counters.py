@@ -8,13 +8,14 @@ back, and becomes free with time. Whatever a kill leaves half done errs towards 
 
 from __future__ import annotations
 
+from collections.abc import Sequence, Set
 from hashlib import blake2b
 from types import TracebackType
 
 from gateway.call import Call, Limits
 from gateway.errors import QuotaExceeded
 from gateway.memory import Memory
-from gateway.quota import Gcra, Hold, Holder, Pair, Quota
+from gateway.quota import Hold, Holder, Pair, Quota
 from runtimes.clock import Clock
 
 
@@ -42,19 +43,24 @@ class Counters:
         bucket = self.hashes[first : first + BUCKET].tolist()
         return first + bucket.index(hash) if hash in bucket else -1
 
-    def claim(self, hash: int, now_s: float) -> None:
-        """Make an entry, unless there is one. Raises QuotaExceeded if its bucket is full of others that are in use."""
-        with self.memory.all_locked():
-            if self.find(hash) >= 0:
-                return
-            first = hash % BUCKETS * BUCKET
-            for place in range(first, first + BUCKET):
-                if not self.hashes[place] or self._idle(place, now_s):
-                    self.hashes[place] = 0
-                    for level in range(LEVELS * place, LEVELS * (place + 1)):
-                        self.levels[level] = 0.0
-                    self.hashes[place] = hash
-                    return
+    def claim(self, hashes: Sequence[int], now_s: float) -> None:
+        """Make those entries of these that are not there; to be asked with all locks. Raises QuotaExceeded if a bucket
+        is full of others that are in use."""
+        kept = {self.find(hash) for hash in hashes}
+        for hash in hashes:
+            if self.find(hash) < 0:
+                place = self._room(hash % BUCKETS * BUCKET, kept, now_s)
+                kept.add(place)
+                # In this order, a kill in between leaves nobody another's entry.
+                self.hashes[place] = 0
+                self.levels[LEVELS * place : LEVELS * (place + 1)] = NO_LEVELS
+                self.hashes[place] = hash
+
+    def _room(self, first: int, kept: Set[int], now_s: float) -> int:
+        """A place in the bucket for a new entry."""
+        for place in range(first, first + BUCKET):
+            if place not in kept and (not self.hashes[place] or self._idle(place, now_s)):
+                return place
         raise QuotaExceeded(
             "More tenants and keys are calling at once than this gateway can count for; retry in a moment.",
             retry_after_s=1.0,
@@ -62,9 +68,10 @@ class Counters:
 
     def strike_out(self, worker: int) -> None:
         """The worker has gone, and its calls with it."""
-        with self.memory.all_locked():
-            running = self.running[worker]
-            running.cast("B")[:] = bytes(running.nbytes)
+        self.memory.lock_all()
+        running = self.running[worker]
+        running.cast("B")[:] = bytes(running.nbytes)
+        self.memory.unlock()
 
     def running_at(self, place: int) -> int:
         return sum([running[place] for running in self.running])
@@ -79,6 +86,7 @@ class Counters:
 BUCKET, BUCKETS = 64, 1024
 ENTRIES = BUCKET * BUCKETS
 LEVELS = 4
+NO_LEVELS = memoryview(bytes(8 * LEVELS)).cast("d")
 
 
 def entry_hash(kind: str, id: str) -> int:
@@ -107,44 +115,51 @@ class SharedHold(Hold):
     __slots__ = ()
 
     def __enter__(self) -> None:
-        with Loaded(self._quota, self._quota.pair(self._call.principal)):
+        with Loaded(self._quota, self._quota.pair(self._call.principal), taking=True):
             super().__enter__()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        with Loaded(self._quota, self._pair):
+        with Loaded(self._quota, self._pair, taking=False):
             super().__exit__(kind, error, traceback)
 
 
 class Loaded:
     """Inside, the pair's counters are those of all workers, and nobody else's to change."""
 
-    __slots__ = ("_key", "_now_s", "_tenant")
+    __slots__ = ("_key", "_now_s", "_taking", "_tenant")
 
-    def __init__(self, quota: Quota, pair: Pair) -> None:
-        assert isinstance(pair.tenant, SharedHolder) and isinstance(pair.key, SharedHolder)
+    def __init__(self, quota: Quota, pair: Pair, *, taking: bool) -> None:
+        assert isinstance(pair.tenant, SharedHolder)
+        assert isinstance(pair.key, SharedHolder)
         self._tenant, self._key = pair.tenant, pair.key
         self._now_s = quota.clock.now_s()
+        self._taking = taking
 
     def __enter__(self) -> None:
-        tenant, key, now_s = self._tenant, self._key, self._now_s
+        tenant, key, memory = self._tenant, self._key, self._tenant.counters.memory
         # A key is only ever used with its tenant, so the tenant's lock is enough for both.
-        tenant.lock()
-        while not (tenant.found() and key.found()):
-            tenant.unlock()
-            for holder in (tenant, key):
-                holder.counters.claim(holder.hash, now_s)
-            tenant.lock()
-        tenant.load(now_s)
-        key.load(now_s)
+        memory.lock(tenant.hash % ENTRIES)
+        try:
+            if not (tenant.found() and key.found()):
+                memory.unlock()
+                memory.lock_all()
+                tenant.counters.claim((tenant.hash, key.hash), self._now_s)
+                assert tenant.found()
+                assert key.found()
+            tenant.load(self._now_s, taking=self._taking)
+            key.load(self._now_s, taking=self._taking)
+        except BaseException:
+            memory.unlock()
+            raise
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._tenant.save()
         self._key.save()
-        self._tenant.unlock()
+        self._tenant.counters.memory.unlock()
 
 
 class SharedHolder(Holder):
@@ -157,43 +172,39 @@ class SharedHolder(Holder):
         self._own = counters.running[worker]
         self._place = 0
         self._loaded = 0
+        self._units_s = self.requests.unit_s, self.tokens.unit_s
 
-    def lock(self) -> None:
-        self.counters.memory.lock(self.hash % ENTRIES)
-
-    def unlock(self) -> None:
-        self.counters.memory.unlock(self.hash % ENTRIES)
+    def change(self, limits: Limits, now_s: float) -> None:
+        super().change(limits, now_s)
+        self._units_s = self.requests.unit_s, self.tokens.unit_s
 
     def found(self) -> bool:
-        """Whether there is an entry; asked with the lock, under which it stays where it is."""
+        """Whether there is an entry; asked with a lock, under which it stays where it is."""
         if self.counters.hashes[self._place] != self.hash:
             self._place = max(0, self.counters.find(self.hash))
         return self.counters.hashes[self._place] == self.hash
 
-    def load(self, now_s: float) -> None:
-        level, levels = LEVELS * self._place, self.counters.levels
+    def load(self, now_s: float, *, taking: bool) -> None:
+        """Whoever takes does so at the limits it knows of. Whoever settles may know only of ones long changed, so it
+        does so at those of whoever took last."""
+        levels, level = self.counters.levels, LEVELS * self._place
         self.running = self._loaded = self.counters.running_at(self._place)
-        _load(self.requests, levels[level], levels[level + 1], now_s)
-        _load(self.tokens, levels[level + 2], levels[level + 3], now_s)
+        for limit, own_unit_s in zip((self.requests, self.tokens), self._units_s, strict=True):
+            limit.full_at_s, unit_s = levels[level], levels[level + 1]
+            limit.unit_s = own_unit_s if taking else unit_s
+            if unit_s and limit.unit_s and unit_s != limit.unit_s:
+                limit.full_at_s = now_s + (limit.full_at_s - now_s) / unit_s * limit.unit_s
+            level += 2
 
     def save(self) -> None:
-        level, levels = LEVELS * self._place, self.counters.levels
-        levels[level] = self.requests.full_at_s
-        levels[level + 2] = self.tokens.full_at_s
-        if self.requests.unit_s:
-            levels[level + 1] = self.requests.unit_s
-        if self.tokens.unit_s:
-            levels[level + 3] = self.tokens.unit_s
+        levels, level = self.counters.levels, LEVELS * self._place
+        for limit in (self.requests, self.tokens):
+            levels[level] = limit.full_at_s
+            if limit.unit_s:  # without a limit nothing is added, and what was used under one stays
+                levels[level + 1] = limit.unit_s
+            level += 2
         # Last, so that a kill before it leaves more taken than there is use for.
         self._own[self._place] += self.running - self._loaded
 
     def idle(self, now_s: float) -> bool:
         return True  # the table remembers
-
-
-def _load(limit: Gcra, full_at_s: float, unit_s: float, now_s: float) -> None:
-    """A worker may learn of a changed limit before the one that saved this, or after it. While it knows of no limit it
-    neither adds to what it finds nor converts it."""
-    if unit_s and limit.unit_s and unit_s != limit.unit_s:
-        full_at_s = now_s + (full_at_s - now_s) / unit_s * limit.unit_s
-    limit.full_at_s = full_at_s

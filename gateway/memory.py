@@ -11,8 +11,6 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Literal
 
 
@@ -39,19 +37,15 @@ class Memory:
 
     def lock(self, number: int) -> None:
         """Wait until no other process has this lock, or all of them. They are not counted: a process must let go of one
-        before it takes another, or has neither."""
+        before it takes another."""
         fcntl.lockf(self.file, fcntl.LOCK_EX, 1, number)
 
-    def unlock(self, number: int) -> None:
-        fcntl.lockf(self.file, fcntl.LOCK_UN, 1, number)
-
-    @contextmanager
-    def all_locked(self) -> Iterator[None]:
+    def lock_all(self) -> None:
         fcntl.lockf(self.file, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            fcntl.lockf(self.file, fcntl.LOCK_UN)
+
+    def unlock(self) -> None:
+        """Let go of what this process has, one or all."""
+        fcntl.lockf(self.file, fcntl.LOCK_UN)
 
     def _part(self, start_bytes: int, count: int, size_bytes: int) -> memoryview[int]:
         return memoryview(self._map)[start_bytes : start_bytes + count * size_bytes]

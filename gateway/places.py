@@ -36,10 +36,11 @@ class Places:
 
     def strike_out(self, worker: int) -> None:
         """The worker has gone, and its calls with it: what they held goes to those who wait."""
-        with self.memory.all_locked():
-            for places in self.of.values():
-                places.running[worker] = places.waiting[worker] = places.handed[worker] = 0
-                places.hand_on()
+        self.memory.lock_all()
+        for places in self.of.values():
+            places.running[worker] = places.waiting[worker] = places.handed[worker] = 0
+            places.hand_on()
+        self.memory.unlock()
         # All of them: it may have handed somebody a place and not come to ring.
         self.ring(range(len(self.bells)))
 
@@ -79,7 +80,7 @@ class ModelPlaces:
             if free:
                 self.running[worker] += 1
         finally:
-            self.memory.unlock(self.number)
+            self.memory.unlock()
         return free
 
     def agree(self, worker: int, *, running: int, waiting: int) -> int:
@@ -95,7 +96,7 @@ class ModelPlaces:
             handed += self.handed[worker]
             self.handed[worker] = 0
         finally:
-            self.memory.unlock(self.number)
+            self.memory.unlock()
         for other in rung:
             if other != worker:
                 os.eventfd_write(self.bells[other], 1)
