@@ -19,6 +19,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from pathlib import Path
 from typing import Protocol
 
+import msgspec
 import uvloop
 
 from gateway.config import Config, ConfigError
@@ -26,8 +27,9 @@ from gateway.edge.admin import admin_app, admin_token
 from gateway.edge.asgi import Asgi
 from gateway.edge.server import Server
 from gateway.key import pepper_of
+from gateway.metrics import Gauge, LiveMetrics
 from gateway.plane import Plane, cancel, open_plane
-from gateway.report import Report
+from gateway.report import Report, families, merged_families
 from gateway.store import SqliteStore, Store
 from gateway.tenant import Issuer
 from runtimes.clock import Clock, SystemClock
@@ -79,7 +81,11 @@ async def _serve(config: Config, opening: Callable[[Config], AbstractAsyncContex
             )
         await stopping
         await cancel(up)
-        log.info("stopping: no new calls; those under way have %g s", config.server.drain_s_max)
+        log.info(
+            "stopping: new calls are taken for %g s more, and those under way then have %g s",
+            config.server.unready_s,
+            config.server.drain_s_max,
+        )
     log.info("stopped")
 
 
@@ -125,7 +131,7 @@ async def gateway(config: Config, clock: Clock | None = None) -> AsyncIterator[G
             return plane.report()
 
         await open_admin(opened, config, listening=admin.socket, store=store, report=report, clock=clock)
-        opened.push_async_callback(plane.drain, config.server.drain_s_max)
+        opened.push_async_callback(plane.drain, config.server)
         yield Gateway(plane=plane, data=data, admin=admin)
 
 
@@ -140,10 +146,19 @@ async def open_admin(
 ) -> None:
     """The admin API, which serves `listening` until `opened` is left."""
     state = config.state_path
+
+    async def whole() -> Report:
+        told = await report()
+        own = families(LiveMetrics(lambda: [Gauge("headrace_connections", LISTENER, len(server.connections))]))
+        return msgspec.structs.replace(told, families=merged_families([*told.families, *own]))
+
     issuer = Issuer(store=store, pepper=pepper_of(state), clock=clock)
-    app = admin_app(issuer=issuer, store=store, report=report, token=admin_token(state))
+    app = admin_app(issuer=issuer, store=store, report=whole, token=admin_token(state))
     server = Server(door=Asgi(app), bounds=config.server.bounds, clock=clock)
     await opened.enter_async_context(server.serving(listening))
+
+
+LISTENER = {"listener": "admin"}
 
 
 @contextmanager

@@ -172,8 +172,8 @@ class Call(msgspec.Struct, gc=False):
         """Four bytes of body a token: near the truth for English prose, above it for most JSON."""
         return len(self.body) // 4 + 1
 
-    def exchange(self, *, model: str, each_chunk: bool) -> Exchange:
-        """The call as an engine gets it.
+    def exchange(self, *, model: str, each_chunk: bool, now_s: float, begin_by_s: float) -> Exchange:
+        """The call as an engine gets it at `now_s`, to be answered from `begin_by_s` on at the latest.
 
         The client's bytes go through as they are, unknown parameters included, except for what must change:
         the model's name where the engine knows it by another, and the usage that a stream must carry for
@@ -183,7 +183,7 @@ class Call(msgspec.Struct, gc=False):
         forced_usage = self.stream and self.route in USAGE_ON_REQUEST
         null_n = self.route == "/v1/completions" and NULL_N.search(self.body) is not None
         if not forced_usage and not null_n and model == self.model:
-            return Exchange(self.route, self.body, self.deadline_s, self._headers())
+            return Exchange(self.route, self.body, self.deadline_s, self._headers(now_s), begin_by_s)
         fields = FIELDS.decode(self.body)
         if null_n and fields.get("n") == NULL:
             del fields["n"]
@@ -197,13 +197,16 @@ class Call(msgspec.Struct, gc=False):
             if each_chunk:
                 options["continuous_usage_stats"] = TRUE
             fields["stream_options"] = msgspec.Raw(msgspec.json.encode(options))
-        return Exchange(self.route, msgspec.json.encode(fields), self.deadline_s, self._headers())
+        return Exchange(self.route, msgspec.json.encode(fields), self.deadline_s, self._headers(now_s), begin_by_s)
 
-    def _headers(self) -> tuple[tuple[bytes, bytes], ...]:
-        own = ((b"x-request-id", self.id.encode()),)
+    def _headers(self, now_s: float) -> tuple[tuple[bytes, bytes], ...]:
+        own = ((b"x-request-id", self.id.encode()), (LEFT_MS, b"%d" % ((self.deadline_s - now_s) * 1000)))
         return own if self.traceparent is None else (*own, (b"traceparent", self.traceparent.encode()))
 
 
+#: What is left of a call's deadline, in milliseconds: Envoy's name for it, which those built on it understand, and so
+#: does a Headrace behind this one.
+LEFT_MS = b"x-envoy-expected-rq-timeout-ms"
 #: Routes whose streams carry usage only if `stream_options.include_usage` asks for it.
 USAGE_ON_REQUEST = frozenset({"/v1/chat/completions", "/v1/completions"})
 FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])

@@ -37,8 +37,11 @@ class Server(Struct, frozen=True, forbid_unknown_fields=True):
     """Health, metrics and the admin API; never on the data listener."""
     workers: Annotated[int, Meta(ge=1, le=64)] = 1
     """Processes that serve the data listener, best one for each core; above 1 another one leads them."""
+    unready_s: Annotated[float, Meta(ge=0)] = 0.0
+    """How long after SIGTERM new calls are still taken, while `/readyz` says no already: longer than a load balancer
+    needs to look away, and none of its calls is refused."""
     drain_s_max: Annotated[float, Meta(ge=0)] = 30.0
-    """How long calls under way may go on after SIGTERM."""
+    """How long calls under way may go on after that."""
     bounds: Bounds = Bounds()
 
 
@@ -57,6 +60,9 @@ class Model(Struct, frozen=True, forbid_unknown_fields=True):
     """Calls that may wait for a place at once; more are refused with 503."""
     wait_s_max: Annotated[float, Meta(gt=0)] = 60.0
     """How long one may wait before it is given up with 504."""
+    first_byte_s_max: Annotated[float, Meta(gt=0)] = 120.0
+    """How long a replica may take to begin a stream, or embeddings, before another is asked. Any other answer begins
+    when it is complete: only the call's deadline bounds it."""
     tokens_out_default: Annotated[int, Meta(ge=1)] = 512
     """Reserved from the token quota for a call that sets no `max_tokens`."""
 

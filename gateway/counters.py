@@ -105,6 +105,12 @@ class SharedQuota(Quota):
     def hold(self, call: Call, *, tokens_out_default: int) -> Hold:
         return SharedHold(self, call, tokens_out_default)
 
+    @property
+    def holds(self) -> int:
+        """Those of this worker."""
+        tenants = [holder for (kind, _), holder in self.holders.items() if kind == "tenant"]
+        return sum(holder.own for holder in tenants if isinstance(holder, SharedHolder))
+
     def _new_holder(self, kind: str, id: str, name: str, limits: Limits) -> Holder:
         return SharedHolder(entry_hash(kind, id), self.counters, self.worker, name, limits)
 
@@ -179,7 +185,7 @@ class SharedHolder(Holder):
         self._units_s = self.requests.unit_s, self.tokens.unit_s
 
     def found(self) -> bool:
-        """Whether there is an entry; asked with a lock, under which it stays where it is."""
+        """Whether there is an entry. It stays while it is in use, or a lock is held."""
         if self.counters.hashes[self._place] != self.hash:
             self._place = max(0, self.counters.find(self.hash))
         return self.counters.hashes[self._place] == self.hash
@@ -206,5 +212,10 @@ class SharedHolder(Holder):
         # Last, so that a kill before it leaves more taken than there is use for.
         self._own[self._place] += self.running - self._loaded
 
+    @property
+    def own(self) -> int:
+        """Calls under way in this worker."""
+        return self._own[self._place] if self.found() else 0
+
     def idle(self, now_s: float) -> bool:
-        return True  # the table remembers
+        return not self.own  # the rest of it the table remembers

@@ -15,6 +15,7 @@ GatewayError
 ├── QuotaExceeded 429            retry after the stated time
 │   └── QuotaTooSmall 429        can never fit the limit: not retryable
 ├── EngineFailed 502             the engine answered nonsense, or broke off
+│   └── EngineTimeout 504        the engine has the call and does not begin to answer
 ├── EngineUnavailable 503        no replica can answer now
 ├── QueueFull 503                the model's bounded queue is full
 ├── TooManyConnections 503
@@ -105,6 +106,10 @@ class QuotaTooSmall(QuotaExceeded):
 
 class EngineFailed(GatewayError):
     status, type, code, retryable = 502, "server_error", "engine_failed", True
+
+
+class EngineTimeout(EngineFailed):
+    status, code = 504, "engine_timeout"
 
 
 class EngineUnavailable(GatewayError):

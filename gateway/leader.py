@@ -11,13 +11,14 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import msgspec
+from prometheus_client import ProcessCollector
 
 from gateway.app import Listener, open_admin, owned
 from gateway.config import Config, Model
 from gateway.journal import Journal
 from gateway.plane import cancel, replica_of, sites
 from gateway.replica import Replica
-from gateway.report import Report
+from gateway.report import Report, families
 from gateway.shared import make
 from gateway.store import SqliteStore
 from gateway.workers import Workers
@@ -59,10 +60,13 @@ async def leading(config: Config, clock: Clock | None = None) -> AsyncIterator[L
             engine.start()
         workers = Workers(config=_as_workers_see_it(config), listening=data.socket, shared=make(config), clock=clock)
 
+        process = ProcessCollector(registry=None)
+
         async def report() -> Report:
             own = Report(
                 checks={"journal": journal.fault or None},
                 notes={f"engine {it.name}": it.reason for it in engines if it.reason},
+                families=tuple(families(process)),
             )
             return await workers.report(own)
 

@@ -130,12 +130,18 @@ class Gauge(msgspec.Struct, frozen=True):
     value: float
 
 
-#: Gauges that LiveMetrics may carry, with what they mean.
+#: What LiveMetrics may carry, and what it means.
 GAUGES = {
     "headrace_running": "Calls that hold a place of the model",
     "headrace_waiting": "Calls waiting for a place of the model",
     "headrace_replica_up": "1 if the replica answers",
     "headrace_replica_running": "Calls at the replica",
+    "headrace_runtime_running": "Calls that the replica's runtime works on, by its own count",
+    "headrace_runtime_waiting": "Calls that wait inside the replica's runtime, by its own count",
+    "headrace_runtime_connections": "Open connections of the replica's runtime, those kept for the next call included",
+    "headrace_holds": "Calls that hold a reservation of their tenant's quota",
+    "headrace_connections": "Open connections of clients",
+    "headrace_tasks": "Tasks of the event loop",
     "headrace_journal_unfolded_bytes": "Usage records not yet in the store",
     "headrace_journal_set_aside": "Usage records the store can never take, since the start; see journal/aside",
     "headrace_tenants_age_seconds": "Age of the keys and tenants in memory",
@@ -143,19 +149,29 @@ GAUGES = {
 }
 
 
+#: And those of them that only ever grow.
+COUNTERS = {
+    "headrace_retries": "Further replicas that calls were sent to, because one failed before its first byte",
+    "headrace_retries_refused": "Calls that failed because the model's retries were used up",
+}
+
+
 class LiveMetrics(Collector):
-    """Gauges read when they are scraped rather than kept up to date by every call."""
+    """Numbers read when they are scraped rather than kept up to date by every call."""
 
     def __init__(self, read: Callable[[], Iterable[Gauge]]) -> None:
         self.read = read
 
     def collect(self) -> Iterator[Metric]:
-        families: dict[str, GaugeMetricFamily] = {}
+        families: dict[str, GaugeMetricFamily | CounterMetricFamily] = {}
         for gauge in self.read():
             family = families.get(gauge.name)
             if family is None:
-                family = families[gauge.name] = GaugeMetricFamily(
-                    gauge.name, GAUGES[gauge.name], labels=list(gauge.labels)
+                name, labels = gauge.name, list(gauge.labels)
+                family = families[name] = (
+                    CounterMetricFamily(name, COUNTERS[name], labels=labels)
+                    if name in COUNTERS
+                    else GaugeMetricFamily(name, GAUGES[name], labels=labels)
                 )
             family.add_metric(list(gauge.labels.values()), gauge.value)
         yield from families.values()

@@ -9,7 +9,10 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from prometheus_client import ProcessCollector
+
 from gateway.config import Config, Model, Tracing
+from gateway.config import Server as Settings
 from gateway.counters import SharedQuota
 from gateway.edge.openai import OpenAI
 from gateway.edge.server import Server
@@ -22,7 +25,7 @@ from gateway.places import SharedLine
 from gateway.quota import Quota
 from gateway.replica import Replica, replica_name
 from gateway.report import ModelLook, Report, families
-from gateway.route import Route, Target
+from gateway.route import Retries, Route, Target
 from gateway.shared import Shared, is_shared
 from gateway.store import Store
 from gateway.tenant import Tenants
@@ -61,16 +64,20 @@ class Plane:
         self.tenants = tenants
         self.journal = journal
         self.metrics = metrics
+        self.process = ProcessCollector(registry=None)
 
     async def up(self) -> None:
         """Return once every replica has been ready."""
         for replica in self.replicas:
             await replica.up.wait()
 
-    async def drain(self, drain_s_max: float) -> None:
-        """Refuse what is new, let what is under way end, then cut it off with an error its client can see."""
+    async def drain(self, settings: Settings) -> None:
+        """Be unready, then refuse what is new and let what is under way end, then cut it off with an error its client
+        can see."""
+        self.server.leaving = True
+        await self.server.clock.sleep(settings.unready_s)
         self.pipeline.draining = True
-        await self.server.drain(drain_s_max)
+        await self.server.drain(settings.drain_s_max)
         self.pipeline.stopped = True
         self.server.cut_off()
 
@@ -85,12 +92,12 @@ class Plane:
             ModelLook(target.name, self.lines[target.name].look(), tuple(replica.look() for replica in target.replicas))
             for target in self.targets
         )
-        numbers = (*families(self.metrics), *families(LiveMetrics(self._gauges)))
-        return Report(models=models, checks=self._checks(), families=numbers)
+        numbers = (self.metrics, LiveMetrics(self._gauges), self.process)
+        return Report(models, self._checks(), families=tuple(it for them in numbers for it in families(them)))
 
     def _checks(self) -> dict[str, str | None]:
         checks = {
-            "gateway": "it is stopping" if self.pipeline.draining else None,
+            "gateway": "it is stopping" if self.server.leaving else None,
             "tenants": self.tenants.trouble(),
             "journal": self.journal.fault or None,
         }
@@ -104,10 +111,20 @@ class Plane:
         for model, line in self.lines.items():
             yield Gauge("headrace_running", {"model": model}, line.running)
             yield Gauge("headrace_waiting", {"model": model}, line.waiting)
-        for replica in self.replicas:
-            labels = {"model": replica.model, "replica": replica.name}
-            yield Gauge("headrace_replica_up", labels, replica.state == "ready")
-            yield Gauge("headrace_replica_running", labels, replica.running)
+        for target in self.targets:
+            yield Gauge("headrace_retries", {"model": target.name}, target.retries.taken)
+            yield Gauge("headrace_retries_refused", {"model": target.name}, target.retries.refused)
+            for replica in target.replicas:
+                labels = {"model": target.name, "replica": replica.name}
+                yield Gauge("headrace_replica_up", labels, replica.state == "ready")
+                yield Gauge("headrace_replica_running", labels, replica.running)
+                load = replica.runtime.load()
+                yield Gauge("headrace_runtime_running", labels, load.running)
+                yield Gauge("headrace_runtime_waiting", labels, load.waiting)
+                yield Gauge("headrace_runtime_connections", labels, load.connections)
+        yield Gauge("headrace_holds", {}, self.pipeline.quota.holds)
+        yield Gauge("headrace_connections", {"listener": "data"}, len(self.server.connections))
+        yield Gauge("headrace_tasks", {}, len(asyncio.all_tasks()))
         yield Gauge("headrace_journal_unfolded_bytes", {}, self.journal.written_bytes - self.journal.folded_bytes)
         yield Gauge("headrace_journal_set_aside", {}, self.journal.set_aside)
         yield Gauge("headrace_tenants_age_seconds", {}, self.tenants.age_s())
@@ -201,6 +218,8 @@ def _target(model: Model, *, state: Path, clock: Clock) -> Target:
         created_s=int(clock.wall_s()),
         replicas=tuple(replicas),
         tokens_out_default=model.tokens_out_default,
+        first_byte_s_max=model.first_byte_s_max,
+        retries=Retries(clock=clock),
     )
 
 

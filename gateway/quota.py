@@ -38,6 +38,11 @@ class Quota:
         """
         return Hold(self, call, tokens_out_default)
 
+    @property
+    def holds(self) -> int:
+        """Calls that hold a reservation now."""
+        return sum(holder.running for (kind, _), holder in self.holders.items() if kind == "tenant")
+
     def pair(self, principal: Principal) -> Pair:
         """The counters of the principal's tenant and key, with the limits it has now."""
         pair = self._pairs.get(principal.key_id)

@@ -106,10 +106,13 @@ def merged_families(families: Iterable[Family]) -> tuple[Family, ...]:
     )
 
 
-#: A replica is up if every worker reaches it; keys are as old as where they are oldest.
+#: A replica is up if every worker reaches it; keys are as old as where they are oldest; each process may have its own
+#: number of files open.
 LEAST_OR_MOST: dict[str, Callable[[float, float], float]] = {
     "headrace_replica_up": min,
     "headrace_tenants_age_seconds": max,
+    "process_start_time_seconds": min,
+    "process_max_fds": min,
 }
 
 

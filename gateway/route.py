@@ -1,10 +1,12 @@
 """From a model's name to an answer that has begun: pick a replica, and fail over until the first byte.
 
-After that byte nothing is retried: part of an answer may already be with the client.
+After that byte nothing is retried: part of an answer may already be with the client. Before it, retries have a budget:
+where every engine fails, each one more is one more call to engines that can't take those they have.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
@@ -16,11 +18,13 @@ from gateway.errors import (
     BadRequest,
     DeadlineExceeded,
     EngineFailed,
+    EngineTimeout,
     EngineUnavailable,
     ModelNotFound,
     Unsupported,
 )
 from gateway.replica import Replica, State
+from runtimes.clock import Clock
 from runtimes.contract import (
     PATHS,
     Broken,
@@ -29,6 +33,7 @@ from runtimes.contract import (
     Overloaded,
     Predictor,
     Reply,
+    Silent,
     Unavailable,
 )
 
@@ -40,6 +45,41 @@ class Target(msgspec.Struct, frozen=True):
     created_s: int
     replicas: tuple[Replica, ...]
     tokens_out_default: int
+    first_byte_s_max: float
+    retries: Retries
+
+
+class Retries:
+    """A model's budget for asking one more replica: RETRIES_PER_CALL of its calls, and RETRIES_PER_S. What is not
+    spent is kept, up to RETRIES_KEPT."""
+
+    def __init__(self, *, clock: Clock) -> None:
+        self.clock = clock
+        self.calls = 0
+        """Of the model; who makes one counts it, so that one that goes well costs nothing more than that."""
+        self.taken = 0
+        self.refused = 0
+        self._left = RETRIES_PER_S
+        self._counted = 0
+        self._counted_s = clock.now_s()
+
+    def take(self) -> bool:
+        """Whether one may be made."""
+        now_s = self.clock.now_s()
+        earned = RETRIES_PER_CALL * (self.calls - self._counted) + RETRIES_PER_S * (now_s - self._counted_s)
+        self._counted, self._counted_s = self.calls, now_s
+        self._left = min(RETRIES_KEPT, self._left + earned)
+        if self._left < 1:
+            self.refused += 1
+            return False
+        self._left -= 1
+        self.taken += 1
+        return True
+
+
+RETRIES_PER_CALL, RETRIES_PER_S = 0.2, 10.0
+RETRIES_KEPT = 100.0
+"""Ten idle seconds' worth: enough for all the calls that a replica drops as it dies."""
 
 
 class Route:
@@ -66,7 +106,8 @@ class Route:
         """The reply of the first replica that begins one.
 
         Entering raises Unsupported for a route the model does not answer, EngineUnavailable (503) if no replica is
-        up, EngineFailed (502) if those that are could not answer, DeadlineExceeded (504).
+        up, EngineFailed (502) if those that are could not answer, EngineTimeout (504) if the last of them did not begin
+        to, DeadlineExceeded (504).
         """
         return Dispatch(call, target)
 
@@ -84,27 +125,42 @@ class Dispatch:
         self._exchange: AbstractAsyncContextManager[Reply] | None = None
 
     async def __aenter__(self) -> Reply:
-        call = self._call
+        call, retries = self._call, self._target.retries
+        retries.calls += 1
         candidates = _candidates(self._target)
-        for number, replica in enumerate(candidates, start=1):
+        asked, fault = 0, None
+        for replica in candidates:
+            if asked and not retries.take():
+                break
+            now_s = replica.clock.now_s()
+            if now_s >= call.deadline_s:
+                raise DeadlineExceeded(f"The call's time was up before model {call.model!r} could begin.")
+            asked += 1
             _require_route(replica, call)
             call.replica = replica.name
             try:
-                reply = await self._ask(replica)
+                reply = await self._ask(replica, now_s)
             except Overloaded:
                 continue
-            except (Unavailable, Broken) as fault:
-                replica.failed(str(fault))
+            except (Unavailable, Broken) as error:
+                fault = error
+                replica.failed(str(error))
                 continue
-            except Expired as fault:
-                raise DeadlineExceeded(f"Model {call.model!r} did not begin to answer in time.") from fault
-            if reply.status < 500 or number == len(candidates):
+            except Expired as error:
+                raise DeadlineExceeded(f"Model {call.model!r} did not begin to answer in time.") from error
+            if reply.status < 500 or asked == len(candidates):
                 return reply
             replica.failed(f"it answered {reply.status}")
             await self._leave(None, None, None)
         call.replica = ""
         if candidates:
-            names = ", ".join(replica.name for replica in candidates)
+            names = ", ".join(replica.name for replica in candidates[:asked])
+            if isinstance(fault, Silent):
+                raise EngineTimeout(
+                    f"No engine of model {call.model!r} began to answer within {self._target.first_byte_s_max:g} s "
+                    f"({names}); retry.",
+                    retry_after_s=1.0,
+                )
             raise EngineFailed(f"No engine of model {call.model!r} could answer ({names}); retry.", retry_after_s=1.0)
         states = ", ".join(f"{replica.name} is {replica.state}" for replica in self._target.replicas)
         raise EngineUnavailable(f"No engine of model {call.model!r} is up ({states}); retry later.", retry_after_s=2.0)
@@ -120,7 +176,7 @@ class Dispatch:
         elif isinstance(error, EngineFailed):
             replica.failed(str(error.__cause__ or error))
 
-    async def _ask(self, replica: Replica) -> Reply:
+    async def _ask(self, replica: Replica, now_s: float) -> Reply:
         """One replica's reply. Busy from here on, so that the next call sees it and goes elsewhere."""
         call = self._call
         self._replica = replica
@@ -129,7 +185,13 @@ class Dispatch:
             if replica.generator is None:
                 return await _infer(replica.predictor, call)
             model = replica.generator.upstream_model or call.model
-            request = call.exchange(model=model, each_chunk=replica.generator.meters_each_chunk)
+            soon = call.stream or call.route == "/v1/embeddings"
+            request = call.exchange(
+                model=model,
+                each_chunk=replica.generator.meters_each_chunk,
+                now_s=now_s,
+                begin_by_s=now_s + self._target.first_byte_s_max if soon else math.inf,
+            )
             exchange = replica.generator.exchange(request)
             reply = await exchange.__aenter__()
             self._exchange = exchange

@@ -55,7 +55,7 @@ async def work(end: socket.socket) -> None:
         opened.callback(loop.remove_reader, bell)
         for telling in (_tell(channel, plane), _up(channel, plane)):
             opened.push_async_callback(cancel, asyncio.create_task(telling))
-        opened.push_async_callback(plane.drain, config.server.drain_s_max)
+        opened.push_async_callback(plane.drain, config.server)
         await stop.wait()
 
 

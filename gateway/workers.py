@@ -75,7 +75,8 @@ class Workers:
         await cancel(self._watch)
         for life in self._lives.values():
             life.process.send_signal(signal.SIGTERM)
-        await asyncio.wait(self._keepers, timeout=self._config.server.drain_s_max + 2 * CLOSE_S_MAX)
+        settings = self._config.server
+        await asyncio.wait(self._keepers, timeout=settings.unready_s + settings.drain_s_max + 2 * CLOSE_S_MAX)
         for number, life in self._lives.items():
             log.error("worker %d did not stop in time and is killed", number)
             life.process.kill()

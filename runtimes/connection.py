@@ -55,6 +55,7 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "_asked",
+        "_begin_by_s",
         "_bodiless",
         "_clock",
         "_deadline_s",
@@ -83,6 +84,7 @@ class Connection(asyncio.Protocol):
         "heard",
         "late",
         "parked_s",
+        "silent",
         "status",
         "stopped",
     )
@@ -112,13 +114,16 @@ class Connection(asyncio.Protocol):
         """Why nothing more will come, for people; empty while something may."""
         self.late = False
         """It was the deadline that stopped it."""
+        self.silent = False
+        """Or the time by which the answer had to begin."""
         self.parked_s = 0.0
         self._asked = False
-        self._reset(bodiless=False, deadline_s=0.0)
+        self._reset(bodiless=False, deadline_s=0.0, begin_by_s=0.0)
 
-    def _reset(self, *, bodiless: bool, deadline_s: float) -> None:
+    def _reset(self, *, bodiless: bool, deadline_s: float, begin_by_s: float) -> None:
         self._bodiless = bodiless
         self._deadline_s = deadline_s
+        self._begin_by_s = begin_by_s
         self._fields: list[tuple[bytes, bytes]] = []
         self._dry_bytes = 0
         self._unread_bytes = 0
@@ -136,18 +141,18 @@ class Connection(asyncio.Protocol):
         self.ended = False
         """The body is here to its true end."""
 
-    def ask(self, head: bytes, body: bytes, *, bodiless: bool, deadline_s: float) -> None:
+    def ask(self, head: bytes, body: bytes, *, bodiless: bool, deadline_s: float, begin_by_s: float) -> None:
         """Send a request, after which there is `news` until `begun` or `stopped`. Nothing is waited for, so that
         nothing can come between choosing a parked connection and using it."""
         assert self._transport is not None, "asked before it was connected"
-        self._reset(bodiless=bodiless, deadline_s=deadline_s)
+        self._reset(bodiless=bodiless, deadline_s=deadline_s, begin_by_s=begin_by_s)
         self._asked = True
         if not self.closing:
             if len(body) < JOIN_BYTES_MAX:
                 self._transport.write(head + body)
             else:
                 self._transport.writelines((head, body))
-        self._look_by(deadline_s)
+        self._look_by(deadline_s if deadline_s < begin_by_s else begin_by_s)
 
     def go_on(self) -> None:
         """The answer has begun: from now on its silence is bounded too."""
@@ -235,13 +240,17 @@ class Connection(asyncio.Protocol):
         now_s = self._clock.now_s()
         # What lies here untaken is the reader's slowness, not the upstream's silence.
         silent_s = (now_s if self.chunks else self._heard_s) + self._idle_s_max
+        next_s = silent_s if self._heard_s < math.inf else self._begin_by_s
         if now_s >= self._deadline_s:
             self.late = True
             self.stop("the deadline passed before the end of the answer")
-        elif now_s >= silent_s:
+        elif now_s < next_s:
+            self._look_by(min(self._deadline_s, next_s))
+        elif self._heard_s < math.inf:
             self.stop(f"nothing came for {self._idle_s_max:g} s in the midst of the answer")
         else:
-            self._look_by(min(self._deadline_s, silent_s))
+            self.silent = True
+            self.stop("it did not begin to answer in time")
 
     def _wake(self) -> None:
         waiter, self._waiter = self._waiter, None

@@ -7,6 +7,7 @@ quotas or the HTTP server in front of it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -47,6 +48,8 @@ class Exchange(msgspec.Struct, frozen=True, gc=False):
     """Clock time after which the answer is of no use to anyone."""
     headers: tuple[tuple[bytes, bytes], ...] = ()
     """Extra request headers, e.g. `traceparent`; lower case. Never a client's own headers."""
+    begin_by_s: float = math.inf
+    """Clock time by which an engine elsewhere must have begun to answer; after it the call is Silent."""
 
 
 class Sink(Protocol):
@@ -118,6 +121,8 @@ class Load(msgspec.Struct, frozen=True):
 
     running: int
     waiting: int
+    connections: int = 0
+    """Open ones, those kept for the next call included; of a runtime that has any."""
 
 
 @runtime_checkable
@@ -148,7 +153,7 @@ class Generator(Runtime, Protocol):
 
     def exchange(self, request: Exchange) -> AbstractAsyncContextManager[Reply]:
         """Send the call. Entering waits for the status line and the first body bytes, so whatever keeps the
-        answer from starting raises there (Unavailable, Expired) and failover is a loop around `async with`.
+        answer from starting raises there (Unavailable, Silent, Expired) and failover is a loop around `async with`.
         An HTTP error is a Reply with its status, not an exception. Leaving early closes the connection, which
         is how an engine learns that nobody wants the rest. Safe to run concurrently."""
 
@@ -172,6 +177,10 @@ class RuntimeFault(Exception):
 
 class Unavailable(RuntimeFault):
     """Nothing has been answered and another replica may do it: not started, refused, reset, crashed."""
+
+
+class Silent(Unavailable):
+    """The engine has the call and did not begin to answer in time, whatever it says of its health."""
 
 
 class Overloaded(RuntimeFault):

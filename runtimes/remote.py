@@ -99,10 +99,12 @@ class RemoteRuntime:
         head = self._heads.get(request.path)
         if head is None:
             raise Invalid(f"{self._site.replica} answers only {', '.join(sorted(PATHS))}")
-        return self.wire.exchange(head, request.headers, request.body, request.deadline_s)
+        return self.wire.exchange(head, request.headers, request.body, request.deadline_s, request.begin_by_s)
 
     def load(self) -> Load:
-        return self.wire.load() if self.wire else Load(running=0, waiting=0)
+        if self.wire is None:
+            return Load(running=0, waiting=0)
+        return msgspec.structs.replace(self.wire.load(), connections=self.wire.connections)
 
     async def ready(self) -> None:
         """Reachable is whatever answers `GET <url>/models` with less than 500: a server that has no such

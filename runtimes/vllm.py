@@ -187,7 +187,9 @@ class VllmRuntime:
         self._running += 1
         self._idle.clear()
         try:
-            async with wire.exchange(head, request.headers, request.body, request.deadline_s) as reply:
+            async with wire.exchange(
+                head, request.headers, request.body, request.deadline_s, request.begin_by_s
+            ) as reply:
                 if reply.status >= 500:
                     await self._probe()  # an engine that has just died says 500 to all; others may do it
                 watched = Watched(reply, self._site.replica)
@@ -200,7 +202,8 @@ class VllmRuntime:
     def load(self) -> Load:
         """The engine's own queue begins where `running_max` ends."""
         running = min(self._running, self._spec.running_max)
-        return Load(running=running, waiting=self._running - running)
+        connections = 0 if self._wire is None else self._wire.connections
+        return Load(running=running, waiting=self._running - running, connections=connections)
 
     async def ready(self) -> None:
         self._admit()

@@ -24,7 +24,18 @@ from urllib.parse import urlsplit
 
 from runtimes.clock import Clock
 from runtimes.connection import Connection
-from runtimes.contract import Broken, Expired, Invalid, Load, Overloaded, Reply, RuntimeFault, Sink, Unavailable
+from runtimes.contract import (
+    Broken,
+    Expired,
+    Invalid,
+    Load,
+    Overloaded,
+    Reply,
+    RuntimeFault,
+    Silent,
+    Sink,
+    Unavailable,
+)
 
 #: uvicorn, and so vLLM, closes a connection that was silent for 5 s: be the one who leaves first.
 PARKED_S_MAX = 4.0
@@ -53,7 +64,7 @@ class Wire:
 
     The path of `url` is not used: `exchange` takes whole paths. An https url is verified against the
     system's authorities unless `ssl_context` says otherwise. `connect_s_max` covers name, TCP and TLS;
-    `idle_s_max` bounds the silence inside an answer that has begun; before that only the deadline does,
+    `idle_s_max` bounds the silence inside an answer that has begun; before that only the call's own bounds do,
     because a long prompt is silent for long. Proxies from the environment are not honoured and redirects
     not followed: both let somebody else choose where a prompt goes. What time it is says `clock`; what
     wakes up to look at it are the loop's timers, because nothing else can wake a selector. Belongs to the
@@ -104,14 +115,15 @@ class Wire:
         return Head(line + self._fields(headers), method)
 
     def exchange(
-        self, head: Head, headers: Headers, body: bytes, deadline_s: float
+        self, head: Head, headers: Headers, body: bytes, deadline_s: float, begin_by_s: float = math.inf
     ) -> AbstractAsyncContextManager[Reply]:
         """One call, with further headers. Entering waits for status, headers and the first body bytes, or the end of
-        an empty body; what stops it before is Unavailable, Overloaded or Expired, afterwards Broken or Expired.
-        Leaving before the body's end closes the connection at once."""
+        an empty body; what stops it before is Unavailable, Overloaded, Expired, or Silent if it is the server that
+        has not begun to answer by `begin_by_s`; afterwards Broken or Expired. Leaving before the body's end closes the
+        connection at once."""
         fields = self._fields(headers)
         length = b"content-length: %d\r\n\r\n" % len(body) if body or head.method == "POST" else b"\r\n"
-        return _Exchange(self, head.text + fields + length, body, head.method == "HEAD", deadline_s)
+        return _Exchange(self, head.text + fields + length, body, head.method == "HEAD", deadline_s, begin_by_s)
 
     def _fields(self, headers: Headers) -> bytes:
         for name, value in headers:
@@ -262,14 +274,17 @@ class Wire:
 class _Exchange:
     """One call's holdings, a place and a connection; and the frames of its answer."""
 
-    __slots__ = ("_bodiless", "_body", "_connection", "_deadline_s", "_head", "_wire")
+    __slots__ = ("_begin_by_s", "_bodiless", "_body", "_connection", "_deadline_s", "_head", "_wire")
 
-    def __init__(self, wire: Wire, head: bytes, body: bytes, bodiless: bool, deadline_s: float) -> None:
+    def __init__(
+        self, wire: Wire, head: bytes, body: bytes, bodiless: bool, deadline_s: float, begin_by_s: float
+    ) -> None:
         self._wire = wire
         self._head = head
         self._body = body
         self._bodiless = bodiless
         self._deadline_s = deadline_s
+        self._begin_by_s = begin_by_s
         self._connection: Connection | None = None
 
     async def __aenter__(self) -> Reply:
@@ -284,13 +299,13 @@ class _Exchange:
                 self._ask(connection)
                 while not (connection.begun or connection.stopped):
                     await connection.news()
-            if connection is None or not (connection.heard or connection.late):
+            if connection is None or not (connection.heard or connection.late or connection.silent):
                 connection = await wire.connect(self._deadline_s)
                 self._ask(connection)
                 while not (connection.begun or connection.stopped):
                     await connection.news()
             if not connection.begun:
-                raise self._fault(connection, Unavailable)
+                raise self._fault(connection, Silent if connection.silent else Unavailable)
         except BaseException:
             self._leave()
             raise
@@ -339,7 +354,13 @@ class _Exchange:
         twice. RFC 9110 §9.2.2 wants a reason for that with POST: nothing was answered, a completion changes nothing
         upstream, and the worst that can happen is that a dying engine began it in vain."""
         self._connection = connection
-        connection.ask(self._head, self._body, bodiless=self._bodiless, deadline_s=self._deadline_s)
+        connection.ask(
+            self._head,
+            self._body,
+            bodiless=self._bodiless,
+            deadline_s=self._deadline_s,
+            begin_by_s=self._begin_by_s,
+        )
 
     def _current(self) -> Connection:
         """Looked at after every wait: by now the connection may be answering somebody else."""

@@ -1,7 +1,6 @@
 """Fakes that tests share. A fake behaves; it never records calls to be asserted on."""
 
 import asyncio
-import math
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from fnmatch import fnmatchcase
@@ -18,7 +17,7 @@ from gateway.metrics import Metrics
 from gateway.pipeline import Pipeline
 from gateway.quota import Quota
 from gateway.replica import Replica
-from gateway.route import Route, Target
+from gateway.route import Retries, Route, Target
 from gateway.trace import Trace
 from gateway.usage import Usage
 from runtimes.clock import Clock, SystemClock
@@ -30,6 +29,7 @@ from runtimes.contract import (
     Load,
     Predictor,
     Reply,
+    Runtime,
     RuntimeFault,
     Unavailable,
 )
@@ -79,6 +79,12 @@ async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(10):
         while not condition():
             await asyncio.sleep(0)
+
+
+def work(runtime: Runtime) -> tuple[int, int]:
+    """How many calls it works on, and how many wait for that."""
+    load = runtime.load()
+    return load.running, load.waiting
 
 
 Frame = bytes | BaseException | asyncio.Event
@@ -225,7 +231,7 @@ def a_principal(tenant: str = "acme", key: str = "k1", **given: Any) -> Principa
 
 
 def a_call(principal: Principal | None = None, **given: Any) -> Call:
-    """A chat call without a deadline, but for what is given."""
+    """A chat call with all the time it may need, but for what is given."""
     return Call(
         **{
             "id": CallIds(SystemClock()).next(),
@@ -235,7 +241,7 @@ def a_call(principal: Principal | None = None, **given: Any) -> Call:
             "body": b'{"model":"chat","messages":[]}',
             "at_s": 1_700_000_000.0,
             "received_s": 1_000.0,
-            "deadline_s": math.inf,
+            "deadline_s": 1e9,
             **given,
         }
     )
@@ -308,7 +314,14 @@ class Stages:
             fairness=Fairness(lines=lines),
             route=Route(
                 targets=[
-                    Target(name=model, created_s=1_700_000_000, replicas=replicas, tokens_out_default=16)
+                    Target(
+                        name=model,
+                        created_s=1_700_000_000,
+                        replicas=replicas,
+                        tokens_out_default=16,
+                        first_byte_s_max=60.0,
+                        retries=Retries(clock=clock),
+                    )
                     for model, replicas in self.replicas.items()
                 ]
             ),

@@ -24,6 +24,7 @@ from msgspec import Meta
 from gateway.call import NULL, USAGE_ON_REQUEST, Bounds, Call, CallIds, Principal
 from gateway.edge.asgi import Asgi
 from gateway.edge.depth import require_depth
+from gateway.edge.patience import patience_s
 from gateway.edge.request import Handler, Request, error_headers
 from gateway.edge.schema import documents
 from gateway.errors import BadRequest, Draining, GatewayError, MethodNotAllowed, NotFound
@@ -122,7 +123,8 @@ class OpenAI:
             body=body,
             at_s=self.clock.wall_s(),
             received_s=asked.received_s,
-            deadline_s=asked.received_s + self.bounds.call_s_max,
+            deadline_s=asked.received_s
+            + patience_s(request.fields, stream=bool(ask.stream), s_max=self.bounds.call_s_max),
             stream=bool(ask.stream),
             usage_asked=bool(options.include_usage),
             chunk_usage_asked=bool(options.include_usage and options.continuous_usage_stats),

@@ -115,8 +115,11 @@ class Request:
 
     def _start(self, status: int, lines: bytes, body: bytes) -> None:
         self.begun = True
+        server = self._connection.server
+        if server.leaving:
+            self.keep_alive = False
         close = b"" if self.keep_alive else b"connection: close\r\n"
-        self._connection.write(b"%b%b%b\r\n%b" % (self._connection.server.head(status), lines, close, body))
+        self._connection.write(b"%b%b%b\r\n%b" % (server.head(status), lines, close, body))
 
     def _finish(self) -> None:
         self.complete = True
@@ -143,13 +146,18 @@ async def unhandled(request: Request) -> None:
     raise AssertionError("a request was started before a door had seen it")
 
 
+#: For an error that may be retried and knows no time of its own, so that the SDKs' half second never applies.
+RETRY_AFTER_S = 1.0
+
+
 def error_headers(error: GatewayError) -> dict[str, str]:
     """When to come back and whether to; the SDKs obey both."""
     headers = {"x-should-retry": "true" if error.retryable else "false"}
-    if error.retry_after_s is not None:
+    after_s = RETRY_AFTER_S if error.retry_after_s is None and error.retryable else error.retry_after_s
+    if after_s is not None:
         # Rounded up: a client that comes back exactly then must not be early.
-        headers["retry-after"] = str(math.ceil(error.retry_after_s))
-        headers["retry-after-ms"] = str(math.ceil(error.retry_after_s * 1000))
+        headers["retry-after"] = str(math.ceil(after_s))
+        headers["retry-after-ms"] = str(math.ceil(after_s * 1000))
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
     if isinstance(error, MethodNotAllowed):

@@ -28,6 +28,8 @@ class Server:
         self.bounds = bounds
         self.clock = clock
         self.connections: set[Connection] = set()
+        self.leaving = False
+        """The gateway is about to stop: every answer says that it is its connection's last."""
         self._second = 0
         self._heads: dict[int, bytes] = {}
 

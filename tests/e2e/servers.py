@@ -33,7 +33,9 @@ _ADDRESSES = re.compile(r"http://([\w.:\[\]-]+)/v1.*admin on http://([\w.:\[\]-]
 class GatewayProcess:
     """One gateway in a folder of its own. `start` and `stop` may be called again and again, on the same state."""
 
-    def __init__(self, folder: Path, config: str) -> None:
+    def __init__(self, folder: Path, config: str, *, module: str = "gateway") -> None:
+        """`module` is what is run: the gateway, or one that a test has broken on purpose."""
+        self.module = module
         self.state = folder / "s"
         self.config = folder / "headrace.toml"
         self.config.write_text(f'[state]\npath = "{self.state}"\n{config}')
@@ -81,7 +83,7 @@ class GatewayProcess:
         """Return once it has logged `until`: by default, that every model can answer."""
         begin = len(self.log)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "gateway", "serve", "--config", str(self.config)],
+            [sys.executable, "-m", self.module, "serve", "--config", str(self.config)],
             cwd=REPOSITORY,
             env=_environment(),
             stdin=subprocess.DEVNULL,

@@ -12,7 +12,9 @@ import pytest
 
 from gateway.call import Bounds
 from gateway.edge.openai import OpenAI
+from gateway.edge.request import error_headers
 from gateway.edge.server import Server
+from gateway.errors import GatewayError
 from runtimes.clock import SystemClock
 from runtimes.contract import Broken, Unavailable
 from tests.fakes import FakeGenerator, FakeTenants, Script, Stages, a_principal, events, limits
@@ -315,6 +317,34 @@ async def test_an_engine_that_is_gone_is_worth_a_retry(open_site: Open) -> None:
     assert "engine.sock" not in response.text
     assert response.headers["x-should-retry"] == "true"
     assert response.headers["retry-after"] == "1"
+
+
+def every(error: type[GatewayError]) -> list[type[GatewayError]]:
+    return [error, *(found for child in error.__subclasses__() for found in every(child))]
+
+
+@pytest.mark.parametrize("error", every(GatewayError), ids=lambda error: error.__name__)
+def test_every_error_says_whether_to_come_back_and_if_so_when(error: type[GatewayError]) -> None:
+    headers = error_headers(error("no"))
+    assert headers["x-should-retry"] == ("true" if error.retryable else "false")
+    assert ("retry-after" in headers) is ("retry-after-ms" in headers) is error.retryable
+
+
+async def test_a_client_may_shorten_its_call_and_the_engine_is_told(open_site: Open) -> None:
+    site = await open_site()
+    for given, least_ms, most_ms in (("1500", 1_000, 1_500), ("99999999", 590_000, 600_000)):
+        headers = {"authorization": "Bearer good", "x-envoy-expected-rq-timeout-ms": given}
+        assert (await site.client.post(CHAT, json=BODY, headers=headers)).status_code == 200
+        told_ms = int(dict(site.engine.got_headers)[b"x-envoy-expected-rq-timeout-ms"])
+        assert least_ms < told_ms <= most_ms
+
+
+async def test_a_call_without_time_left_is_a_504_and_asks_nobody(site: Site) -> None:
+    headers = {"authorization": "Bearer good", "x-envoy-expected-rq-timeout-ms": "0"}
+    response = await site.client.post(CHAT, json=BODY, headers=headers)
+    refused(response, 504, "deadline_exceeded")
+    assert response.headers["x-should-retry"] == "false"
+    assert not site.engine.begun.is_set()
 
 
 async def test_the_models_a_key_may_use_are_listed(site: Site) -> None:

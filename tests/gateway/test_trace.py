@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import pytest
@@ -99,7 +100,7 @@ async def test_the_caller_s_trace_goes_on_through_the_gateway_to_the_engine(
     root = by_name(exporter)["chat chat"]
     assert f"{root.context.trace_id:032x}" == CALLER.split("-")[1]
     assert f"{root.parent.span_id:016x}" == CALLER.split("-")[2]
-    headers = dict(call.exchange(model="chat", each_chunk=False).headers)
+    headers = dict(call.exchange(model="chat", each_chunk=False, now_s=0.0, begin_by_s=math.inf).headers)
     assert headers[b"traceparent"].decode() == f"00-{root.context.trace_id:032x}-{root.context.span_id:016x}-01"
 
 
@@ -145,7 +146,10 @@ async def test_without_a_collector_no_span_is_built_and_the_caller_s_context_is_
     trace = Trace(metrics=Metrics(["chat"]), tracer=None)
     call = a_call(traceparent=CALLER)
     await ended(trace, call, **SERVED)
-    assert dict(call.exchange(model="chat", each_chunk=False).headers)[b"traceparent"] == CALLER.encode()
+    assert (
+        dict(call.exchange(model="chat", each_chunk=False, now_s=0.0, begin_by_s=math.inf).headers)[b"traceparent"]
+        == CALLER.encode()
+    )
 
 
 async def test_a_call_that_is_not_sampled_gets_no_span_and_its_caller_decides_first(

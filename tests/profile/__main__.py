@@ -30,7 +30,7 @@ from gateway.metrics import Metrics
 from gateway.pipeline import Pipeline
 from gateway.quota import Quota
 from gateway.replica import Replica, State
-from gateway.route import Route, Target
+from gateway.route import Retries, Route, Target
 from gateway.store import KeyRow, Snapshot, TenantRow
 from gateway.tenant import Tenants
 from gateway.trace import Trace
@@ -111,7 +111,14 @@ class Rig:
         )
         replica = Replica(name="chat-0", model="chat", kind="remote", runtime=self.runtime, slots=4096, clock=clock)
         replica.state = State.ready
-        self.target = Target(name="chat", created_s=0, replicas=(replica,), tokens_out_default=512)
+        self.target = Target(
+            name="chat",
+            created_s=0,
+            replicas=(replica,),
+            tokens_out_default=512,
+            first_byte_s_max=120.0,
+            retries=Retries(clock=clock),
+        )
         self.line = Line(model="chat", running_max=4096, waiting_max=256, wait_s_max=60, clock=clock)
         self.journal = Journal(folder=folder / "journal", sink=_kept_nowhere, clock=clock)
         self.pipeline = Pipeline(

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from runtimes.clock import Clock, SystemClock
 from runtimes.connection import AHEAD_BYTES_MAX, HEAD_BYTES_MAX, HEADERS_MAX
-from runtimes.contract import Broken, Expired, Invalid, Load, Reply, RuntimeFault, Unavailable
+from runtimes.contract import Broken, Expired, Invalid, Load, Reply, RuntimeFault, Silent, Unavailable
 from runtimes.wire import PARKED_S_MAX, Wire
 from tests.fakes import FakeClock, until
 from tests.runtimes.hostile import Hostile, Peer, answering, either_loop, hostile
@@ -450,6 +450,59 @@ async def test_silence_before_an_answer_is_patience() -> None:
 
     async with hostile(script) as host, wired(host, idle_s_max=SOON_S) as wire:
         assert await outcome(wire) == (b"hello", None)
+
+
+@pytest.mark.parametrize("sent", [b"", OK, CHUNKED], ids=["nothing", "half a header", "a header"])
+@pytest.mark.parametrize("parked", [False, True])
+@either_loop
+async def test_silence_before_an_answer_that_must_begin_soon_is_no_patience(sent: bytes, parked: bool) -> None:
+    clock, here = FakeClock(), asyncio.Event()
+
+    async def script(peer: Peer) -> None:
+        if parked:
+            await peer.request()
+            await peer.send(HELLO)
+        await peer.request()
+        await peer.send(sent)
+        here.set()
+        await peer.gone()
+
+    async def ask(wire: Wire) -> None:
+        async with wire.exchange(wire.head("POST", "/"), (), b"", math.inf, clock.now_s() + SOON_S):
+            raise AssertionError("it began")
+
+    async with hostile(script) as host, wired(host, clock=clock) as wire:
+        if parked:
+            await outcome(wire)
+        asking = asyncio.create_task(ask(wire))
+        await here.wait()
+        await asyncio.sleep(SOON_S)
+        clock.advance(SOON_S)
+        with pytest.raises(Silent):
+            await asking
+        await until(lambda: host.open == 0)
+        assert len(host.peers) == 1, "it was sent again"
+
+
+@either_loop
+async def test_an_answer_that_began_soon_enough_may_take_its_time() -> None:
+    clock, go_on = FakeClock(), asyncio.Event()
+
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(HELLO[:-2])
+        await go_on.wait()
+        await peer.send(HELLO[-2:])
+
+    async with (
+        hostile(script) as host,
+        wired(host, clock=clock) as wire,
+        wire.exchange(wire.head("POST", "/"), (), b"", math.inf, clock.now_s() + SOON_S) as reply,
+    ):
+        clock.advance(2 * SOON_S)
+        await asyncio.sleep(2 * SOON_S)
+        go_on.set()
+        assert b"".join([frame async for frame in reply.frames]) == b"hello"
 
 
 @either_loop
