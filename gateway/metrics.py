@@ -144,6 +144,8 @@ GAUGES = {
     "headrace_tasks": "Tasks of the event loop",
     "headrace_journal_unfolded_bytes": "Usage records not yet in the store",
     "headrace_journal_set_aside": "Usage records the store can never take, since the start; see journal/aside",
+    "headrace_tenants_age_seconds": "Age of the keys and tenants in memory",
+    "headrace_workers_up": "Workers that answer",
 }
 
 

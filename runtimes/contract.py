@@ -11,7 +11,7 @@ import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import msgspec
 
@@ -104,6 +104,10 @@ class InferReply(msgspec.Struct, frozen=True):
 class Spec(Protocol):
     """A runtime's part of the configuration: a frozen msgspec Struct, tagged by `kind`. Decoding one checks it,
     `build` has no side effects, and the runtime's own `open` starts it."""
+
+    in_process: ClassVar[bool]
+    """It computes in the process that opens it, so another process has its own one, with slots of its own; else all
+    reach the same one."""
 
     @property
     def slots(self) -> int:

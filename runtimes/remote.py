@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from contextlib import AbstractAsyncContextManager
-from typing import Annotated
+from typing import Annotated, ClassVar
 from urllib.parse import urlsplit
 
 import msgspec
@@ -53,6 +53,8 @@ class Remote(msgspec.Struct, tag="remote", tag_field="kind", frozen=True, forbid
             raise ValueError(
                 "`url` must be http(s)://HOST[:PORT][/PATH] in plain ASCII, e.g. `http://127.0.0.1:9100/v1`"
             )
+
+    in_process: ClassVar[bool] = False
 
     @property
     def slots(self) -> int:
