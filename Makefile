@@ -16,7 +16,7 @@ TRAIN_PYTHON := $(BIN)/python -c 'import os, pathlib; from runtimes.environment 
 MODELS := minilm support-intent smollm2
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test dev check load profile train machine
+.PHONY: help serve test dev check load profile faults train machine
 
 help: ## say what the targets do
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 12
@@ -36,16 +36,16 @@ check: dev ## format, lint, types, import contracts, locks and documents
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-load: dev ## measure the gateway's CPU per call with an echo model
-	@state=$$(mktemp -d) && export HEADRACE_STATE=$$state && trap 'kill $$pid; wait $$pid; rm -r $$state' EXIT && \
-	$(HEADRACE) tenant add load --config deploy/echo.toml >/dev/null && \
-	$(HEADRACE) key add --tenant load --save $$state/key --config deploy/echo.toml >/dev/null && \
-	{ $(HEADRACE) serve --config deploy/echo.toml & pid=$$!; } && \
-	until curl -sf http://127.0.0.1:8002/readyz >/dev/null; do sleep 0.1; done && \
-	$(BIN)/headrace-load run echo --target http://127.0.0.1:8000 --key "$$(cat $$state/key)" --pid $$pid
+load: dev ## measure the gateway beside its peers: tables, a page and JSON (four minutes; the first time installs the peers)
+	@mkdir -p $(HEADRACE_STATE)
+	@$(BIN)/headrace-load peers install || echo "headrace: going on without them"
+	@$(BIN)/headrace-load peers run plain ladder stream --json $(HEADRACE_STATE)/load.json --html $(HEADRACE_STATE)/load.html
 
 profile: dev ## what a call costs the gateway, stage by stage
 	@$(BIN)/python -m tests.profile
+
+faults: dev tests/e2e/node/node_modules/.package-lock.json ## make tests/e2e/fault_matrix.md again: what each fault ends in
+	$(BIN)/python -m tests.e2e.faults > tests/e2e/fault_matrix.md
 
 train: machine ## make the default models again, from their recipes
 	@for model in $(MODELS); do $(TRAIN) run $$model --shelf $(HEADRACE_STATE)/shelf || exit 1; done

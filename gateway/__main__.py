@@ -8,7 +8,6 @@ which sees the change within half a second, and without one. What a command need
 from __future__ import annotations
 
 import errno
-import gc
 import os
 import sys
 from collections.abc import Callable, Coroutine, Sequence
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.validators import Number
 
+from gateway import garbage
 from gateway.console import (
     COMMON,
     EVERYTHING,
@@ -141,22 +141,31 @@ ENGINE = APP.command(
 # ---- serving -----------------------------------------------------------------------------------------------
 
 
-GC_OBJECTS = 20_000
-
-
 @APP.command(help_epilogue="")
-def serve(common: Common = COMMON) -> None:
-    """Run the gateway in the foreground, until SIGTERM; it then lets calls under way finish."""
-    # Imports make many objects and hardly any garbage: collecting amid them is a sixth of the start.
-    gc.disable()
-    from gateway.app import serve as run
+def serve(
+    *,
+    workers: Annotated[int, Parameter(validator=Number(gte=1, lte=64), show_default=False)] | None = None,
+    common: Common = COMMON,
+) -> None:
+    """Run the gateway in the foreground, until SIGTERM; it then lets calls under way finish.
 
-    gc.freeze()
-    gc.enable()
-    # Calls under way are thousands of live objects: by the default of 700, looking for garbage among them is a
-    # twentieth of the work, and there is hardly any.
-    gc.set_threshold(GC_OBJECTS, 20, 100)
-    run(_config(common))
+    Parameters
+    ----------
+    workers
+        How many processes serve, best one for each core [default: as configured, else 1].
+    """
+    with garbage.imports():
+        from msgspec.structs import replace
+
+        from gateway import app
+
+        config = _config(common)
+        if workers is not None:
+            config = replace(config, server=replace(config.server, workers=workers))
+        if config.server.workers > 1:
+            from gateway import leader
+    app.log_to_stderr()
+    app.serve(config, app.gateway if config.server.workers == 1 else leader.leading)
 
 
 @APP.command(help_epilogue="")

@@ -35,6 +35,8 @@ class Server(Struct, frozen=True, forbid_unknown_fields=True):
     """Kept for the Open Inference Protocol over gRPC, which this version does not serve yet."""
     admin: Address = "127.0.0.1:8002"
     """Health, metrics and the admin API; never on the data listener."""
+    workers: Annotated[int, Meta(ge=1, le=64)] = 1
+    """Processes that serve the data listener, best one for each core; above 1 another one leads them."""
     unready_s: Annotated[float, Meta(ge=0)] = 0.0
     """How long after SIGTERM new calls are still taken, while `/readyz` says no already: longer than a load balancer
     needs to look away, and none of its calls is refused."""

@@ -81,9 +81,7 @@ class Line:
         tenant = call.principal.tenant_id
         if self.waiting >= self.waiting_max:
             self._make_room(tenant)
-        place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.tenants.setdefault(tenant, {})[place] = None
-        self.waiting += 1
+        place = self._join(tenant)
         since_s = self.clock.now_s()
         until_s = min(call.deadline_s, since_s + self.wait_s_max)
         timer = asyncio.get_running_loop().call_later(max(0.0, until_s - since_s), self._give_up, tenant, place)
@@ -99,6 +97,12 @@ class Line:
         finally:
             timer.cancel()
             call.wait_s = self.clock.now_s() - since_s
+
+    def _join(self, tenant: str) -> asyncio.Future[None]:
+        place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.tenants.setdefault(tenant, {})[place] = None
+        self.waiting += 1
+        return place
 
     def _make_room(self, tenant: str) -> None:
         """In a full line the newest call of whoever has the most waiting gives way to one who has fewer, so that
@@ -136,14 +140,18 @@ class Line:
     def _pass_on(self) -> None:
         self.running -= 1
         while self.waiting and self.running < self.running_max:
-            tenant, waiting = next(iter(self.tenants.items()))
-            place = next(iter(waiting))
-            self._forget(tenant, place)
-            if waiting:  # back to the end of the round
-                self.tenants[tenant] = self.tenants.pop(tenant)
-            if not place.done():
-                self.running += 1
-                place.set_result(None)
+            self._let_in()
+
+    def _let_in(self) -> None:
+        """Give a place to the next in line, unless it is leaving."""
+        tenant, waiting = next(iter(self.tenants.items()))
+        place = next(iter(waiting))
+        self._forget(tenant, place)
+        if waiting:  # back to the end of the round
+            self.tenants[tenant] = self.tenants.pop(tenant)
+        if not place.done():
+            self.running += 1
+            place.set_result(None)
 
 
 class Turn:

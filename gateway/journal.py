@@ -68,8 +68,11 @@ class Journal:
         return "; ".join(self.faults.values())
 
     async def open(self) -> None:
-        """Start a fresh segment, and fold what a killed gateway left behind."""
+        """Start a fresh segment, and fold what a killed gateway left behind, its workers included: this one's own
+        are not there yet."""
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for segment in _workers_segments(self.folder):
+            segment.rename(self.folder / segment.name)
         self.left = _segments(self.folder)
         self._start()
         await self.fold()
@@ -236,7 +239,8 @@ class Journal:
 
 def unfolded(folder: Path) -> list[Record]:
     """Records still in the journal. Some may be in the store already: tell them by id."""
-    return [record for segment in _segments(folder) for record in _read(segment)]
+    segments = _segments(folder) + _workers_segments(folder)
+    return [record for segment in segments for record in _read(segment)]
 
 
 #: Pause between folds; how large a segment may grow; how much may wait in memory while the disk is full.
@@ -255,6 +259,11 @@ LINE = msgspec.json.Decoder(Record)
 
 def _segments(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.jsonl"))
+
+
+def _workers_segments(folder: Path) -> list[Path]:
+    """A worker's journal is a folder in its gateway's, named by its number."""
+    return sorted(folder.glob("*/*.jsonl"))
 
 
 def _read(segment: Path) -> list[Record]:

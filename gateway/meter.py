@@ -15,14 +15,16 @@ import msgspec
 
 from gateway.call import Call
 from gateway.errors import DeadlineExceeded, EngineFailed
-from gateway.failure import LEFT_OUT, UNREADABLE, header, refusal
+from gateway.failure import LEFT_OUT, UNREADABLE, fault_of, given, header, refusal
 from gateway.stream import Stream
 from gateway.tokens import count, estimate, said
 from runtimes.clock import Clock
-from runtimes.contract import Broken, Expired, Reply
+from runtimes.contract import PATHS, Broken, Expired, Reply
 
 #: Longest answer that is not streamed.
 ANSWER_BYTES_MAX = 64 * 1024 * 1024
+#: Where `stream` means something.
+STREAMED = PATHS - {"/v1/embeddings"}
 #: How long an engine may take to end its body after its closing event.
 AFTER_END_S_MAX = 1.0
 
@@ -70,12 +72,12 @@ async def meter(call: Call, reply: Reply, client: Client, clock: Clock) -> Answe
         raise EngineFailed(f"Model {call.model!r} broke off its answer; retry.", retry_after_s=1.0) from fault
     except Expired as fault:
         raise DeadlineExceeded(f"Model {call.model!r} did not finish its answer in time.") from fault
-    call.complete = True
     if reply.status >= 400:
+        call.complete = True
         raise refusal(reply, body)
-    call.status = reply.status
-    if not call.tokens_in:
-        _count_whole(call, body)
+    if not call.tokens_in:  # else it was made here
+        _look_into(call, body)
+    call.status, call.complete = reply.status, True
     return Answer(reply.status, body)
 
 
@@ -96,16 +98,25 @@ class Whole(msgspec.Struct):
     """What the gateway reads of an answer."""
 
     usage: msgspec.Raw = LEFT_OUT
+    error: msgspec.Raw = LEFT_OUT
 
 
 WHOLE = msgspec.json.Decoder(Whole)
 
 
-def _count_whole(call: Call, body: bytes) -> None:
+def _look_into(call: Call, body: bytes) -> None:
+    """Count what it used. Raises what it says went wrong: SDKs take any 200 for an answer."""
     try:
-        usage = said(WHOLE.decode(body).usage)
-    except UNREADABLE:
-        usage = None
+        seen = WHOLE.decode(body)
+    except UNREADABLE as fault:
+        raise EngineFailed(
+            f"Model {call.model!r} answered with something that is no JSON object; retry.", retry_after_s=1.0
+        ) from fault
+    if given(seen.error):
+        raise fault_of(seen.error, None)
+    if call.stream and call.route in STREAMED:
+        raise EngineFailed(f"Model {call.model!r} answered in one piece what was to be streamed.")
+    usage = said(seen.usage)
     if usage is None:
         estimate(call, len(body) // 4)
     else:

@@ -136,8 +136,16 @@ GAUGES = {
     "headrace_waiting": "Calls waiting for a place of the model",
     "headrace_replica_up": "1 if the replica answers",
     "headrace_replica_running": "Calls at the replica",
+    "headrace_runtime_running": "Calls that the replica's runtime works on, by its own count",
+    "headrace_runtime_waiting": "Calls that wait inside the replica's runtime, by its own count",
+    "headrace_runtime_connections": "Open connections of the replica's runtime, those kept for the next call included",
+    "headrace_holds": "Calls that hold a reservation of their tenant's quota",
+    "headrace_connections": "Open connections of clients",
+    "headrace_tasks": "Tasks of the event loop",
     "headrace_journal_unfolded_bytes": "Usage records not yet in the store",
     "headrace_journal_set_aside": "Usage records the store can never take, since the start; see journal/aside",
+    "headrace_tenants_age_seconds": "Age of the keys and tenants in memory",
+    "headrace_workers_up": "Workers that answer",
 }
 
 

@@ -38,6 +38,11 @@ class Quota:
         """
         return Hold(self, call, tokens_out_default)
 
+    @property
+    def holds(self) -> int:
+        """Calls that hold a reservation now."""
+        return sum(holder.running for (kind, _), holder in self.holders.items() if kind == "tenant")
+
     def pair(self, principal: Principal) -> Pair:
         """The counters of the principal's tenant and key, with the limits it has now."""
         pair = self._pairs.get(principal.key_id)
@@ -52,10 +57,13 @@ class Quota:
     def _holder(self, kind: str, id: str, name: str, limits: Limits) -> Holder:
         holder = self.holders.get((kind, id))
         if holder is None:
-            holder = self.holders[kind, id] = Holder(f"{kind} {name!r}", limits)
+            holder = self.holders[kind, id] = self._new_holder(kind, id, f"{kind} {name!r}", limits)
         elif holder.limits != limits:
             holder.change(limits, self.clock.now_s())
         return holder
+
+    def _new_holder(self, kind: str, id: str, name: str, limits: Limits) -> Holder:
+        return Holder(name, limits)
 
     def _forget_idle(self) -> None:
         now_s = self.clock.now_s()

@@ -27,6 +27,7 @@ class Stream:
     is here, `fault` what the engine failed with. `settle` afterwards brings the call's counts up to date."""
 
     __slots__ = (
+        "_around",
         "_choices",
         "_guessed",
         "_metered",
@@ -49,6 +50,8 @@ class Stream:
         self._choices: dict[int, Counts] = {}
         self._guessed = 0
         """Tokens of events that said no usage, not yet counted."""
+        self._around = b"", b""
+        """What stood before and behind the text of the last plain event."""
         self._usage = b""
         """The usage of the newest chunk, not looked into as long as another may replace it."""
         self._metered = 0
@@ -57,6 +60,8 @@ class Stream:
         self._trims = self._plain and call.choices == 1 and not call.chunk_usage_asked
 
     def feed(self, part: bytes) -> bytes:
+        if self._like_the_last(part):
+            return part
         # Slices and partitions here and below: `find` and its kin take longer to parse their arguments than to search.
         if self._pending or part[-2:] != b"\n\n":
             part = self._whole_events(part)
@@ -69,6 +74,18 @@ class Stream:
             for event in part.split(b"\n\n")
             if event and not self.end and self.fault is None
         )
+
+    def _like_the_last(self, part: bytes) -> bool:
+        """Whether this is an event like the plain one before it, but for the text; it is counted then. All else being
+        equal, and the text within its quotes, it can say neither usage nor error nor end."""
+        head, tail = self._around
+        if not head or part[: len(head)] != head or part[-len(tail) :] != tail or self._pending:
+            return False
+        text = part[len(head) : -len(tail)]
+        if b'"' in text or b"\\" in text or b"\n" in text:
+            return False
+        self._guessed += len(text) // 4 or 1
+        return True
 
     def settle(self) -> None:
         if self._guessed:
@@ -100,7 +117,9 @@ class Stream:
         """One event as the client gets it; empty if it gets none, or if it is held back as the closing one."""
         if self._plain and whole[:7] == b"data: {" and b'"error"' not in whole:
             if b'"usage"' not in whole:
-                self._guessed += _text_bytes(whole) // 4 or 1
+                self._around = _around_text(whole)
+                if not self._like_the_last(whole):
+                    self._guessed += _text_bytes(whole) // 4 or 1
                 return whole
             if self._trims and (trimmed := self._trimmed(whole)):
                 return trimmed
@@ -225,15 +244,19 @@ def _payload(event: bytes) -> bytes:
     return b"\n".join(line[len(b"data:") :] for line in event.split(b"\n") if line.startswith(b"data:")).strip()
 
 
+def _around_text(whole: bytes) -> tuple[bytes, bytes]:
+    """What stands before and behind a chunk's text, if that is the only string of its choices; else nothing."""
+    before, found, behind = whole.rpartition(b'{"content":"')
+    choices = before.rpartition(b'"choices":[')[2]
+    _text, quote, behind = behind.partition(b'"')
+    if not found or b'":"' in choices or b'":"' in behind:
+        return b"", b""
+    return before + found, quote + behind
+
+
 def _text_bytes(brought: bytes | msgspec.Raw) -> int:
     """How much text an event brings, tool calls and thoughts included: all strings that are fields."""
-    event = bytes(brought)
-    before, found, text = event.rpartition(b'":"')
-    if found and before[-9:] == b'{"content' and b"\\" not in event:  # the last string is the only text, as usual
-        start = before.rpartition(b'"choices":[')[2]
-        if b'":"' not in start:
-            return len(text.partition(b'"')[0])
-    return sum([_length(text) for name, text in STRINGS.findall(event) if name not in NOT_TEXT])
+    return sum([_length(text) for name, text in STRINGS.findall(brought) if name not in NOT_TEXT])
 
 
 def _length(text: bytes) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import httptools
@@ -19,14 +19,19 @@ from loadtests.target import Target
 
 #: Of one answer, or one event, kept in memory until it is whole.
 HELD_BYTES_MAX = 16 * 1024 * 1024
+CANCELLED = "cancelled"
+"""The outcome of a call whose caller left, as the scenario wanted it."""
 
 
 class Answer:
     """What came back for one call, filled while it arrives."""
 
-    __slots__ = ("chunks", "complete", "end_s", "fault", "first_s", "gaps_s", "last_s", "status", "tokens")
+    __slots__ = (
+        *("chunks", "complete", "end_s", "fault", "first_s", "gap_s_max", "gaps_s", "last_s", "leaves_after_chunks"),
+        *("status", "tokens"),
+    )
 
-    def __init__(self, gaps_s: array[float]) -> None:
+    def __init__(self, gaps_s: array[float], leaves_after_chunks: int | None = None) -> None:
         self.status = 0
         self.fault: str | None = None
         """Why it is not a whole answer, in a word; None for an answer with any status."""
@@ -42,6 +47,8 @@ class Answer:
         self.end_s = 0.0
         self.gaps_s = gaps_s
         """Where the times between contents go."""
+        self.gap_s_max = 0.0
+        self.leaves_after_chunks = leaves_after_chunks
 
     @property
     def outcome(self) -> str:
@@ -80,7 +87,10 @@ class Answer:
             if self.first_s is None:
                 self.first_s = now_s
             else:
-                self.gaps_s.append(now_s - self.last_s)
+                gap_s = now_s - self.last_s
+                self.gaps_s.append(gap_s)
+                if gap_s > self.gap_s_max:
+                    self.gap_s_max = gap_s
             self.last_s = now_s
             self.tokens += 1
         if chunk.usage is not None:
@@ -100,6 +110,8 @@ class Connection(asyncio.Protocol):
         self._events: Events | None = None
         self._body: list[bytes] = []
         self._held_bytes = 0
+        self._begun = False
+        """A byte of the answer has come."""
         self._now_s = 0.0
 
     @property
@@ -110,9 +122,15 @@ class Connection(asyncio.Protocol):
         """Send; the future is done once `answer` is whole or has a fault. One call at a time."""
         assert self._transport is not None and self._answer is None
         self._answer = answer
+        self._begun = False
         self._ended = asyncio.get_running_loop().create_future()
         self._transport.write(request)
         return self._ended
+
+    def leave(self) -> None:
+        """Stop, if not a byte of an answer has come."""
+        if self._answer is not None and not self._begun:
+            self.stop(CANCELLED)
 
     def stop(self, fault: str) -> None:
         """Close at once; a call under way ends with this fault."""
@@ -132,6 +150,7 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._now_s = time.perf_counter()
+        self._begun = True
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError:
@@ -160,6 +179,9 @@ class Connection(asyncio.Protocol):
         else:
             for event in self._events.feed(body):
                 self._answer.take_event(event, self._now_s)
+                if self._answer.leaves_after_chunks == self._answer.chunks:
+                    self.stop(CANCELLED)
+                    return
             self._held_bytes = self._events.held_bytes
         if self._held_bytes > HELD_BYTES_MAX:
             self.stop("too-large")
@@ -208,11 +230,11 @@ class Events:
         return (event for event in whole if event.startswith(b"data:"))
 
 
-def request(target: Target, content: bytes, key: str | None) -> bytes:
+def request(target: Target, content: bytes, headers: Mapping[str, str]) -> bytes:
     """A chat call as it goes over the wire."""
-    authorization = f"authorization: Bearer {key}\r\n" if key else ""
+    further = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
     head = (
-        f"POST /v1/chat/completions HTTP/1.1\r\nhost: {target.authority}\r\n{authorization}"
+        f"POST /v1/chat/completions HTTP/1.1\r\nhost: {target.authority}\r\n{further}"
         f"content-type: application/json\r\ncontent-length: {len(content)}\r\n\r\n"
     )
     return head.encode() + content

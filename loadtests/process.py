@@ -1,8 +1,9 @@
-"""What a process and its descendants used, as Linux accounts it (proc(5), `stat` and `statm`)."""
+"""What a process and its descendants used, as Linux accounts it: every process's own CPU clock, and proc(5)."""
 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,30 +22,36 @@ class Usage(msgspec.Struct, frozen=True):
     """Of a process tree, at one instant."""
 
     cpu_s: float
-    """User and system time so far, in steps of 10 ms on most machines. Descendants that have ended count once
-    their parent has waited for them."""
+    """User and system time so far, to the nanosecond. Descendants that have ended count once their parent has waited
+    for them, in steps of 10 ms on most machines."""
     rss_bytes: int
     """Resident memory, summed; pages shared by several processes count once in each."""
 
 
 def usage(pid: int) -> Usage:
     """Of `pid` and all its descendants. Raises NoProcess."""
-    ticks = pages = 0
+    cpu_s, pages = 0.0, 0
     processes = _processes()
     if pid not in processes:
         raise NoProcess(f"there is no process {pid} to be measured; --pid takes the target's")
     for member in _tree(pid, processes):
-        ticks += processes[member].ticks
         try:
+            cpu_s += time.clock_gettime(_clock(member)) + processes[member].ended_ticks / TICKS_PER_S
             pages += int((PROC / str(member) / "statm").read_text().split()[1])
-        except (FileNotFoundError, ProcessLookupError):
-            continue  # ended since; its CPU time is in `ticks` already
-    return Usage(cpu_s=ticks / TICKS_PER_S, rss_bytes=pages * PAGE_BYTES)
+        except OSError:
+            continue  # ended since
+    return Usage(cpu_s=cpu_s, rss_bytes=pages * PAGE_BYTES)
+
+
+def _clock(pid: int) -> int:
+    """What clock_getcpuclockid(3) answers: the clock of all threads of a process, those that ended included."""
+    return (~pid << 3) | 2
 
 
 class _Process(msgspec.Struct, frozen=True):
     parent: int
-    ticks: int
+    ended_ticks: int
+    """Of children that ended and were waited for."""
 
 
 def _processes() -> dict[int, _Process]:
@@ -57,7 +64,7 @@ def _processes() -> dict[int, _Process]:
                 continue  # ended meanwhile
             # The command's name, in brackets, may itself hold brackets and blanks.
             fields = stat.rpartition(")")[2].split()
-            found[int(folder.name)] = _Process(parent=int(fields[1]), ticks=sum(map(int, fields[11:15])))
+            found[int(folder.name)] = _Process(parent=int(fields[1]), ended_ticks=int(fields[13]) + int(fields[14]))
     return found
 
 

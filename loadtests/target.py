@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import re
 from collections.abc import Callable
 from typing import TypeVar
 from urllib.parse import urlsplit
@@ -51,6 +52,30 @@ class Target(msgspec.Struct, frozen=True):
             else:
                 _, made = await loop.create_connection(protocol, self.host, self.port)
         return made
+
+
+class Access(msgspec.Struct, frozen=True):
+    """What a target wants to be shown with each call."""
+
+    keys: dict[str, str] = {}
+    """API keys by tenant; a tenant that is not in it calls without one."""
+    headers: dict[str, str] = {}
+    """Of every call, whoever makes it."""
+
+    def of(self, tenant: str) -> dict[str, str]:
+        """The headers of a tenant's calls."""
+        key = self.keys.get(tenant)
+        return self.headers | ({"authorization": f"Bearer {key}"} if key else {})
+
+
+def chosen(text: str, *, key: str | None, anywhere: bool) -> Target:
+    """What a user named, with its key. Raises TargetFault for what can't, or must not, be loaded with it."""
+    target = parse(text)
+    if not anywhere:
+        require_loopback(target)
+    if key is not None and not re.fullmatch(r"[!-~]+", key):
+        raise TargetFault(f"the key for {text} is empty or has blanks or line ends in it; a header can't carry those")
+    return target
 
 
 def parse(text: str) -> Target:

@@ -11,34 +11,42 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from array import array
-from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
-from loadtests import process
-from loadtests.client import Answer, Connection, request
-from loadtests.report import Cost, Report, Spread, machine
+import msgspec
+
+from loadtests import process, slope
+from loadtests.client import Answer, Connection
+from loadtests.report import Cost, Report, machine
 from loadtests.scenario import Scenario
-from loadtests.target import Target, TargetFault
+from loadtests.tally import Tally, together
+from loadtests.target import Access, Target, TargetFault
+from loadtests.workload import Call, calls
 
 CONNECT_S_MAX = 5.0
 RECONNECT_S = 0.1
 LOOK_S = 0.5
 """How often overdue answers are given up and memory is looked at."""
+SLOPE_S_MIN = 60.0
 
 
-async def trial(scenario: Scenario, *, name: str, target: Target, key: str | None, pid: int | None) -> Report:
+async def trial(scenario: Scenario, *, name: str, target: Target, access: Access, pid: int | None) -> Report:
     """Raises TargetFault if nobody listens, NoProcess if `pid` is not there; later failures are counted."""
-    wire = request(target, scenario.content(), key)
-    clients = [_Client(target, wire) for _ in range(scenario.connections)]
+    clients = [_Client(target) for _ in range(scenario.connections)]
+
+    async def part(name: str, duration_s: float, pid: int | None) -> _Round:
+        due = calls(scenario, target, access, duration_s=duration_s, part=name)
+        made = _Round(scenario, clients, due, duration_s=duration_s, pid=pid)
+        await made.run()
+        return made
+
     try:
         await _connect(clients, target)
         if scenario.warmup_s:
-            await _Round(scenario, clients, duration_s=scenario.warmup_s, pid=None).run()
+            await part("warm-up", scenario.warmup_s, None)
         before = process.usage(pid) if pid is not None else None
-        measured = _Round(scenario, clients, duration_s=scenario.duration_s, pid=pid)
-        await measured.run()
+        measured = await part("measured", scenario.duration_s, pid)
         after = process.usage(pid) if pid is not None else None
     finally:
         for client in clients:
@@ -57,9 +65,8 @@ async def _connect(clients: list[_Client], target: Target) -> None:
 class _Client:
     """A connection that is made again when it was lost."""
 
-    def __init__(self, target: Target, wire: bytes) -> None:
+    def __init__(self, target: Target) -> None:
         self.target = target
-        self.wire = wire
         self.connection = Connection()
         self.sent_s = 0.0
 
@@ -69,7 +76,7 @@ class _Client:
         if not self.connection.open:
             raise ConnectionResetError("it was closed as soon as it was open")
 
-    async def ask(self, answer: Answer) -> None:
+    async def ask(self, call: Call, answer: Answer) -> None:
         self.sent_s = time.perf_counter()
         if not self.connection.open:
             try:
@@ -78,7 +85,12 @@ class _Client:
                 answer.fault, answer.end_s = "connect", time.perf_counter()
                 await asyncio.sleep(RECONNECT_S)
                 return
-        await self.connection.ask(self.wire, answer)
+        if call.leaves_after_s is None:
+            await self.connection.ask(call.wire, answer)
+            return
+        leaving = asyncio.get_running_loop().call_later(call.leaves_after_s, self.connection.leave)
+        await self.connection.ask(call.wire, answer)
+        leaving.cancel()
 
     def give_up(self, sent_before_s: float) -> None:
         if self.connection.busy and self.sent_s < sent_before_s:
@@ -88,67 +100,56 @@ class _Client:
 class _Round:
     """All clients asking until the schedule or a bound ends it; every call that was sent is then waited for."""
 
-    def __init__(self, scenario: Scenario, clients: list[_Client], *, duration_s: float, pid: int | None) -> None:
+    def __init__(
+        self, scenario: Scenario, clients: list[_Client], due: Iterator[Call], *, duration_s: float, pid: int | None
+    ) -> None:
         self.scenario = scenario
         self.clients = clients
+        self.due = due
         self.duration_s = duration_s
         self.pid = pid
-        self.outcomes: Counter[str] = Counter()
-        self.total_s = array("d")
-        self.first_s = array("d")
-        self.late_s = array("d")
-        self.gaps_s = array("d")
-        self.calls = self.chunks = self.tokens = 0
-        self.rss_bytes_max = 0
+        self.tallies = {tenant.name: Tally(scenario.slo) for tenant in scenario.callers}
+        self.calls = self.chunks = 0
+        self.rss_bytes: list[tuple[float, float]] = []
+        """When, and how much."""
         self.own_cpu_s = 0.0
         self.start_s = self.end_s = 0.0
 
     async def run(self) -> None:
         self.start_s, cpu_s = time.perf_counter(), time.process_time()
-        due = self.scenario.arrivals.times_s(self.duration_s)
         watch = asyncio.create_task(self._watch())
         try:
             async with asyncio.TaskGroup() as group:
                 for client in self.clients:
-                    group.create_task(self._ask(client, due))
+                    group.create_task(self._ask(client))
         finally:
             self.end_s, self.own_cpu_s = time.perf_counter(), time.process_time() - cpu_s
             watch.cancel()
 
-    async def _ask(self, client: _Client, due: Iterator[float | None]) -> None:
+    async def _ask(self, client: _Client) -> None:
         """One of the clients: takes the next call from the schedule they all share, as soon as it is free."""
         scenario = self.scenario
         asking_ends_s = self.start_s + self.duration_s
-        for at_s in due:
-            now_s = time.perf_counter()
+        for call in self.due:
+            now_s, at_s, tally = time.perf_counter(), call.at_s, self.tallies[call.tenant]
             if self.calls >= scenario.calls_max or self.chunks >= scenario.chunks_max:
                 return
             if at_s is None and now_s >= asking_ends_s:
                 return
             self.calls += 1
             if now_s >= asking_ends_s + scenario.call_s_max:
-                self.outcomes["unsent"] += 1
+                tally.outcomes["unsent"] += 1
                 continue
             due_s = now_s if at_s is None else self.start_s + at_s
             if due_s > now_s:
                 # Whole milliseconds, rounded down: rather early than late, see above.
                 await asyncio.sleep(int((due_s - now_s) * 1_000) / 1_000)
-            answer = Answer(self.gaps_s)
-            await client.ask(answer)
-            self._count(answer, min(due_s, client.sent_s))
+            answer = Answer(tally.gaps_s, call.leaves_after_chunks)
+            await client.ask(call, answer)
+            self.chunks += answer.chunks
+            tally.count(answer, since_s=min(due_s, client.sent_s), start_s=self.start_s)
             if at_s is not None:
-                self.late_s.append(max(0.0, client.sent_s - due_s))
-
-    def _count(self, answer: Answer, since_s: float) -> None:
-        outcome = answer.outcome
-        self.outcomes[outcome] += 1
-        self.chunks += answer.chunks
-        self.tokens += answer.tokens
-        if outcome != "served":
-            return  # a refusal is quick, and would flatter the latencies
-        self.total_s.append(answer.end_s - since_s)
-        if answer.first_s is not None:
-            self.first_s.append(answer.first_s - since_s)
+                tally.late_s.append(max(0.0, client.sent_s - due_s))
 
     async def _watch(self) -> None:
         while True:
@@ -157,23 +158,27 @@ class _Round:
                 client.give_up(time.perf_counter() - self.scenario.call_s_max)
             if self.pid is not None:
                 try:
-                    self.rss_bytes_max = max(self.rss_bytes_max, process.usage(self.pid).rss_bytes)
+                    self.rss_bytes.append((time.perf_counter(), process.usage(self.pid).rss_bytes))
                 except process.NoProcess:
                     continue  # it died; the trial says so once every call has ended
 
     def report(self, *, name: str, target: str, before: process.Usage | None, after: process.Usage | None) -> Report:
         elapsed_s = self.end_s - self.start_s
-        sent = self.calls - self.outcomes["unsent"]
+        whole = together(self.tallies.values(), self.scenario.slo)
+        sent = whole.outcomes.total() - whole.outcomes["unsent"]
         cost = None
         if before is not None and after is not None and sent:
             cpu_s = after.cpu_s - before.cpu_s
+            slope_per_s = slope.slope_per_s(self.rss_bytes) if elapsed_s >= SLOPE_S_MIN else None
             cost = Cost(
                 cpu_us_per_call=cpu_s * 1e6 / sent,
-                cpu_us_per_chunk=cpu_s * 1e6 / self.chunks if self.chunks else None,
+                cpu_us_per_chunk=cpu_s * 1e6 / whole.chunks if whole.chunks else None,
                 cores=cpu_s / elapsed_s,
-                rss_bytes_max=max(self.rss_bytes_max, after.rss_bytes),
+                rss_bytes_max=int(max([after.rss_bytes, *(it for _, it in self.rss_bytes)])),
+                rss_slope_bytes_per_h=None if slope_per_s is None else slope_per_s * 3_600,
             )
         return Report(
+            **msgspec.structs.asdict(whole.service(elapsed_s)),
             scenario=name,
             settings=self.scenario,
             target=target,
@@ -182,13 +187,6 @@ class _Round:
             load_average=os.getloadavg()[0],
             elapsed_s=elapsed_s,
             client_cores=self.own_cpu_s / elapsed_s,
-            calls=self.calls,
-            outcomes={outcome: count for outcome, count in sorted(self.outcomes.items()) if count},
-            chunks=self.chunks,
-            tokens=self.tokens,
-            first_token=Spread.of(self.first_s),
-            gap=Spread.of(self.gaps_s),
-            total=Spread.of(self.total_s),
-            late=Spread.of(self.late_s),
+            tenants={name: tally.service(elapsed_s) for name, tally in self.tallies.items()},
             cost=cost,
         )

@@ -11,7 +11,7 @@ import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 import msgspec
 
@@ -105,6 +105,10 @@ class Spec(Protocol):
     """A runtime's part of the configuration: a frozen msgspec Struct, tagged by `kind`. Decoding one checks it,
     `build` has no side effects, and the runtime's own `open` starts it."""
 
+    in_process: ClassVar[bool]
+    """It computes in the process that opens it, so another process has its own one, with slots of its own; else all
+    reach the same one."""
+
     @property
     def slots(self) -> int:
         """How many calls it can work on at once; more than these wait in the gateway, not in the engine."""
@@ -117,6 +121,8 @@ class Load(msgspec.Struct, frozen=True):
 
     running: int
     waiting: int
+    connections: int = 0
+    """Open ones, those kept for the next call included; of a runtime that has any."""
 
 
 @runtime_checkable

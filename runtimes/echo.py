@@ -33,6 +33,8 @@ class Echo(msgspec.Struct, tag="echo", tag_field="kind", frozen=True, forbid_unk
     token_s: Pace = 0.0
     """Pause before every further one."""
 
+    in_process: ClassVar[bool] = True
+
     @property
     def slots(self) -> int:
         """Nothing is computed, so this only bounds the open answers."""

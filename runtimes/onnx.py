@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, TypeVar
 
 import msgspec
 
@@ -46,6 +46,8 @@ class Onnx(msgspec.Struct, tag="onnx", tag_field="kind", frozen=True, forbid_unk
     """Calls that may wait while another one runs; one more is refused as Overloaded."""
     provider: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes CUDA where there is one; `cuda` refuses to start without."""
+
+    in_process: ClassVar[bool] = True
 
     @property
     def slots(self) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from contextlib import AbstractAsyncContextManager
-from typing import Annotated
+from typing import Annotated, ClassVar
 from urllib.parse import urlsplit
 
 import msgspec
@@ -53,6 +53,8 @@ class Remote(msgspec.Struct, tag="remote", tag_field="kind", frozen=True, forbid
             raise ValueError(
                 "`url` must be http(s)://HOST[:PORT][/PATH] in plain ASCII, e.g. `http://127.0.0.1:9100/v1`"
             )
+
+    in_process: ClassVar[bool] = False
 
     @property
     def slots(self) -> int:
@@ -100,7 +102,9 @@ class RemoteRuntime:
         return self.wire.exchange(head, request.headers, request.body, request.deadline_s, request.begin_by_s)
 
     def load(self) -> Load:
-        return self.wire.load() if self.wire else Load(running=0, waiting=0)
+        if self.wire is None:
+            return Load(running=0, waiting=0)
+        return msgspec.structs.replace(self.wire.load(), connections=self.wire.connections)
 
     async def ready(self) -> None:
         """Reachable is whatever answers `GET <url>/models` with less than 500: a server that has no such

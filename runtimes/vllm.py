@@ -11,7 +11,7 @@ import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import msgspec
 
@@ -113,9 +113,15 @@ class Vllm(msgspec.Struct, tag="vllm", tag_field="kind", frozen=True, forbid_unk
             if hit := [it for it in REFUSED if it.startswith(option)]:
                 raise ValueError(f"args must not hold {arg!r}: {min(hit)} is Headrace's to set, or unsafe")
 
+    in_process: ClassVar[bool] = False
+
     @property
     def slots(self) -> int:
         return self.running_max
+
+    def attached(self, site: Site) -> Vllm:
+        """The engine that one process starts here, as the others of this host reach it."""
+        return Vllm(url=f"unix:{_socket(site)}", running_max=self.running_max, idle_s_max=self.idle_s_max)
 
     def build(self, site: Site, *, clock: Clock | None = None) -> VllmRuntime:
         return VllmRuntime(spec=self, site=site, clock=clock or SystemClock())
@@ -160,7 +166,7 @@ class VllmRuntime:
             engine = environments.find("vllm", self._spec.version)
         except (ShelfFault, EnvironmentFault) as error:
             raise Unavailable(f"{self._site.replica}: {error}") from error
-        socket = scratch(self._site) / "api.sock"
+        socket = _socket(self._site)
         self._reach(f"unix:{socket}")
         python = environments.folder(engine) / "bin" / "python"
         return Process(
@@ -196,7 +202,8 @@ class VllmRuntime:
     def load(self) -> Load:
         """The engine's own queue begins where `running_max` ends."""
         running = min(self._running, self._spec.running_max)
-        return Load(running=running, waiting=self._running - running)
+        connections = 0 if self._wire is None else self._wire.connections
+        return Load(running=running, waiting=self._running - running, connections=connections)
 
     async def ready(self) -> None:
         self._admit()
@@ -271,6 +278,10 @@ class VllmRuntime:
             idle_s_max=self._spec.idle_s_max,
             clock=self._clock,
         )
+
+
+def _socket(site: Site) -> Path:
+    return scratch(site) / "api.sock"
 
 
 class Watched:

@@ -29,6 +29,7 @@ from runtimes.contract import (
     Load,
     Predictor,
     Reply,
+    Runtime,
     RuntimeFault,
     Unavailable,
 )
@@ -78,6 +79,12 @@ async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(10):
         while not condition():
             await asyncio.sleep(0)
+
+
+def work(runtime: Runtime) -> tuple[int, int]:
+    """How many calls it works on, and how many wait for that."""
+    load = runtime.load()
+    return load.running, load.waiting
 
 
 Frame = bytes | BaseException | asyncio.Event

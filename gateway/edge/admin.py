@@ -11,7 +11,7 @@ import asyncio
 import hmac
 import logging
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,44 +39,31 @@ from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.openapi.spec import Components, SecurityScheme
 from litestar.params import FromPath, FromQuery, JSONBody, QueryParameter
 from msgspec import UNSET, Struct, UnsetType
-from prometheus_client import CollectorRegistry, Gauge, generate_latest
+from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from gateway.call import Limits, Record
 from gateway.errors import BadRequest, GatewayError, MethodNotAllowed, NotFound, TooLarge, Unauthenticated, field_error
-from gateway.fairness import Queue
 from gateway.key import Minted, Unfit, kept
-from gateway.replica import Health
+from gateway.report import ModelLook, Report, Shown
 from gateway.store import By, Missing, Store, StoreFault, Taken, TenantRow, UsageFilter, UsageTotal
-from gateway.tenant import Issuer, KeyView, Tenants
+from gateway.tenant import Issuer, KeyView
 
 log = logging.getLogger("headrace.admin")
 
 
 def admin_app(
     *,
-    tenants: Tenants,
+    issuer: Issuer,
     store: Store,
-    models: Callable[[], Sequence[ModelLook]],
-    ready: Callable[[], Mapping[str, str | None]],
-    registry: CollectorRegistry,
+    report: Callable[[], Awaitable[Report]],
     token: str,
 ) -> Litestar:
-    """`models` looks at every model as it is now; `ready` names every collaborator and what is wrong with it,
-    None if nothing is. The store is looked at here."""
-    issuer = Issuer(store=store, pepper=tenants.pepper, clock=tenants.clock)
-    age_s = Gauge("headrace_tenants_age_seconds", "Age of the keys and tenants in memory", registry=registry)
-    age_s.set_function(tenants.age_s)
-
-    async def checks() -> Mapping[str, str | None]:
-        return {"store": await _trouble(store), **ready()}
-
+    """`report` says how all is now, but for the store, which is looked at here."""
     collaborators: dict[str, Callable[[], Any]] = {
         "issuer": lambda: issuer,
         "store": lambda: store,
-        "models": lambda: models,
-        "checks": lambda: checks,
-        "registry": lambda: registry,
+        "report": lambda: report,
     }
     return Litestar(
         [Probes, TenantRoutes, KeyRoutes, ModelRoutes, UsageRoutes],
@@ -103,14 +90,6 @@ def admin_app(
 def admin_token(state: Path) -> str:
     """The token in `<state>/admin.token`, made at the first call, readable by its owner only."""
     return kept(state / "admin.token", lambda: f"hra_{secrets.token_urlsafe(32)}")
-
-
-class ModelLook(Struct, frozen=True):
-    """A frozen look at one model."""
-
-    name: str
-    queue: Queue
-    replicas: tuple[Health, ...]
 
 
 #: Longest body any of these routes has use for, and the longest wait for a store that readiness asks.
@@ -163,16 +142,20 @@ class Probes(Controller):
         return "ok"
 
     @route("/readyz", http_method=PROBED_BY)
-    async def readyz(self, checks: NamedDependency[Any]) -> Response[Readiness]:
+    async def readyz(self, store: NamedDependency[Store], report: NamedDependency[Any]) -> Response[Readiness]:
         """200 if every collaborator is ready, else 503; both say of each what is wrong with it."""
-        found = {name: Check(ready=not reason, reason=reason) for name, reason in (await checks()).items()}
+        trouble, told = await asyncio.gather(_trouble(store), report())
+        reasons = {"store": trouble, **told.checks}
+        found = {name: Check(ready=not reason, reason=reason) for name, reason in reasons.items()}
+        found |= {name: Check(ready=True, reason=note) for name, note in told.notes.items()}
         readiness = Readiness(ready=all(check.ready for check in found.values()), checks=found)
         return Response(readiness, status_code=200 if readiness.ready else 503)
 
     @get("/metrics", media_type=MediaType.TEXT)
-    async def metrics(self, registry: NamedDependency[CollectorRegistry]) -> Response[bytes]:
+    async def metrics(self, report: NamedDependency[Any]) -> Response[bytes]:
         """Prometheus' text format."""
-        return Response(generate_latest(registry), headers={"content-type": CONTENT_TYPE_PLAIN_0_0_4})
+        told = await report()
+        return Response(generate_latest(Shown(told.families)), headers={"content-type": CONTENT_TYPE_PLAIN_0_0_4})
 
 
 async def _trouble(store: Store) -> str | None:
@@ -297,9 +280,9 @@ class ModelRoutes(Controller):
     tags = ["models"]  # noqa: RUF012
 
     @get()
-    async def index(self, models: NamedDependency[Any]) -> list[ModelLook]:
+    async def index(self, report: NamedDependency[Any]) -> list[ModelLook]:
         """Every model's queue and replicas as they are now."""
-        return list(models())
+        return list((await report()).models)
 
 
 Limit = Annotated[int, QueryParameter(ge=1, le=10_000)]

@@ -72,12 +72,12 @@ class Connection(asyncio.Protocol):
         "_task",
         "_timer",
         "_timer_s",
-        "_transport",
         "_waiting",
         "_write_timer",
         "paused",
         "running",
         "server",
+        "transport",
     )
 
     def __init__(self, server: Server) -> None:
@@ -87,7 +87,7 @@ class Connection(asyncio.Protocol):
         self._parser = httptools.HttpRequestParser(self)
         # A request that says `close` must not fail because another was sent right behind it.
         self._parser.set_dangerous_leniencies(lenient_data_after_close=True)
-        self._transport: asyncio.Transport
+        self.transport: asyncio.Transport
         self._refusal: GatewayError | None = None
         """Nothing is read any more; the client is given time to read this."""
 
@@ -128,8 +128,8 @@ class Connection(asyncio.Protocol):
     # ---- for Request and Server
 
     def write(self, data: bytes) -> None:
-        if not self._transport.is_closing():
-            self._transport.write(data)
+        if not self.transport.is_closing():
+            self.transport.write(data)
 
     async def drained(self) -> None:
         """Return once the client has read most of what was written, or has gone."""
@@ -142,7 +142,7 @@ class Connection(asyncio.Protocol):
         """The request's whole answer is written."""
         if request is self.running:
             self.running = self._task = None
-        if self._transport.is_closing():
+        if self.transport.is_closing():
             return  # the client left in the last moment
         if not request.keep_alive:
             self._hang_up()
@@ -162,20 +162,20 @@ class Connection(asyncio.Protocol):
             self._refuse_one(self._reading, Draining("This gateway stopped before the request was whole."))
 
     def abort(self) -> None:
-        self._transport.abort()
+        self.transport.abort()
 
     def shut_down(self) -> None:
         """Close, now or behind the answer under way."""
         if self.running is None:
-            self._transport.close()
+            self.transport.close()
         else:
             self.running.keep_alive = False
 
     # ---- asyncio calls these
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's transports only look like asyncio's
-        self._transport.set_write_buffer_limits(high=UNREAD_BYTES_MAX)
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's transports only look like asyncio's
+        self.transport.set_write_buffer_limits(high=UNREAD_BYTES_MAX)
         if len(self.server.connections) >= self._bounds.connections_max:
             self._close_with(
                 TooManyConnections(f"This gateway already has {self._bounds.connections_max} connections open.")
@@ -219,7 +219,7 @@ class Connection(asyncio.Protocol):
             self._expect("header")  # empty lines, which may come before a request, and nothing else
         if self._waiting and not self._held:
             self._held = True
-            self._transport.pause_reading()
+            self.transport.pause_reading()
 
     def pause_writing(self) -> None:
         self.paused = True
@@ -286,7 +286,7 @@ class Connection(asyncio.Protocol):
             self._refuse_one(request, error)
         else:
             if b"expect" in request.fields and self.running is None and not self._waiting:
-                self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+                self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, body: bytes) -> None:
         self._moved = True
@@ -340,7 +340,7 @@ class Connection(asyncio.Protocol):
         if self._advancing or self._refusal is not None:
             return
         self._advancing = True  # a refusal is answered at once, and leads back to here
-        while self.running is None and self._waiting and not self.paused and not self._transport.is_closing():
+        while self.running is None and self._waiting and not self.paused and not self.transport.is_closing():
             request = self.running = self._waiting.popleft()
             if request.refusal is not None:
                 request.refuse(request.refusal)
@@ -353,7 +353,7 @@ class Connection(asyncio.Protocol):
         if self.running is None and not self._waiting:
             if self._held:
                 self._held = False
-                self._transport.resume_reading()
+                self.transport.resume_reading()
             if self._reading is None and not self._in_header:
                 self._expect("idle")
 
@@ -361,7 +361,7 @@ class Connection(asyncio.Protocol):
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("a request ended in a fault of the gateway", exc_info=error)
         if task is self._task:  # it has ended without an answer, or amid one: nobody must take that for a whole one
-            self._transport.abort()
+            self.transport.abort()
 
     def _end_call(self) -> None:
         if self._task is not None:
@@ -406,10 +406,10 @@ class Connection(asyncio.Protocol):
         if self._loop.time() < self._due_s:
             self._look_by(self._due_s)
         elif what == "idle":
-            self._transport.close()
+            self.transport.close()
             self._must_be_read()
         elif what == "rest":
-            self._transport.abort()
+            self.transport.abort()
         elif what == "body":
             assert self._reading is not None
             late = RequestTimeout(f"The request's body did not arrive within {self._bounds.body_s_max:g} s.")
@@ -431,8 +431,8 @@ class Connection(asyncio.Protocol):
 
     def _give_up(self) -> None:
         """With a reset, or the kernel would go on offering what it holds to somebody who does not read."""
-        self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-        self._transport.abort()
+        self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        self.transport.abort()
 
     # ---- refusing
 
@@ -454,7 +454,7 @@ class Connection(asyncio.Protocol):
         answering = self.running is not None and self.running.begun
         self._end_call()
         if answering:
-            self._transport.abort()  # another answer is half out: nothing said now would be understood
+            self.transport.abort()  # another answer is half out: nothing said now would be understood
             return
         Request(self, method=b"", target=b"", headers=[], fields={}, keep_alive=False, chunked=False).refuse(error)
 
@@ -463,13 +463,13 @@ class Connection(asyncio.Protocol):
         the answer is read."""
         self._refusal = self._refusal or BadRequest("This connection is being closed.")
         self._must_be_read()
-        self._transport.write_eof()
+        self.transport.write_eof()
         if self._timer is not None:
             self._timer.cancel()
         self._timer = self._loop.call_later(LINGER_S, self._linger)
 
     def _linger(self) -> None:
-        if self._transport.get_write_buffer_size():
+        if self.transport.get_write_buffer_size():
             self._timer = self._loop.call_later(LINGER_S, self._linger)
         else:
-            self._transport.abort()
+            self.transport.abort()

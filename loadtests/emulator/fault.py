@@ -58,6 +58,12 @@ class Kind(enum.StrEnum):
         "The content-length is 100 more than the body, then the connection is closed.",
         When.before,
     )
+    open_end = (
+        "open-end",
+        "All of the answer comes, but HTTP's end never does, and the connection stays.",
+        When.before,
+    )
+    not_streamed = "not-streamed", "A stream was asked for, and the answer comes in one piece.", When.before
     surplus = "surplus", "Behind a whole answer comes the beginning of another one, that nobody asked for.", When.after
     rst = "rst", "The connection is reset (RST) amid the answer.", When.amid
     fin = "fin", "The connection is closed (FIN) amid the answer: no closing event, no last chunk.", When.amid

@@ -89,16 +89,19 @@ def _cut_head(answer: Answer) -> None:
 
 
 def _long_length(answer: Answer) -> None:
-    shape = answer.shape
-    if shape.stream:
-        kind, sent = b"text/event-stream", b"".join(unframed(pieces(shape, answer.id)))
-    else:
-        kind, sent = b"application/json", body(shape, answer.id)
-    answer.written = shape.tokens
-    answer.make(shape.tokens)
-    head = b"HTTP/1.1 200 OK\r\ncontent-type: %b\r\ncontent-length: %d\r\n\r\n" % (kind, len(sent) + 100)
-    answer.write(head + sent)
+    _write_short(answer)
     _close(answer)
+
+
+def _open_end(answer: Answer) -> None:
+    _write_short(answer)
+
+
+def _not_streamed(answer: Answer) -> None:
+    answer.written = answer.shape.tokens
+    answer.make(answer.shape.tokens)
+    answer.write(response(body(answer.shape, answer.id)))
+    answer.end(Ended.faulted)
 
 
 # ---- behind the answer -------------------------------------------------------------------------------------
@@ -193,6 +196,8 @@ STRIKES: dict[Kind, Callable[[Answer], None]] = {
     Kind.endless_head: _endless_head,
     Kind.cut_head: _cut_head,
     Kind.long_length: _long_length,
+    Kind.open_end: _open_end,
+    Kind.not_streamed: _not_streamed,
     Kind.surplus: _surplus,
     Kind.rst: _rst,
     Kind.fin: _fin,
@@ -215,6 +220,19 @@ def _write_part(answer: Answer) -> None:
         whole, first = body(answer.shape, answer.id), _halves(answer)[0]
         answer.write(response(whole)[: -len(whole)] + first)
         answer.written = answer.place
+
+
+def _write_short(answer: Answer) -> None:
+    """All of it, as the beginning of a body that is 100 bytes longer."""
+    shape = answer.shape
+    if shape.stream:
+        kind, sent = b"text/event-stream", b"".join(unframed(pieces(shape, answer.id)))
+    else:
+        kind, sent = b"application/json", body(shape, answer.id)
+    answer.written = shape.tokens
+    answer.make(shape.tokens)
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: %b\r\ncontent-length: %d\r\n\r\n" % (kind, len(sent) + 100)
+    answer.write(head + sent)
 
 
 def _write_other(answer: Answer, word: bytes) -> None:

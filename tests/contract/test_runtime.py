@@ -20,7 +20,6 @@ from runtimes.contract import (
     InferReply,
     InferRequest,
     Invalid,
-    Load,
     Predictor,
     Runtime,
     RuntimeFault,
@@ -33,10 +32,10 @@ from runtimes.remote import Remote
 from runtimes.vllm import Vllm
 from tests import tiny
 from tests.e2e.engine import MODEL, socket
-from tests.fakes import FakeClock, until
+from tests.fakes import FakeClock, until, work
 from tests.loopback import serving
 
-IDLE = Load(running=0, waiting=0)
+IDLE = (0, 0)
 NEVER_S, LONG_AGO_S = math.inf, 0.0
 SECRET = "xyzzy"
 
@@ -146,7 +145,7 @@ async def test_a_runtime_answers_between_open_and_close_and_at_no_other_time(
         await runtime.open()
         await runtime.ready()
         await asked(runtime)
-        assert runtime.load() == IDLE
+        assert work(runtime) == IDLE
         await runtime.aclose()
         await runtime.aclose()
         with pytest.raises(Unavailable):
@@ -197,7 +196,7 @@ async def test_a_relayed_stream_is_the_one_that_was_sent(tmp_path: Path) -> None
 async def test_an_http_error_is_a_reply(generator: Generator) -> None:
     request = Exchange(path="/v1/chat/completions", body=b'{"model":"%b"}' % MODEL.encode(), deadline_s=NEVER_S)
     status, body = await read(generator, request)
-    assert generator.load() == IDLE
+    assert work(generator) == IDLE
     assert status == 400
     assert "message" in json.loads(body)["error"]
 
@@ -215,15 +214,15 @@ async def test_headers_say_what_kind_of_body_it_is_and_nothing_of_its_framing(ge
 async def test_leaving_early_frees_the_place_at_once(generator: Generator) -> None:
     async with generator.exchange(chat("and so on " * 100, stream=True, max_tokens=200)) as reply:
         await anext(reply.frames)
-        assert generator.load() == Load(running=1, waiting=0)
-    assert generator.load() == IDLE
+        assert work(generator) == (1, 0)
+    assert work(generator) == IDLE
 
 
 @pytest.mark.parametrize("kind", GENERATORS)
 async def test_a_late_call_to_a_generator_expires_and_holds_nothing(generator: Generator) -> None:
     with pytest.raises(Expired):
         await asked(generator, deadline_s=LONG_AGO_S)
-    assert generator.load() == IDLE
+    assert work(generator) == IDLE
 
 
 @pytest.mark.parametrize("kind", PACED)
@@ -232,7 +231,7 @@ async def test_entering_waits_for_the_first_byte(kind: str, tmp_path: Path) -> N
         call = asyncio.create_task(read(stage.runtime, chat("hi", stream=True)))
         await stage.clock.until_asleep()
         assert not call.done()
-        assert stage.runtime.load() == Load(running=1, waiting=0)
+        assert work(stage.runtime) == (1, 0)
         stage.clock.advance(5)
         status, _ = await call
     assert status == 200
@@ -246,9 +245,9 @@ async def test_leaving_before_the_first_byte_ends_the_call_where_it_runs(kind: s
         await stage.clock.until_asleep()
         call.cancel()
         await asyncio.gather(call, return_exceptions=True)
-        assert stage.runtime.load() == IDLE
+        assert work(stage.runtime) == IDLE
         source = stage.source
-        await until(lambda: source.load() == IDLE)
+        await until(lambda: work(source) == IDLE)
 
 
 @pytest.mark.parametrize("kind", PACED)
@@ -257,9 +256,9 @@ async def test_leaving_amid_a_stream_ends_the_call_where_it_runs(kind: str, tmp_
         assert stage.source
         async with stage.runtime.exchange(chat("one two", stream=True)) as reply:
             await anext(reply.frames)
-            assert stage.source.load() == Load(running=1, waiting=0)
+            assert work(stage.source) == (1, 0)
         source = stage.source
-        await until(lambda: source.load() == IDLE)
+        await until(lambda: work(source) == IDLE)
 
 
 @pytest.mark.parametrize("kind", PACED)
@@ -284,7 +283,7 @@ async def test_frames_arrive_as_they_are_made(kind: str, tmp_path: Path) -> None
 async def test_calls_at_the_same_time_get_their_own_answers(kind: str, generator: Generator) -> None:
     prompts = [f"Say {word}" for word in ("one", "two", "three", "four", "five", "six")]
     answers = await asyncio.gather(*(read(generator, chat(it, max_tokens=8)) for it in prompts))
-    assert generator.load() == IDLE
+    assert work(generator) == IDLE
     together = [json.loads(body) for _, body in answers]
     assert len({answer["id"] for answer in together}) == len(prompts)
     if kind in PACED:
@@ -331,20 +330,20 @@ async def test_what_does_not_fit_is_invalid_names_the_input_and_quotes_nothing(
         await predictor.infer(InferRequest(inputs, NEVER_S))
     assert next(iter(inputs)) in str(refused.value)
     assert SECRET not in str(refused.value)
-    assert predictor.load() == IDLE
+    assert work(predictor) == IDLE
 
 
 async def test_calls_to_a_predictor_at_the_same_time_get_their_own_answers(predictor: Predictor) -> None:
     words = ["refund", "card", "login"] * 5
     replies: list[InferReply] = await asyncio.gather(*(predictor.infer(texts(word)) for word in words))
     assert [predictor.labels[int(reply.outputs["scores"].argmax())] for reply in replies] == words
-    assert predictor.load() == IDLE
+    assert work(predictor) == IDLE
 
 
 async def test_a_late_call_to_a_predictor_expires_and_holds_nothing(predictor: Predictor) -> None:
     with pytest.raises(Expired):
         await asked(predictor, deadline_s=LONG_AGO_S)
-    assert predictor.load() == IDLE
+    assert work(predictor) == IDLE
 
 
 async def test_a_cancelled_call_to_a_predictor_frees_its_place(predictor: Predictor) -> None:
@@ -353,4 +352,4 @@ async def test_a_cancelled_call_to_a_predictor_frees_its_place(predictor: Predic
     for call in calls:
         call.cancel()
     await asyncio.gather(*calls, return_exceptions=True)
-    assert predictor.load() == IDLE
+    assert work(predictor) == IDLE

@@ -33,7 +33,9 @@ _ADDRESSES = re.compile(r"http://([\w.:\[\]-]+)/v1.*admin on http://([\w.:\[\]-]
 class GatewayProcess:
     """One gateway in a folder of its own. `start` and `stop` may be called again and again, on the same state."""
 
-    def __init__(self, folder: Path, config: str) -> None:
+    def __init__(self, folder: Path, config: str, *, module: str = "gateway") -> None:
+        """`module` is what is run: the gateway, or one that a test has broken on purpose."""
+        self.module = module
         self.state = folder / "s"
         self.config = folder / "headrace.toml"
         self.config.write_text(f'[state]\npath = "{self.state}"\n{config}')
@@ -56,6 +58,12 @@ class GatewayProcess:
         return self._process.pid
 
     @property
+    def workers(self) -> list[int]:
+        """The processes that serve, where there are several."""
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text()
+        return [int(pid) for pid in children.split()]
+
+    @property
     def runs(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
@@ -75,7 +83,7 @@ class GatewayProcess:
         """Return once it has logged `until`: by default, that every model can answer."""
         begin = len(self.log)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "gateway", "serve", "--config", str(self.config)],
+            [sys.executable, "-m", self.module, "serve", "--config", str(self.config)],
             cwd=REPOSITORY,
             env=_environment(),
             stdin=subprocess.DEVNULL,
@@ -176,8 +184,16 @@ class GatewayProcess:
         return key
 
     def until_known(self, key: str) -> None:
-        """Keys are told to a running gateway through its store, which it looks at every half second."""
-        give_up_s = time.monotonic() + 10
+        """Keys are told to a running gateway through its store; each of its processes looks there every half second."""
+        asked_s, give_up_s = time.monotonic(), time.monotonic() + 10
+        with self.admin_client() as admin:
+            while "headrace_workers_up" in (text := admin.get("/metrics").text):
+                found = re.search(r"^headrace_tenants_age_seconds (\S+)", text, re.MULTILINE)
+                # A look that was under way when the key was added may have come too early.
+                if found and float(found[1]) < time.monotonic() - asked_s - 0.1:
+                    break
+                assert time.monotonic() < give_up_s, "a worker does not look at the store"
+                time.sleep(0.05)
         headers = {"authorization": f"Bearer {key}"}
         with httpx.Client(headers=headers, trust_env=False, verify=NO_TLS) as client:
             while client.get(f"{self.url}/models").status_code == 401:

@@ -464,12 +464,11 @@ def test_a_second_gateway_on_a_port_says_which_field_and_ends(headrace: Headrace
 
 
 def test_a_listener_holds_its_port_from_the_start() -> None:
-    first = Listener("127.0.0.1:0", "listen")
-    try:
-        with pytest.raises(ConfigError, match=r"server\.admin: .*in use"):
-            Listener(first.address, "admin")
-    finally:
-        first.close()
+    with (
+        Listener("127.0.0.1:0", "listen") as first,
+        pytest.raises(ConfigError, match=r"server\.admin: .*in use"),
+    ):
+        Listener(first.address, "admin")
 
 
 def test_beside_a_running_gateway_the_commands_take_effect_and_tell_the_truth(

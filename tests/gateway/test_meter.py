@@ -265,14 +265,44 @@ async def test_an_answer_in_one_piece_is_not_touched() -> None:
     assert counts(call) == (3, 1, False)
 
 
-@pytest.mark.parametrize("body", [b"not JSON", b"{}", b'{"usage":null}', b'{"usage":{"prompt_tokens":"x"}}'])
+@pytest.mark.parametrize("body", [b"{}", b'{"usage":null}', b'{"usage":{"prompt_tokens":"x"}}'])
 async def test_without_usage_the_answer_is_estimated_and_never_above_what_was_allowed(body: bytes) -> None:
+    body += b" " * 40
     call = a_call(body=b"x" * 39, tokens_out_max=2)
-    assert await relayed(Script([body * 9]), call) == body * 9
+    assert await relayed(Script([body]), call) == body
     assert counts(call) == (10, 2, True)
     call = a_call(body=b"x" * 39, route="/v1/embeddings", tokens_out_max=0)
-    await relayed(Script([body * 9]), call)
+    await relayed(Script([body]), call)
     assert counts(call) == (10, 0, True)
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>", b'{"choices":[', b'{"choices":[nothing]}', b"{}{}", b"[]"])
+async def test_what_is_no_json_object_is_no_answer_whatever_its_status_says(body: bytes) -> None:
+    call = a_call()
+    with pytest.raises(EngineFailed, match="no JSON object"):
+        await relayed(Script([body]), call)
+    assert (call.complete, counts(call)) == (False, (0, 0, False))
+
+
+async def test_what_was_to_be_streamed_is_no_answer_in_one_piece() -> None:
+    body = json.dumps({"choices": [], "usage": usage(7, 3)}).encode()
+    call = a_call(stream=True)
+    with pytest.raises(EngineFailed, match="in one piece"):
+        await relayed(Script([body]), call)
+    assert (call.complete, counts(call)) == (False, (0, 0, False))
+    assert await relayed(Script([body]), a_call(stream=True, route="/v1/embeddings")) == body
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "kind"), [(500, 500, EngineFailed), ("x", 502, EngineFailed), (400, 400, BadRequest)]
+)
+async def test_an_error_that_comes_with_a_200_is_an_error(code: Any, status: int, kind: type[GatewayError]) -> None:
+    body = json.dumps({"object": "error", "error": {"message": "m", "code": code}, "usage": usage(7, 3)}).encode()
+    call = a_call()
+    with pytest.raises(kind) as caught:
+        await relayed(Script([body]), call)
+    assert (caught.value.status, caught.value.message) == (status, "m")
+    assert not call.complete
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from gateway.errors import DeadlineExceeded, EngineFailed, EngineTimeout
 from gateway.route import RETRIES_KEPT, RETRIES_PER_CALL, RETRIES_PER_S, Retries
 from runtimes.contract import Generator, Silent, Unavailable
-from tests.fakes import FakeClient, FakeClock, FakeGenerator, Script, Stages, a_call
+from tests.fakes import FakeClient, FakeClock, FakeGenerator, Script, Stages, a_call, events
 
 OK = Script([b'{"usage":{"prompt_tokens":1,"completion_tokens":1}}'])
 DOWN = Unavailable("reset")
@@ -188,7 +188,8 @@ async def test_only_what_must_begin_soon_is_bounded_before_its_first_byte(
             asked.append(request)
             return super().exchange(request)
 
-    stages, budget = await stages_of(Engine(OK))
+    answer = events(b"data: [DONE]\n\n") if call.get("stream") else OK
+    stages, budget = await stages_of(Engine(answer))
     await stages.pipeline.run(a_call(**call), FakeClient())
     assert (asked[0].begin_by_s == budget.clock.now_s() + 60) is bounded
     assert (asked[0].begin_by_s == float("inf")) is not bounded

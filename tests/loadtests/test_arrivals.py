@@ -2,10 +2,11 @@
 
 import itertools
 import statistics
+from pathlib import Path
 
 import pytest
 
-from loadtests.arrivals import Closed, Constant, Poisson
+from loadtests.arrivals import Bursty, Closed, Constant, Poisson, Trace
 
 
 def test_a_constant_rate_is_evenly_spaced_and_ends_before_the_duration() -> None:
@@ -32,6 +33,22 @@ def test_poisson_arrivals_have_the_rate_and_the_variance_of_independent_callers(
     # 100,000 calls: their number's standard deviation is 316, the gaps' variation is 1 to within a hundredth.
     assert len(times_s) == pytest.approx(100_000, abs=5 * 316)
     assert statistics.stdev(gaps_s) / statistics.mean(gaps_s) == pytest.approx(1.0, abs=0.02)
+
+
+def test_bursty_arrivals_keep_the_rate_and_come_together() -> None:
+    times_s = list(Bursty(rate_per_s=200, burstiness=0.25, seed=1).times_s(500))
+    gaps_s = [after - before for before, after in itertools.pairwise(times_s)]
+    # A Gamma of shape 1/4 varies twice as much as an exponential; the count's standard deviation is 632.
+    assert len(times_s) == pytest.approx(100_000, abs=5 * 632)
+    assert statistics.stdev(gaps_s) / statistics.mean(gaps_s) == pytest.approx(2.0, abs=0.1)
+
+
+def test_a_trace_is_replayed_as_fast_as_it_is_told(tmp_path: Path) -> None:
+    lines = [f'{{"timestamp": {ms}, "input_length": 5, "output_length": 2}}' for ms in (0, 3_000, 9_000)]
+    (tmp_path / "t.jsonl").write_text("\n".join(lines))
+    trace = Trace(path=str(tmp_path / "t.jsonl"), speed=10)
+    assert list(trace.times_s(60)) == [0.0, 0.3, 0.9]
+    assert list(trace.times_s(0.9)) == [0.0, 0.3]
 
 
 def test_a_closed_loop_has_no_schedule() -> None:

@@ -19,7 +19,7 @@ async def test_a_run_prints_json_that_compare_reads(tmp_path: Path) -> None:
         status, out, _ = await command("run", *asked, *bounds)
     results = json.loads(out)
     assert status == 0
-    assert [run["calls"] for run in results["runs"] + results["against"]] == [10] * 6
+    assert [run["calls"] for side in results["sides"] for run in side["runs"]] == [10] * 6
     assert emulator.calls == 60
     (tmp_path / "a.json").write_text(out)
     status, out, _ = await command("compare", str(tmp_path / "a.json"), str(tmp_path / "a.json"))
@@ -43,6 +43,8 @@ async def test_a_run_shows_a_table_and_never_the_key() -> None:
         (["run", "echo", "--target", "unix:/nobody/here"], 1, "cannot connect"),
         (["run", "echo", "--target", "http://localhost", "--key", "a b"], 1, "has blanks or line ends"),
         (["run", "echo"], 2, "--target"),
+        (["peers", "run", "plain", "--only", "nobody"], 2, "there is no peer 'nobody'"),
+        (["peers", "run", "plain", "--json", "/no/such/folder/a.json"], 1, "there is no folder /no/such/folder"),
         (["run", "echo", "--target", "http://localhost", "--repeat", "0"], 2, "--repeat"),
         (["compare", "/nobody/a", "/nobody/b"], 1, "can't be read"),
         (["emulate", "--listen", "here"], 1, "write host:port"),

@@ -64,6 +64,8 @@ SHOWS: dict[str, Callable[[Seen, bool], bool]] = {
     "endless-head": lambda seen, stream: seen.end == "open" and b"\r\n\r\n" not in seen.data,
     "cut-head": lambda seen, stream: seen.end == "closed" and seen.status == 200 and b"\r\n\r\n" not in seen.data,
     "long-length": lambda seen, stream: seen.end == "closed" and said_length(seen) == len(seen.body) + 100,
+    "open-end": lambda seen, stream: seen.end == "open" and said_length(seen) == len(seen.body) + 100,
+    "not-streamed": lambda seen, stream: closed_well(seen) and b"content-length: " in seen.data,
     "surplus": lambda seen, stream: seen.end == "open" and seen.data.count(b"HTTP/1.1 200 OK") == 2,
     "rst@0": lambda seen, stream: seen.end == "reset" and texts(seen) == 0 and seen.status == 200,
     "rst@2": lambda seen, stream: seen.end == "reset" and texts(seen) == 2,

@@ -19,7 +19,7 @@ def test_a_living_child_is_counted() -> None:
     with parent_of(CHILD + UNTIL_TOLD, then="") as parent:
         child_s = float(line_of(parent))
         found = usage(parent.pid)
-        assert found.cpu_s >= child_s - 2 / TICKS_PER_S
+        assert found.cpu_s >= child_s
         # Two interpreters, none of which fits into less.
         assert found.rss_bytes > 8_000_000
 

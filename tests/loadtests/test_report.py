@@ -5,9 +5,10 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
-from loadtests.report import Report, ReportFault, Results, Spread, compare, machine, percentile, read
-from loadtests.scenario import load
+from loadtests.report import Report, ReportFault, Results, Side, Spread, compare, machine, percentile, read
+from loadtests.scenario import load, shipped
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 10, 99, 100, 101, 1_000])
@@ -20,7 +21,9 @@ def test_a_percentile_is_the_least_value_that_so_many_do_not_exceed(count: int, 
 
 
 def test_a_spread_takes_values_in_any_order() -> None:
-    assert Spread.of([3.0, 1.0, 2.0]) == Spread(count=3, p50_s=2.0, p90_s=3.0, p99_s=3.0, max_s=3.0)
+    assert Spread.of([3.0, 1.0, 2.0]) == Spread(
+        count=3, p50_s=2.0, p90_s=3.0, p99_s=3.0, max_s=3.0, curve_s=(1.0,) * 34 + (2.0,) * 33 + (3.0,) * 34
+    )
 
 
 def test_no_values_have_no_spread() -> None:
@@ -47,15 +50,22 @@ def test_results_that_do_not_pair_are_refused() -> None:
         compare([], [])
 
 
+@pytest.mark.parametrize("name", shipped())
+def test_every_scenario_reads_as_it_was_written(name: str, tmp_path: Path) -> None:
+    results = Results(sides=(Side("a", runs=(replace(report(), settings=load(name)),)),))
+    (tmp_path / "a.json").write_bytes(msgspec.json.encode(results))
+    assert read(tmp_path / "a.json") == results
+
+
 def test_results_read_as_they_were_written(tmp_path: Path) -> None:
-    results = Results(runs=(report(total=Spread.of([0.1, 0.2])),), against=(report(),))
+    results = Results(sides=(Side("a", runs=(report(total=Spread.of([0.1, 0.2])),)), Side("b", runs=(report(),))))
     (tmp_path / "a.json").write_bytes(msgspec.json.encode(results))
     assert read(tmp_path / "a.json") == results
 
 
 def test_a_file_that_holds_no_results_is_refused_by_its_name(tmp_path: Path) -> None:
-    (tmp_path / "a.json").write_text('{"runs": 1}')
-    with pytest.raises(ReportFault, match=r"a\.json is not what `run --json` prints"):
+    (tmp_path / "a.json").write_text('{"sides": 1}')
+    with pytest.raises(ReportFault, match=r"a\.json is not what `--json` makes"):
         read(tmp_path / "a.json")
     with pytest.raises(ReportFault, match=r"b\.json can't be read"):
         read(tmp_path / "b.json")
@@ -79,5 +89,9 @@ def report(*, elapsed_s: float = 1.0, total: Spread | None = None) -> Report:
         gap=None,
         total=total,
         late=None,
+        good_per_s=None,
+        served_in=(10,),
+        tokens_in=(30,),
+        tenants={},
         cost=None,
     )

@@ -46,7 +46,7 @@ def test_a_mistake_is_named(name: str, setting: str, said: str) -> None:
 
 def test_the_body_carries_every_setting_and_asks_for_the_exact_count() -> None:
     scenario = Scenario(about="", model="m", prompt="p", stream=True, tokens_max=9, body={"temperature": 0})
-    assert msgspec.json.decode(scenario.content()) == {
+    assert msgspec.json.decode(scenario.content("p", 9)) == {
         "model": "m",
         "messages": [{"role": "user", "content": "p"}],
         "stream": True,
@@ -54,6 +54,55 @@ def test_the_body_carries_every_setting_and_asks_for_the_exact_count() -> None:
         "max_tokens": 9,
         "temperature": 0,
     }
+
+
+def test_a_kind_of_call_has_the_scenarios_own_fields_where_it_sets_none(tmp_path: Path) -> None:
+    text = 'about = "mine"\nmodel = "m"\ntokens_max = 5\n[[mix]]\nmodel = "other"\n[[mix]]\nstream = true\n'
+    (tmp_path / "mine.toml").write_text(text)
+    scenario = load(str(tmp_path / "mine.toml"))
+    assert [(ask.model, ask.stream, ask.tokens_max) for ask in scenario.asks] == [("other", False, 5), ("m", True, 5)]
+    assert (scenario.models, scenario.streams) == (("other", "m"), True)
+
+
+def test_keys_come_from_files_the_environment_or_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tenants = (
+        '[[tenants]]\nname = "a"\nkey_file = "a.key"\n[[tenants]]\nname = "b"\nkey_env = "B"\n[[tenants]]\nname = "c"\n'
+    )
+    (tmp_path / "mine.toml").write_text('about = "mine"\nmodel = "m"\n' + tenants)
+    scenario = load(str(tmp_path / "mine.toml"))
+    with pytest.raises(ScenarioFault, match=r"the key of tenant a: .*a\.key: No such file"):
+        scenario.keys(None)
+    (tmp_path / "a.key").write_text("key-a\n")
+    with pytest.raises(ScenarioFault, match=r"is to be in \$B, which is not set"):
+        scenario.keys(None)
+    monkeypatch.setenv("B", "key-b")
+    assert scenario.keys("key-c") == {"a": "key-a", "b": "key-b", "c": "key-c"}
+    assert scenario.keys(None) == {"a": "key-a", "b": "key-b"}
+
+
+def test_rates_make_a_scenario_of_each() -> None:
+    scenario = load("ladder", ["rates_per_s=[10, 20]"])
+    steps = scenario.steps("ladder")
+    assert {name: step.arrivals for name, step in steps.items()} == {
+        "ladder at 10/s": Poisson(rate_per_s=10),
+        "ladder at 20/s": Poisson(rate_per_s=20),
+    }
+    with pytest.raises(ScenarioFault, match="rates_per_s needs arrivals with a rate"):
+        load("echo", ["rates_per_s=[10]"]).steps("echo")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [(None, "can't be read: No such file"), ('{"timestamp": 1}\n', "line 1: "), ("{}", "line 1: ")],
+)
+def test_what_is_no_trace_is_refused(tmp_path: Path, text: str | None, said: str) -> None:
+    (tmp_path / "mine.toml").write_text('about = ""\nmodel = "m"\narrivals = { kind = "trace", path = "t.jsonl" }\n')
+    if text is not None:
+        (tmp_path / "t.jsonl").write_text(text)
+    with pytest.raises(ScenarioFault, match=said):
+        load(str(tmp_path / "mine.toml"))
 
 
 @pytest.mark.parametrize(

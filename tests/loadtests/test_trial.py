@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from loadtests.arrivals import Closed, Constant, Poisson
+from loadtests.arrivals import Closed, Constant, Poisson, Trace
 from loadtests.emulator import Emulator, Pace, serving
 from loadtests.report import Report
-from loadtests.scenario import Scenario
-from loadtests.target import TargetFault, parse
+from loadtests.scenario import Cancels, Objective, Scenario, Tenant
+from loadtests.target import Access, TargetFault, parse
 from loadtests.trial import trial
 
 WHOLE = b'{"usage":{"completion_tokens":1}}'
@@ -142,10 +142,54 @@ async def test_events_are_whole_however_they_are_cut(end: bytes) -> None:
     assert (report.outcomes, report.chunks, report.tokens) == ({"served": 1}, 4, 4)
 
 
+async def test_callers_leave_before_the_first_byte_and_amid_the_stream() -> None:
+    """The server must see each of them go; the calls of those who stay are served all the same."""
+    emulator = Emulator(Pace(first_token_s=0.05, token_s=0.001, tokens=20))
+    cancels = Cancels(share=0.5, early=0.5, wait_s_max=0.04, chunks_max=10)
+    async with serving(emulator, "127.0.0.1:0") as address:
+        report = await run(address, stream=True, calls_max=60, duration_s=60.0, cancels=cancels)
+    assert set(report.outcomes) == {"served", "cancelled"}
+    assert report.outcomes["cancelled"] >= 10
+    assert report.calls == 60
+    # Those who left amid the stream had something of it.
+    assert report.chunks > report.served * 22
+    assert report.total is not None and report.total.count == report.served
+
+
+async def test_tenants_are_told_apart() -> None:
+    tenants = (Tenant("loud", weight=3), Tenant("quiet"))
+    async with serving(Emulator(Pace(tokens=2)), "127.0.0.1:0") as address:
+        report = await run(address, tenants=tenants, calls_max=100, duration_s=60.0)
+    assert sum(it.calls for it in report.tenants.values()) == report.calls == 100
+    assert report.tenants["loud"].served > report.tenants["quiet"].served > 0
+    assert sum(sum(it.served_in) for it in report.tenants.values()) == 100
+    assert sum(report.tokens_in) == report.tokens == 200
+
+
+async def test_goodput_counts_only_calls_within_the_objective() -> None:
+    pace = Pace(first_token_s=0.05, token_s=0.002, tokens=5)
+    async with serving(Emulator(pace), "127.0.0.1:0") as address:
+        kept, missed, none = [
+            (await run(address, stream=True, calls_max=4, duration_s=60.0, slo=slo)).good_per_s
+            for slo in (Objective(first_token_s_max=30), Objective(first_token_s_max=0.01), None)
+        ]
+    assert kept is not None and kept > 0
+    assert (missed, none) == (0.0, None)
+
+
+async def test_a_trace_asks_for_as_many_tokens_as_it_says(tmp_path: Path) -> None:
+    line = '{"timestamp": %d, "input_length": 900, "output_length": %d, "hash_ids": [1, 2]}'
+    (tmp_path / "t.jsonl").write_text("\n".join(line % pair for pair in ((0, 3), (20, 4), (40, 5))))
+    emulator = Emulator(Pace(tokens=100))
+    async with serving(emulator, "127.0.0.1:0") as address:
+        report = await run(address, stream=True, arrivals=Trace(path=str(tmp_path / "t.jsonl")))
+    assert (report.outcomes, report.tokens) == ({"served": 3}, 12)
+
+
 async def test_the_cost_of_a_process_is_reported_when_it_is_named() -> None:
     async with serving(Emulator(Pace(tokens=2)), "127.0.0.1:0") as address:
         scenario = Scenario(about="", model="m", stream=True, calls_max=20, warmup_s=0)
-        report = await trial(scenario, name="test", target=parse(address), key=None, pid=os.getpid())
+        report = await trial(scenario, name="test", target=parse(address), access=Access(), pid=os.getpid())
     assert report.cost is not None and report.cost.cpu_us_per_chunk is not None
     assert report.cost.cpu_us_per_call == pytest.approx(report.cost.cpu_us_per_chunk * report.chunks / report.calls)
     assert report.cost.rss_bytes_max > 0
@@ -158,7 +202,9 @@ async def test_a_target_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 async def run(address: str, **fields: object) -> Report:
     scenario = Scenario(**{"about": "", "model": "m", "connections": 4, "warmup_s": 0.0, **fields})  # type: ignore[arg-type]
-    return await trial(scenario, name="test", target=parse(address), key="hr_test", pid=None)
+    return await trial(
+        scenario, name="test", target=parse(address), access=Access(keys=scenario.keys("hr_test")), pid=None
+    )
 
 
 async def a_request(reader: asyncio.StreamReader) -> bool:

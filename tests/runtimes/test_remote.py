@@ -11,9 +11,9 @@ import msgspec
 import pytest
 
 from runtimes.artifact import Shelf
-from runtimes.contract import PATHS, Exchange, Invalid, Load, Site, Unavailable
+from runtimes.contract import PATHS, Exchange, Invalid, Site, Unavailable
 from runtimes.remote import Remote, RemoteRuntime
-from tests.fakes import until
+from tests.fakes import until, work
 from tests.runtimes.hostile import Hostile, Peer, answering, hostile
 
 HELLO = b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: 5\r\n\r\nhello"
@@ -136,7 +136,7 @@ def test_a_url_that_could_mean_another_is_refused(url: str) -> None:
 )
 async def test_a_plain_base_is_taken(url: str) -> None:
     async with opened(url) as runtime:
-        assert runtime.load() == Load(running=0, waiting=0)
+        assert work(runtime) == (0, 0)
 
 
 @pytest.mark.parametrize("field", ["connections_max", "connect_s_max", "idle_s_max"])
@@ -193,12 +193,12 @@ async def test_a_full_pool_is_busy_and_still_ready() -> None:
 
     async with hostile(script) as host, opened(host.url, connections_max=1) as runtime:
         calls = [asyncio.create_task(ask(runtime)) for _ in range(2)]
-        await until(lambda: runtime.load() == Load(running=1, waiting=1))
+        await until(lambda: work(runtime) == (1, 1))
         await runtime.ready()
         for call in calls:
             call.cancel()
         await asyncio.gather(*calls, return_exceptions=True)
-        assert runtime.load() == Load(running=0, waiting=0)
+        assert work(runtime) == (0, 0)
 
 
 async def test_a_redirect_is_relayed_and_not_followed() -> None:
@@ -233,5 +233,5 @@ async def assert_closed(runtime: RemoteRuntime, host: Hostile) -> None:
         await ask(runtime)
     with pytest.raises(Unavailable):
         await runtime.ready()
-    assert runtime.load() == Load(running=0, waiting=0)
+    assert work(runtime) == (0, 0)
     assert not host.peers

@@ -11,12 +11,13 @@ import msgspec
 import pytest
 
 from runtimes.artifact import Folder, Hub, Shelf
-from runtimes.contract import Broken, Exchange, Load, Reply, Site, Unavailable
+from runtimes.contract import Broken, Exchange, Reply, Site, Unavailable
 from runtimes.environment import Environment
 from runtimes.vllm import Vllm, VllmRuntime, Watched
 from runtimes.vllm_command import SOCKET_BYTES_MAX, SOCKET_NAME_BYTES, command, scratch
 from tests.e2e.engine import MODEL, processes, socket
 from tests.e2e.servers import GatewayProcess
+from tests.fakes import work
 from tests.runtimes.hostile import Peer, hostile
 
 ENGINE = """\
@@ -115,7 +116,7 @@ async def test_calls_are_relayed_as_they_are(site: Site) -> None:
     async with opened(site) as runtime:
         await runtime.ready()
         assert await say(runtime, {"model": "chat", "unheard_of": [1]}) == (200, {"model": "chat", "unheard_of": [1]})
-        assert runtime.load() == Load(running=0, waiting=0)
+        assert work(runtime) == (0, 0)
 
 
 async def test_an_error_of_a_living_engine_is_a_reply(site: Site) -> None:
@@ -160,7 +161,7 @@ async def test_closing_lets_calls_under_way_finish_and_takes_no_more(site: Site)
         await until((scratch(site) / "waiting").exists)
         closing = asyncio.create_task(runtime.aclose())
         await asyncio.sleep(0)
-        assert runtime.load() == Load(running=1, waiting=0)
+        assert work(runtime) == (1, 0)
         with pytest.raises(Unavailable, match="being stopped"):
             await say(runtime, "hello")
         (scratch(site) / "go").touch()
@@ -229,7 +230,7 @@ async def test_an_engine_elsewhere_is_used_and_left_running(site: Site) -> None:
             await runtime.ready()
             assert await say(runtime, "hello") == (200, "hello")
             assert (runtime.upstream_model, runtime.snapshot()) == ("theirs", None)
-            assert runtime.load() == Load(running=0, waiting=0)
+            assert work(runtime) == (0, 0)
         with pytest.raises(Unavailable, match="being stopped"):
             await runtime.ready()
         assert await say(owner, "hello") == (200, "hello")

@@ -1,0 +1,72 @@
+"""What a leader and a worker say to each other: JSON lines on a pair of sockets that nobody else can reach."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import TypeVar
+
+import msgspec
+
+from gateway.config import Config
+from gateway.report import Report
+from gateway.shared import Files
+
+T = TypeVar("T")
+
+
+class Start(msgspec.Struct, frozen=True):
+    """To the worker, first and once: all it needs. Descriptors are as it inherits them."""
+
+    worker: int
+    config: Config
+    listener: int
+    shared: Files
+
+
+class Ask(msgspec.Struct, frozen=True):
+    """To the worker: say how it is now. It answers with a Report."""
+
+
+class Up(msgspec.Struct, frozen=True, tag=True):
+    """From the worker, once: every model can answer."""
+
+
+class Told(msgspec.Struct, frozen=True, tag=True):
+    """From the worker, when asked."""
+
+    report: Report
+
+
+class Channel:
+    """One end. Whoever reads EOF knows that the other process is gone."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+
+    @classmethod
+    async def open(cls, end: socket.socket) -> Channel:
+        return cls(*await asyncio.open_unix_connection(sock=end, limit=LINE_BYTES_MAX))
+
+    async def say(self, what: msgspec.Struct) -> None:
+        self._writer.write(msgspec.json.encode(what) + b"\n")
+        await self._writer.drain()
+
+    async def hear(self, what: msgspec.json.Decoder[T]) -> T:
+        """Raises EOFError once the other has gone."""
+        try:
+            line = await self._reader.readuntil(b"\n")
+        except (asyncio.IncompleteReadError, ConnectionError):
+            raise EOFError from None
+        return what.decode(line)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+#: A report of a thousand models; a configuration is less.
+LINE_BYTES_MAX = 64 * 1024 * 1024
+
+START, ASK = msgspec.json.Decoder(Start), msgspec.json.Decoder(Ask)
+SAID: msgspec.json.Decoder[Up | Told] = msgspec.json.Decoder(Up | Told)

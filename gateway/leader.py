@@ -1,0 +1,94 @@
+"""Several workers behind one port, composed: what one gateway has once, the leader has; calls are its workers'.
+
+It holds the state folder, the listening sockets, the engines, the store's migrations and what gateways before it left
+in the journal; it serves the admin API, and adds up what its workers say.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import msgspec
+from prometheus_client import ProcessCollector
+
+from gateway.app import Listener, open_admin, owned
+from gateway.config import Config, Model
+from gateway.journal import Journal
+from gateway.plane import cancel, replica_of, sites
+from gateway.replica import Replica
+from gateway.report import Report, families
+from gateway.shared import make
+from gateway.store import SqliteStore
+from gateway.workers import Workers
+from runtimes.clock import Clock, SystemClock
+from runtimes.vllm import Vllm
+
+
+class Leader:
+    """See gateway.app.Running."""
+
+    def __init__(self, *, workers: Workers, data: Listener, admin: Listener) -> None:
+        self.workers = workers
+        self.data = data
+        self.admin = admin
+
+    async def up(self) -> None:
+        await self.workers.up()
+
+
+@asynccontextmanager
+async def leading(config: Config, clock: Clock | None = None) -> AsyncIterator[Leader]:
+    """Everything, running while inside; leaving drains."""
+    clock = clock or SystemClock()
+    state = config.state_path
+    async with AsyncExitStack() as opened:
+        opened.enter_context(owned(state))
+        data = opened.enter_context(Listener(config.server.listen, "listen"))
+        admin = opened.enter_context(Listener(config.server.admin, "admin"))
+        store = SqliteStore(state / "headrace.db")
+        await store.open()
+        opened.push_async_callback(store.aclose)
+        journal = Journal(folder=state / "journal", sink=store.append_usage, clock=clock)
+        await journal.open()
+        opened.push_async_callback(journal.aclose)
+        opened.push_async_callback(cancel, asyncio.create_task(journal.run(), name="fold journal"))
+        engines = [replica for model in config.models for replica in _engines(model, config, clock)]
+        for engine in engines:
+            opened.push_async_callback(engine.aclose)
+            engine.start()
+        workers = Workers(config=_as_workers_see_it(config), listening=data.socket, shared=make(config), clock=clock)
+
+        process = ProcessCollector(registry=None)
+
+        async def report() -> Report:
+            own = Report(
+                checks={"journal": journal.fault or None},
+                notes={f"engine {it.name}": it.reason for it in engines if it.reason},
+                families=tuple(families(process)),
+            )
+            return await workers.report(own)
+
+        await open_admin(opened, config, listening=admin.socket, store=store, report=report, clock=clock)
+        workers.start()
+        opened.push_async_callback(workers.stop)
+        yield Leader(workers=workers, data=data, admin=admin)
+
+
+def _engines(model: Model, config: Config, clock: Clock) -> list[Replica]:
+    """Those of its replicas that are engines to be started here; workers reach them, and the leader never calls
+    them."""
+    replicas = zip(model.replicas, sites(model, config.state_path), strict=True)
+    return [replica_of(spec, site, clock) for spec, site in replicas if isinstance(spec, Vllm) and spec.url is None]
+
+
+def _as_workers_see_it(config: Config) -> Config:
+    models = []
+    for model in config.models:
+        replicas = [
+            spec.attached(site) if isinstance(spec, Vllm) and spec.url is None else spec
+            for spec, site in zip(model.replicas, sites(model, config.state_path), strict=True)
+        ]
+        models.append(msgspec.structs.replace(model, replicas=tuple(replicas)))
+    return msgspec.structs.replace(config, models=tuple(models))

@@ -1,0 +1,54 @@
+"""Memory that several processes of one host have in common, and locks on parts of it.
+
+A file without a name (memfd): only processes that were handed it can open it, nothing of it is left once they are gone,
+and none of it is ever written to a disk. Its locks are the kernel's (POSIX record locks), which lets go of them when
+their holder dies, however it dies; what a holder had written by then stays, so whoever writes must write in an order in
+which every part of the whole is harmless.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+from typing import Literal
+
+
+class Memory:
+    """`file` is one that `make` made, in this process or in the one that handed it on."""
+
+    def __init__(self, file: int) -> None:
+        self.file = file
+        self._map = mmap.mmap(file, 0)
+
+    @classmethod
+    def make(cls, name: str, size_bytes: int) -> Memory:
+        """All zeros; `name` is for /proc alone."""
+        file = os.memfd_create(name)
+        os.ftruncate(file, size_bytes)
+        return cls(file)
+
+    def whole(self, start_bytes: int, count: int, kind: Literal["Q", "I"]) -> memoryview[int]:
+        """So many whole numbers, of 8 bytes or 4."""
+        return self._part(start_bytes, count, SIZES_BYTES[kind]).cast(kind)
+
+    def real(self, start_bytes: int, count: int) -> memoryview[float]:
+        return self._part(start_bytes, count, SIZES_BYTES["d"]).cast("d")
+
+    def lock(self, number: int) -> None:
+        """Wait until no other process has this lock, or all of them. They are not counted: a process must let go of one
+        before it takes another."""
+        fcntl.lockf(self.file, fcntl.LOCK_EX, 1, number)
+
+    def lock_all(self) -> None:
+        fcntl.lockf(self.file, fcntl.LOCK_EX)
+
+    def unlock(self) -> None:
+        """Let go of what this process has, one or all."""
+        fcntl.lockf(self.file, fcntl.LOCK_UN)
+
+    def _part(self, start_bytes: int, count: int, size_bytes: int) -> memoryview[int]:
+        return memoryview(self._map)[start_bytes : start_bytes + count * size_bytes]
+
+
+SIZES_BYTES = {"Q": 8, "I": 4, "d": 8}

@@ -1,0 +1,270 @@
+"""The data plane of one process, composed: everything between a client's connection and an engine's."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prometheus_client import ProcessCollector
+
+from gateway.config import Config, Model, Tracing
+from gateway.config import Server as Settings
+from gateway.counters import SharedQuota
+from gateway.edge.openai import OpenAI
+from gateway.edge.server import Server
+from gateway.fairness import Fairness, Line
+from gateway.journal import Journal
+from gateway.key import pepper_of
+from gateway.metrics import Gauge, LiveMetrics, Metrics
+from gateway.pipeline import Pipeline
+from gateway.places import SharedLine
+from gateway.quota import Quota
+from gateway.replica import Replica, replica_name
+from gateway.report import ModelLook, Report, families
+from gateway.route import Retries, Route, Target
+from gateway.shared import Shared, is_shared
+from gateway.store import Store
+from gateway.tenant import Tenants
+from gateway.trace import Trace
+from gateway.usage import Usage
+from runtimes.artifact import Shelf
+from runtimes.clock import Clock
+from runtimes.contract import Site
+
+if TYPE_CHECKING:
+    from opentelemetry.trace import Tracer
+
+    import runtimes
+    from runtimes.dialect.openai import Translation
+
+
+class Plane:
+    """What serves calls in this process, and what there is to be told of it."""
+
+    def __init__(
+        self,
+        *,
+        pipeline: Pipeline,
+        server: Server,
+        targets: Sequence[Target],
+        lines: Mapping[str, Line],
+        tenants: Tenants,
+        journal: Journal,
+        metrics: Metrics,
+    ) -> None:
+        self.pipeline = pipeline
+        self.server = server
+        self.targets = targets
+        self.replicas = [replica for target in targets for replica in target.replicas]
+        self.lines = lines
+        self.tenants = tenants
+        self.journal = journal
+        self.metrics = metrics
+        self.process = ProcessCollector(registry=None)
+
+    async def up(self) -> None:
+        """Return once every replica has been ready."""
+        for replica in self.replicas:
+            await replica.up.wait()
+
+    async def drain(self, settings: Settings) -> None:
+        """Be unready, then refuse what is new and let what is under way end, then cut it off with an error its client
+        can see."""
+        self.server.leaving = True
+        await self.server.clock.sleep(settings.unready_s)
+        self.pipeline.draining = True
+        await self.server.drain(settings.drain_s_max)
+        self.pipeline.stopped = True
+        self.server.cut_off()
+
+    def agree(self) -> None:
+        """Another worker has rung: what it gave up may be for a call that waits here."""
+        for line in self.lines.values():
+            if isinstance(line, SharedLine):
+                line.agree()
+
+    def report(self) -> Report:
+        models = tuple(
+            ModelLook(target.name, self.lines[target.name].look(), tuple(replica.look() for replica in target.replicas))
+            for target in self.targets
+        )
+        numbers = (self.metrics, LiveMetrics(self._gauges), self.process)
+        return Report(models, self._checks(), families=tuple(it for them in numbers for it in families(them)))
+
+    def _checks(self) -> dict[str, str | None]:
+        checks = {
+            "gateway": "it is stopping" if self.server.leaving else None,
+            "tenants": self.tenants.trouble(),
+            "journal": self.journal.fault or None,
+        }
+        for target in self.targets:
+            down = [f"{replica.name}: {replica.reason}" for replica in target.replicas if replica.state != "ready"]
+            # One replica that answers is enough to serve.
+            checks[f"model {target.name}"] = "; ".join(down) if len(down) == len(target.replicas) else None
+        return checks
+
+    def _gauges(self) -> Iterator[Gauge]:
+        for model, line in self.lines.items():
+            yield Gauge("headrace_running", {"model": model}, line.running)
+            yield Gauge("headrace_waiting", {"model": model}, line.waiting)
+        for target in self.targets:
+            yield Gauge("headrace_retries", {"model": target.name}, target.retries.taken)
+            yield Gauge("headrace_retries_refused", {"model": target.name}, target.retries.refused)
+            for replica in target.replicas:
+                labels = {"model": target.name, "replica": replica.name}
+                yield Gauge("headrace_replica_up", labels, replica.state == "ready")
+                yield Gauge("headrace_replica_running", labels, replica.running)
+                load = replica.runtime.load()
+                yield Gauge("headrace_runtime_running", labels, load.running)
+                yield Gauge("headrace_runtime_waiting", labels, load.waiting)
+                yield Gauge("headrace_runtime_connections", labels, load.connections)
+        yield Gauge("headrace_holds", {}, self.pipeline.quota.holds)
+        yield Gauge("headrace_connections", {"listener": "data"}, len(self.server.connections))
+        yield Gauge("headrace_tasks", {}, len(asyncio.all_tasks()))
+        yield Gauge("headrace_journal_unfolded_bytes", {}, self.journal.written_bytes - self.journal.folded_bytes)
+        yield Gauge("headrace_journal_set_aside", {}, self.journal.set_aside)
+        yield Gauge("headrace_tenants_age_seconds", {}, self.tenants.age_s())
+
+
+async def open_plane(
+    opened: AsyncExitStack,
+    config: Config,
+    *,
+    listening: socket.socket,
+    journal: Path,
+    store: Store,
+    clock: Clock,
+    shared: Shared | None = None,
+) -> Plane:
+    """One that serves `listening` until `opened` is left. `shared` is what it has in common with other workers, None if
+    it has none beside it."""
+    state, bounds = config.state_path, config.server.bounds
+    tenants = Tenants(store=store, pepper=pepper_of(state), clock=clock)
+    await tenants.open()
+    opened.push_async_callback(tenants.aclose)
+    records = Journal(folder=journal, sink=store.append_usage, clock=clock)
+    await records.open()
+    opened.push_async_callback(records.aclose)
+    opened.push_async_callback(cancel, asyncio.create_task(records.run(), name="fold journal"))
+
+    metrics = Metrics(model.name for model in config.models)
+    targets = [_target(model, state=state, clock=clock) for model in config.models]
+    lines = {model.name: _line(model, shared, clock) for model in config.models}
+    if shared is None:
+        quota = Quota(clock=clock)
+    else:
+        quota = SharedQuota(clock=clock, counters=shared.counters, worker=shared.worker)
+    pipeline = Pipeline(
+        tenants=tenants,
+        trace=Trace(metrics=metrics, tracer=_tracer(config.trace, opened), sample=config.trace.sample),
+        usage=Usage(journal=records, clock=clock),
+        quota=quota,
+        fairness=Fairness(lines=lines),
+        route=Route(targets=targets),
+        clock=clock,
+    )
+    for target in targets:
+        for replica in target.replicas:
+            opened.push_async_callback(replica.aclose)
+            replica.start()
+    doors = OpenAI(pipeline=pipeline, bounds=bounds, translations=_translations(config), clock=clock)
+    server = Server(door=doors, bounds=bounds, clock=clock)
+    await opened.enter_async_context(server.serving(listening))
+    return Plane(
+        pipeline=pipeline,
+        server=server,
+        targets=targets,
+        lines=lines,
+        tenants=tenants,
+        journal=records,
+        metrics=metrics,
+    )
+
+
+def replica_of(spec: runtimes.Spec, site: Site, clock: Clock) -> Replica:
+    return Replica(
+        name=site.replica,
+        model=site.model,
+        kind=str(type(spec).__struct_config__.tag),
+        runtime=spec.build(site),
+        slots=spec.slots,
+        clock=clock,
+    )
+
+
+def sites(model: Model, state: Path) -> list[Site]:
+    """Where each of the model's replicas lives."""
+    shelf = Shelf(state / "shelf")
+    names = [replica_name(model.name, number) for number in range(len(model.replicas))]
+    return [Site(model=model.name, replica=name, state=state, shelf=shelf) for name in names]
+
+
+async def cancel(task: asyncio.Task[Any]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+# ---- parts of the whole ------------------------------------------------------------------------------------
+
+
+def _target(model: Model, *, state: Path, clock: Clock) -> Target:
+    replicas = [replica_of(spec, site, clock) for spec, site in zip(model.replicas, sites(model, state), strict=True)]
+    return Target(
+        name=model.name,
+        created_s=int(clock.wall_s()),
+        replicas=tuple(replicas),
+        tokens_out_default=model.tokens_out_default,
+        first_byte_s_max=model.first_byte_s_max,
+        retries=Retries(clock=clock),
+    )
+
+
+def _line(model: Model, shared: Shared | None, clock: Clock) -> Line:
+    if shared is not None and is_shared(model):
+        return SharedLine(
+            model=model.name,
+            places=shared.places.of[model.name],
+            worker=shared.worker,
+            waiting_max=model.waiting_max,
+            wait_s_max=model.wait_s_max,
+            clock=clock,
+        )
+    return Line(
+        model=model.name,
+        running_max=sum(spec.slots for spec in model.replicas),
+        waiting_max=model.waiting_max,
+        wait_s_max=model.wait_s_max,
+        clock=clock,
+    )
+
+
+def _translations(config: Config) -> Mapping[str, type[Translation]]:
+    """Only where a model speaks tensors: the translations bring numpy with them."""
+    kinds = {type(spec).__struct_config__.tag for model in config.models for spec in model.replicas}
+    if "onnx" not in kinds:
+        return {}
+    from runtimes.dialect.openai import TRANSLATIONS
+
+    return TRANSLATIONS
+
+
+def _tracer(tracing: Tracing, opened: AsyncExitStack) -> Tracer | None:
+    if tracing.otlp is None:
+        return None
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+    provider = TracerProvider(resource=Resource.create({"service.name": "headrace"}), shutdown_on_exit=False)
+    # Its queue is bounded and drops the newest: a collector that is down costs spans, never calls.
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=tracing.otlp, timeout=TRACE_EXPORT_S_MAX)))
+    opened.push_async_callback(asyncio.to_thread, provider.shutdown)
+    return provider.get_tracer("headrace")
+
+
+TRACE_EXPORT_S_MAX = 3.0

@@ -1,0 +1,189 @@
+"""The processes that serve calls: started, asked how they are, started again when one ends, and stopped together."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import suppress
+
+from gateway.channel import SAID, Ask, Channel, Start, Up
+from gateway.config import Config
+from gateway.edge.server import CLOSE_S_MAX
+from gateway.metrics import Gauge, LiveMetrics
+from gateway.plane import cancel
+from gateway.report import Family, Report, families, merged, merged_families
+from gateway.shared import Shared, is_shared
+from runtimes.clock import Clock
+from runtimes.pids import exit_of
+
+log = logging.getLogger("headrace.workers")
+
+
+class Workers:
+    """`config.server.workers` of them, numbered from 0. What one that has ended held of `shared` is struck out."""
+
+    def __init__(self, *, config: Config, listening: socket.socket, shared: Shared, clock: Clock) -> None:
+        self._config = config
+        self._listening = listening
+        self._shared = shared
+        self._clock = clock
+        self._models_shared = {model.name for model in config.models if is_shared(model)}
+        self._lives: dict[int, Life] = {}
+        """Those that run."""
+        self._keepers: list[asyncio.Task[None]] = []
+        self._been_up = [asyncio.Event() for _ in range(config.server.workers)]
+        self._counted: tuple[Family, ...] = ()
+        """What those that have ended had counted: a sum that shrinks would be taken for one that began anew."""
+        self._stopping = False
+
+    def start(self) -> None:
+        numbers = range(self._config.server.workers)
+        self._keepers = [asyncio.create_task(self._keep(number), name=f"keep worker {number}") for number in numbers]
+        self._watch = asyncio.create_task(self._look(), name="look after workers")
+
+    async def up(self) -> None:
+        """Return once every worker has had every model ready."""
+        for up in self._been_up:
+            await up.wait()
+
+    async def report(self, leader: Report) -> Report:
+        """All of them and their leader as one. Of one that does not answer in time only what it had counted before is
+        in it."""
+        lives = dict(self._lives)
+        told = await asyncio.gather(*(life.ask() for life in lives.values()))
+        answered = {number: report for number, report in zip(lives, told, strict=True) if report is not None}
+        counted = [life.told.families for number, life in lives.items() if number not in answered]
+        silent = [f"worker {it}" for it in range(self._config.server.workers) if it not in answered]
+        up = families(LiveMetrics(lambda: [Gauge("headrace_workers_up", {}, len(answered))]))
+        said = f"{', '.join(silent)}: no answer" if silent else None
+        own = Report(
+            checks={"workers": None if answered else said},
+            notes={"workers": said} if said and answered else {},
+            families=(*up, *self._counted, *(it for them in counted for it in them if it.type in COUNTED)),
+        )
+        named = [(f"worker {number}", report) for number, report in answered.items()]
+        return merged([("leader", leader), ("leader", own), *named], shared=self._models_shared)
+
+    async def stop(self) -> None:
+        """Let all of them drain, and return once none is left."""
+        self._stopping = True
+        await cancel(self._watch)
+        for life in self._lives.values():
+            life.process.send_signal(signal.SIGTERM)
+        settings = self._config.server
+        await asyncio.wait(self._keepers, timeout=settings.unready_s + settings.drain_s_max + 2 * CLOSE_S_MAX)
+        for number, life in self._lives.items():
+            log.error("worker %d did not stop in time and is killed", number)
+            life.process.kill()
+        await asyncio.gather(*self._keepers)
+
+    async def _keep(self, number: int) -> None:
+        failures = 0
+        while not self._stopping:
+            life = await Life.begin(number, self._config, self._listening, self._shared, self._clock)
+            self._lives[number] = life
+            hearing = asyncio.create_task(life.hear(self._been_up[number]), name=f"hear worker {number}")
+            await exit_of(life.process.pid)
+            status = life.process.wait()
+            await hearing  # to what it said last
+            del self._lives[number]
+            self._counted = merged_families([*self._counted, *(it for it in life.told.families if it.type in COUNTED)])
+            self._shared.strike_out(number)
+            if not self._stopping:
+                failures = failures + 1 if self._clock.now_s() - life.begun_s < STEADY_S else 0
+                pause_s = min(RESTART_S_MAX, RESTART_S * 2**failures)
+                log.error("worker %d ended with %d; it is started again in %g s", number, status, pause_s)
+                await self._pause(pause_s)
+
+    async def _pause(self, pause_s: float) -> None:
+        until_s = self._clock.now_s() + pause_s
+        while not self._stopping and self._clock.now_s() < until_s:
+            await self._clock.sleep(min(pause_s, RESTART_S))
+
+    async def _look(self) -> None:
+        """Ask all of them again and again, so that little of what one had counted is lost with it, and kill one that
+        hangs. One at a time: a process that is stopped amid a lock makes all the others wait for it."""
+        while True:
+            await self._clock.sleep(LOOK_S)
+            lives = dict(self._lives)
+            await asyncio.gather(*(life.ask() for life in lives.values()))
+            number, longest = min(lives.items(), key=lambda it: it[1].answered_s, default=(-1, None))
+            if longest is not None and self._clock.now_s() - longest.answered_s > HUNG_S_MAX:
+                log.error("worker %d has not answered for %g s and is killed", number, HUNG_S_MAX)
+                longest.process.kill()
+                await self._clock.sleep(LOOK_S)
+
+
+class Life:
+    """One worker, from its start to its end."""
+
+    def __init__(self, process: subprocess.Popen[bytes], channel: Channel, clock: Clock) -> None:
+        self.process = process
+        self.channel = channel
+        self._clock = clock
+        self.begun_s = self.answered_s = clock.now_s()
+        self.told = Report()
+        """What it said last."""
+        self._answer: asyncio.Future[Report] | None = None
+        """Asked for, and not here yet."""
+
+    @classmethod
+    async def begin(cls, number: int, config: Config, listening: socket.socket, shared: Shared, clock: Clock) -> Life:
+        ours, theirs = socket.socketpair()
+        files = shared.files
+        with theirs:
+            # From the main thread, as all of the loop is: the worker asks to be killed when the thread that started it
+            # ends. In a group of its own, so that Ctrl-C in a terminal reaches the leader alone.
+            process = subprocess.Popen(  # noqa: ASYNC220, S603 - a fork; nothing of it is anybody's input
+                [sys.executable, "-P", "-m", "gateway.worker", str(os.getpid()), str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                pass_fds=(theirs.fileno(), listening.fileno(), files.counters, files.places, *files.bells),
+                process_group=0,
+            )
+        channel = await Channel.open(ours)
+        with suppress(ConnectionError):  # it has ended already
+            await channel.say(Start(number, config, listening.fileno(), files))
+        return cls(process, channel, clock)
+
+    async def hear(self, up: asyncio.Event) -> None:
+        """Until it has gone."""
+        with suppress(EOFError):
+            while True:
+                said = await self.channel.hear(SAID)
+                if isinstance(said, Up):
+                    up.set()
+                else:
+                    self.told, self.answered_s = said.report, self._clock.now_s()
+                    if self._answer is not None:
+                        self._answer.set_result(said.report)
+                        self._answer = None
+        if self._answer is not None:
+            self._answer.cancel()
+        self.channel.close()
+
+    async def ask(self) -> Report | None:
+        """How it is; None if it does not say so in time. All who ask meanwhile get the same answer."""
+        answer = self._answer
+        if answer is None:
+            answer = self._answer = asyncio.get_running_loop().create_future()
+            with suppress(ConnectionError):
+                await self.channel.say(Ask())
+        await asyncio.wait((answer,), timeout=ANSWER_S_MAX)
+        return answer.result() if answer.done() and not answer.cancelled() else None
+
+
+#: Pause between two looks at all of them, how long one may take to answer, and when it is given up.
+LOOK_S = 1.0
+ANSWER_S_MAX = 1.0
+HUNG_S_MAX = 30.0
+#: Pause before one is started again, doubled each time it did not last for STEADY_S.
+RESTART_S = 0.1
+RESTART_S_MAX = 30.0
+STEADY_S = 10.0
+#: Metrics that only ever grow.
+COUNTED = frozenset({"counter", "histogram"})
