@@ -11,7 +11,22 @@ from typing import Any, NamedTuple
 import msgspec
 import pytest
 
-from gateway import app, call, failure, journal, key, meter, quota, replica, route, store, stream
+from gateway import (
+    call,
+    channel,
+    counters,
+    failure,
+    journal,
+    key,
+    meter,
+    plane,
+    quota,
+    replica,
+    route,
+    store,
+    stream,
+    workers,
+)
 from gateway.config import Model, Server
 from gateway.edge import admin, connection, server
 from runtimes import Spec, onnx, process, remote, vllm, wire
@@ -191,12 +206,27 @@ ROWS = {
     "quota holders kept": Row(
         f"{quota.HOLDERS_KEPT:,}", ["gateway/test_quota.py::test_holders_that_are_idle_are_forgotten"]
     ),
+    "tenants and keys that several workers": Row(
+        f"{counters.ENTRIES:,}",
+        [
+            "gateway/test_counters.py::test_an_idle_entry_gives_way_to_another",
+            "gateway/test_counters.py::test_nobody_is_let_in_uncounted",
+        ],
+    ),
+    "a worker's answer": Row(
+        f"{workers.ANSWER_S_MAX:g} s, {mib(channel.LINE_BYTES_MAX)}; {workers.HUNG_S_MAX:g} s",
+        ["e2e/test_workers.py::test_a_worker_that_does_not_answer_is_said_and_the_others_serve"],
+    ),
+    "a worker's restart": Row(
+        f"after {workers.RESTART_S:g} to {workers.RESTART_S_MAX:g} s",
+        ["e2e/test_workers.py::test_a_killed_worker_is_started_again_and_leaves_nothing_taken"],
+    ),
     "the admin API": Row(
         f"{kib(admin.BODY_BYTES_MAX)}; {admin.STORE_S_MAX:g} s",
         ["gateway/test_admin.py::test_what_is_wrong_is_told_in_one_shape"],
     ),
     "spans on their way": Row(
-        f"OpenTelemetry's 2,048; {app.TRACE_EXPORT_S_MAX:g} s a try",
+        f"OpenTelemetry's 2,048; {plane.TRACE_EXPORT_S_MAX:g} s a try",
         ["e2e/test_trace_export.py::test_a_collector_that_is_gone_costs_no_call"],
     ),
     "labels of metrics": Row(
