@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 import subprocess
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
@@ -216,10 +217,23 @@ def balancing(folder: Path, port: int, hosts: list[str], admins: list[int]) -> I
     (folder / "haproxy.cfg").write_text(BALANCER.format(port=port, hosts=hosts, admins=admins))
     process = subprocess.Popen(["haproxy", "-db", "-q", "-f", folder / "haproxy.cfg"])
     try:
+        until_listening(port)
         yield
     finally:
         process.terminate()
         process.wait()
+
+
+def until_listening(port: int) -> None:
+    give_up_s = time.monotonic() + 20
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port)).close()
+        except ConnectionRefusedError:
+            assert time.monotonic() < give_up_s, "the balancer does not listen"
+            time.sleep(0.02)
+        else:
+            return
 
 
 def free_ports(count: int) -> list[int]:
