@@ -65,7 +65,7 @@ class Bounds(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How long a client may leave a full send buffer unread."""
     json_depth_max: Annotated[int, Meta(ge=1, le=500)] = 100
     choices_max: Annotated[int, Meta(ge=1)] = 128
-    call_s_max: Annotated[float, Meta(gt=0)] = 600.0
+    call_s_max: Annotated[float, Meta(gt=0, le=1e6)] = 600.0
     """A call's whole life, queue included."""
 
 

@@ -98,9 +98,14 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
     table = Table(*columns, box=None, header_style="bold", pad_edge=False)
     for row in rows:
-        table.add_row(*map(Text, row))
+        table.add_row(*(Text(_printable(cell)) for cell in row))
     # Into a pipe or a file a table is as wide as it needs to be, so that `grep` finds whole words.
     Console(width=None if sys.stdout.isatty() else 1_000).print(table)
+
+
+def _printable(text: str) -> str:
+    """A name may be a stranger's choice, and a terminal obeys what it is shown."""
+    return text if text.isprintable() else text.encode("unicode_escape").decode()
 
 
 def limits_text(limits: Limits) -> str:

@@ -15,8 +15,8 @@ from runtimes.contract import Reply
 LEFT_OUT = msgspec.Raw(b"")
 PLAIN_ERROR_BYTES_MAX = 1024
 """Longest error in plain text that is handed on."""
-#: What a decoder may raise: JSON nested beyond the interpreter's depth is as unreadable as none.
-UNREADABLE = (msgspec.MsgspecError, RecursionError)
+#: What a decoder may raise: JSON that is not UTF-8, or nested beyond the interpreter's depth, is as unreadable as none.
+UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 def given(field: msgspec.Raw) -> bool:

@@ -55,6 +55,8 @@ class Answer(msgspec.Struct, frozen=True, gc=False):
     status: int
     body: bytes
     """The whole answer, or a stream's closing event."""
+    events: bool = False
+    """It is a stream's."""
 
 
 async def meter(call: Call, reply: Reply, client: Client, clock: Clock) -> Answer:
@@ -147,7 +149,7 @@ async def _relay(call: Call, reply: Reply, client: Client) -> Answer:
         async with asyncio.timeout(AFTER_END_S_MAX):
             async for _ in reply.frames:
                 pass
-    return Answer(reply.status, relay.stream.end)
+    return Answer(reply.status, relay.stream.end, events=True)
 
 
 class Relay:

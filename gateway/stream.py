@@ -50,7 +50,7 @@ class Stream:
         self._choices: dict[int, Counts] = {}
         self._guessed = 0
         """Tokens of events that said no usage, not yet counted."""
-        self._around = b"", b""
+        self._around = NOTHING
         """What stood before and behind the text of the last plain event."""
         self._usage = b""
         """The usage of the newest chunk, not looked into as long as another may replace it."""
@@ -117,6 +117,8 @@ class Stream:
         """One event as the client gets it; empty if it gets none, or if it is held back as the closing one."""
         if self._plain and whole[:7] == b"data: {" and b'"error"' not in whole:
             if b'"usage"' not in whole:
+                if self._usage:
+                    self.settle()  # it was said before this text
                 self._around = _around_text(whole)
                 if not self._like_the_last(whole):
                     self._guessed += _text_bytes(whole) // 4 or 1
@@ -133,6 +135,7 @@ class Stream:
         if not rest or b'"choices":[]' in rest or not LAST_OBJECT.fullmatch(usage):
             return b""
         self._usage = usage[:-3]
+        self._around = NOTHING
         self._metered += 1
         return rest + b"}\n\n"
 
@@ -228,6 +231,7 @@ class Event(msgspec.Struct):
 EVENT = msgspec.json.Decoder(Event)
 CARRIER = msgspec.json.Decoder(Carrier)
 CHOICES = msgspec.json.Decoder(list[Choice])
+NOTHING = b"", b""
 #: An empty list.
 NONE = msgspec.Raw(b"[]")
 USAGE = b',"usage":{'
@@ -250,7 +254,7 @@ def _around_text(whole: bytes) -> tuple[bytes, bytes]:
     choices = before.rpartition(b'"choices":[')[2]
     _text, quote, behind = behind.partition(b'"')
     if not found or b'":"' in choices or b'":"' in behind:
-        return b"", b""
+        return NOTHING
     return before + found, quote + behind
 
 
@@ -267,7 +271,7 @@ def _length(text: bytes) -> int:
 
 
 TEXT = msgspec.json.Decoder(str)
-STRINGS = re.compile(rb'"(\w+)"\s*:\s*"((?:[^"\\]|\\.)*)"')
+STRINGS = re.compile(rb'"(\w+)"\s*:\s*"([^"\\]*(?:\\.[^"\\]*)*)"')
 #: Fields of a chunk that no model wrote, or that say again what it wrote.
 NOT_TEXT = frozenset(
     {b"id", b"object", b"model", b"system_fingerprint", b"service_tier", b"type", b"role", b"finish_reason"}

@@ -63,12 +63,25 @@ class Tenants:
         previous = hmac.compare_digest(digest, entry.previous)
         if not (current or (previous and self.clock.wall_s() < entry.previous_until_s)) or entry.env != env:
             raise Unauthenticated(_UNKNOWN)
+        self._require_live(entry)
+        return entry.principal
+
+    def renew(self, principal: Principal) -> Principal:
+        """Who that is by now: between a key and its call there may be a long body, or the calls sent before it.
+        Raises Unauthenticated (401) if the key has been revoked meanwhile, Forbidden (403) as `authenticate` does."""
+        entry = self._entries.get(principal.key_id)
+        if entry is None:
+            raise Unauthenticated(_UNKNOWN)
+        if entry.principal is not principal:
+            self._require_live(entry)
+        return entry.principal
+
+    def _require_live(self, entry: Entry) -> None:
         principal = entry.principal
         if entry.disabled:
             raise Forbidden(f"Tenant {principal.tenant!r} is disabled; ask whoever runs this gateway.")
         if principal.expires_s is not None and self.clock.wall_s() >= principal.expires_s:
             raise KeyExpired(f"Key {principal.key_id} has expired; ask for a new one.")
-        return principal
 
     def authorize(self, principal: Principal, model: str, route: str) -> None:
         """Raises Forbidden (403) if the key's scopes leave out the model or the route."""

@@ -10,8 +10,9 @@ from msgspec import Meta
 from gateway.call import Call
 from gateway.failure import UNREADABLE, given
 
-#: What can be a number of tokens; 2^53 is how far JSON's numbers are whole everywhere (RFC 8259 §6).
-Tokens = Annotated[int, Meta(ge=0, le=2**53)]
+#: What can be a number of tokens: far above any context there is, far below where sums of them overflow a database.
+TOKENS_MAX = 10**9
+Tokens = Annotated[int, Meta(ge=0, le=TOKENS_MAX)]
 
 
 class Details(msgspec.Struct):

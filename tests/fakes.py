@@ -266,6 +266,9 @@ class FakeTenants:
             raise KeyExpired(f"Key {principal.key_id} has expired.")
         return principal
 
+    def renew(self, principal: Principal) -> Principal:
+        return principal
+
     def authorize(self, principal: Principal, model: str, route: str) -> None:
         for globs, name in ((principal.models, model), (principal.routes, route)):
             if not any(fnmatchcase(name, glob) for glob in globs):

@@ -408,6 +408,11 @@ class Connection(asyncio.Protocol):
         elif what == "idle":
             self.transport.close()
             self._must_be_read()
+        elif self.running is not None:
+            # What comes behind it may take as long as the answer under way; all the more as nothing more is read while
+            # a whole request waits already.
+            self._due_s += self._bounds.header_s_max
+            self._look_by(self._due_s)
         elif what == "rest":
             self.transport.abort()
         elif what == "body":
@@ -415,10 +420,6 @@ class Connection(asyncio.Protocol):
             late = RequestTimeout(f"The request's body did not arrive within {self._bounds.body_s_max:g} s.")
             self._refuse_one(self._reading, late)
             self._expect("rest")
-        elif self.running is not None:
-            # The next request's header may take as long as this one's answer.
-            self._due_s += self._bounds.header_s_max
-            self._look_by(self._due_s)
         else:
             self._close_with(
                 RequestTimeout(f"The request's header did not arrive within {self._bounds.header_s_max:g} s.")

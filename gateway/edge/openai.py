@@ -111,14 +111,14 @@ class OpenAI:
         return Asked(self, route, principal, self.clock.now_s()).answer
 
     def call(self, asked: Asked, request: Request) -> Call:
-        """Raises BadRequest."""
+        """Raises BadRequest; and, if the key has lost its rights since it was shown, Unauthenticated or Forbidden."""
         route, body = asked.route, request.body
         ask = _decode(DECODERS[route], body)
         options = ask.stream_options or NO_OPTIONS
         call = Call(
             id=request.id,
             route=route,
-            principal=asked.principal,
+            principal=self.pipeline.tenants.renew(asked.principal),
             model=ask.model,
             body=body,
             at_s=self.clock.wall_s(),
@@ -199,8 +199,8 @@ class Asked:
             log.error("call %s ended in a fault of the gateway", request.id, exc_info=error)
             self._fail(GatewayError(f"The gateway failed; its log knows this call as {request.id}."))
         else:
-            # By now the call is settled, and recorded with this turn of the loop; only then does its client see that
-            # it is complete.
+            # By now the call is settled, and recorded with this turn of the loop; only then does its client see how it
+            # ended.
             pipeline.usage.when_recorded(partial(self._complete, answer))
 
     # ---- a Client of the pipeline
@@ -215,9 +215,13 @@ class Asked:
         if self.request.begun:
             self.request.end(answer.body)
         else:
-            self.request.respond(answer.status, JSON_LINES % self.request.id.encode(), answer.body)
+            lines = STREAM_LINES if answer.events else JSON_LINES
+            self.request.respond(answer.status, lines % self.request.id.encode(), answer.body)
 
     def _fail(self, error: GatewayError) -> None:
+        self.door.pipeline.usage.when_recorded(partial(self._tell, error))
+
+    def _tell(self, error: GatewayError) -> None:
         if self.request.begun:
             self.request.end(_error_event(self.route, error))
         else:

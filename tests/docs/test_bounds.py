@@ -25,6 +25,7 @@ from gateway import (
     route,
     store,
     stream,
+    tokens,
     workers,
 )
 from gateway.config import Model, Server
@@ -176,7 +177,7 @@ ROWS = {
         f"{meter.AFTER_END_S_MAX:g} s", [f"{METER}::test_an_engine_that_does_not_hang_up_keeps_nobody"]
     ),
     "an engine's error:": Row(
-        f"{failure.PLAIN_ERROR_BYTES_MAX:,} bytes; 64 characters of a name; 0 to 2^53",
+        f"{failure.PLAIN_ERROR_BYTES_MAX:,} bytes; 64 characters of a name; 0 to {tokens.TOKENS_MAX:,}",
         [
             f"{METER}::test_a_long_plain_error_is_cut",
             f"{METER}::test_a_code_that_is_no_name_is_replaced_so_that_no_prompt_is_recorded",

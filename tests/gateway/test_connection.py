@@ -256,6 +256,18 @@ async def test_a_chunked_body_too_large_is_a_413(peer: Peer) -> None:
     assert await peer.answer() == (200, b"/ok")
 
 
+async def test_a_body_is_not_late_while_what_came_before_it_is_answered() -> None:
+    async with serving(body_s_max=0.05, header_s_max=0.05) as site:
+        peer = await site.peer()
+        peer.send(post(b"", b"/wait"))
+        await site.app.begun.wait()
+        peer.send(GET + b"POST /ok HTTP/1.1\r\nhost: a\r\ncontent-length: 2\r\n\r\n")
+        await asyncio.sleep(0.3)
+        site.app.go_on.set()
+        peer.send(b"hi")
+        assert [await peer.answer() for _ in range(3)] == [(200, b"/wait"), (200, b"/ok"), (200, b"hi")]
+
+
 async def test_a_413_comes_before_the_body_has_been_sent(peer: Peer) -> None:
     peer.send(b"POST /ok HTTP/1.1\r\nhost: a\r\ncontent-length: 1000000000000\r\n\r\nxxx")
     assert (await peer.answer())[0] == 413

@@ -121,7 +121,7 @@ async def test_the_closing_event_is_held_back_until_all_is_settled() -> None:
     client = FakeClient()
     answer = await sent_to(client, events(CHAT, TOTAL, DONE), a_call(stream=True))
     assert client.got == PLAIN
-    assert answer == Answer(200, DONE)
+    assert answer == Answer(200, DONE, events=True)
 
 
 async def test_cached_tokens_are_part_of_the_input_in_every_dialect() -> None:
@@ -361,7 +361,7 @@ async def test_a_long_plain_error_is_cut() -> None:
     assert len(raised.value.message) <= 1024
 
 
-IMPOSSIBLE: list[Any] = [-1, 2.5, 2**53 + 1, 10**30, "7", True, []]
+IMPOSSIBLE: list[Any] = [-1, 2.5, 10**9 + 1, 10**30, "7", True, []]
 
 
 @pytest.mark.parametrize("number", IMPOSSIBLE)
@@ -377,10 +377,32 @@ async def test_counts_that_can_t_be_true_are_as_if_not_said(field: str, number: 
     assert counts(call) == (10, 2, True)
 
 
+@pytest.mark.parametrize("ending", [[DONE], []], ids=["closed", "cut short"])
+async def test_text_that_comes_after_the_last_usage_is_counted_too(ending: list[bytes]) -> None:
+    call = a_call(stream=True)
+    sent = [chunk("a", usage=usage(7, 1)), *[chunk("x" * 40)] * 3, *ending]
+    try:
+        await relayed(events(*sent), call)
+    except EngineFailed:
+        assert not ending
+    assert counts(call) == (7, 31, True)
+
+
+@pytest.mark.parametrize("error", [b'{"message":"caf\xe9"}', b'{"message":"m","\xff":1}', b'"\xff"'])
+async def test_an_error_that_is_not_utf_8_is_still_the_engine_s(error: bytes) -> None:
+    body = b'{"error":' + error + b"}"
+    with pytest.raises(BadRequest) as raised:
+        await begin(Script([body], status=400), a_call())
+    assert raised.value.status == 400
+    for script in (Script([body]), events(b"data: " + body + b"\n\n", DONE)):
+        with pytest.raises(EngineFailed):
+            await begin(script, a_call(stream=len(script.headers[0][1]) > 20))
+
+
 async def test_the_largest_counts_that_can_be_true_are_taken() -> None:
     call = a_call()
-    await relayed(Script([json.dumps({"usage": usage(2**53, 0)}).encode()]), call)
-    assert counts(call) == (2**53, 0, False)
+    await relayed(Script([json.dumps({"usage": usage(10**9, 0)}).encode()]), call)
+    assert counts(call) == (10**9, 0, False)
 
 
 @pytest.mark.parametrize(

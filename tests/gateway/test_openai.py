@@ -119,6 +119,13 @@ async def test_a_stream_is_relayed_to_its_closing_event(open_site: Open) -> None
     assert response.content == CHUNK * 2 + b"data: [DONE]\n\n"
 
 
+async def test_a_stream_of_nothing_but_its_end_is_still_a_stream(open_site: Open) -> None:
+    site = await open_site(events(b"data: [DONE]\n\n"))
+    response = await site.post(BODY | {"stream": True})
+    assert response.headers["content-type"].startswith("text/event-stream")
+    assert response.content == b"data: [DONE]\n\n"
+
+
 async def test_a_failure_amid_a_stream_is_one_error_event_and_no_closing_event(open_site: Open) -> None:
     site = await open_site(events(CHUNK, Broken("cut")))
     response = await site.post(BODY | {"stream": True})

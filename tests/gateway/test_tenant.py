@@ -254,6 +254,27 @@ async def test_the_keys_of_a_disabled_tenant_are_forbidden_until_it_is_enabled(
     assert tenants.authenticate(minted.text).tenant_limits == Limits(rpm=10)
 
 
+async def test_who_was_let_in_earlier_is_looked_at_again_before_the_call(
+    issuer: Issuer, tenants: Tenants, clock: FakeClock
+) -> None:
+    minted = await issuer.add_key(tenant="acme", lifetime_s=100)
+    await tenants.refresh()
+    shown = tenants.authenticate(minted.text)
+    assert tenants.renew(shown) is shown
+    await issuer.set_tenant("acme", limits={"rpm": 2}, disabled=None)
+    await tenants.refresh()
+    assert tenants.renew(shown).tenant_limits == Limits(rpm=2)
+    await issuer.set_tenant("acme", limits={}, disabled=True)
+    await tenants.refresh()
+    with pytest.raises(Forbidden):
+        tenants.renew(shown)
+    await issuer.set_tenant("acme", limits={}, disabled=False)
+    await issuer.revoke_key(minted.id)
+    await tenants.refresh()
+    with pytest.raises(Unauthenticated):
+        tenants.renew(shown)
+
+
 async def test_the_keys_of_a_removed_tenant_are_unknown(issuer: Issuer, tenants: Tenants) -> None:
     minted = await issuer.add_key(tenant="acme")
     await tenants.refresh()
