@@ -6,12 +6,15 @@ import asyncio
 import os
 import re
 import signal
+import sys
+import textwrap
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from loadtests.emulator import Emulator, Pace, serving
@@ -20,6 +23,7 @@ from tests.e2e.raw import Answer as Reply
 from tests.e2e.raw import Connection, Stream, post, streaming
 from tests.e2e.servers import GatewayProcess, Key, processes_of
 from tests.e2e.test_refusals import CHAT
+from tests.runtimes.test_vllm import CPU, ENGINE
 
 WORKERS = 4
 PLACES = 3
@@ -229,6 +233,48 @@ async def test_a_worker_that_does_not_answer_is_said_and_the_others_serve(own: G
         assert all(after[name] >= before[name] for name in counted)
     finally:
         os.kill(stopped, signal.SIGCONT)
+
+
+# ---- an engine that is started here
+
+
+VLLM = """
+[server]
+listen = "127.0.0.1:0"
+admin = "127.0.0.1:0"
+workers = 2
+[[models]]
+name = "chat"
+replicas = [{{ kind = "vllm", artifact = "{model}" }}]
+"""
+
+
+async def test_one_engine_serves_all_workers_and_is_nobody_elses_to_end(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    (model / "model.safetensors").touch()
+    gateway = GatewayProcess(tmp_path, VLLM.format(model=model))
+    home = gateway.state / "engines" / "vllm-0.32.0"
+    (home / "bin").mkdir(parents=True)
+    (home / ".ready").write_bytes(msgspec.json.encode(CPU))
+    (home / "bin" / "python").write_text(textwrap.dedent(ENGINE).format(python=sys.executable))
+    (home / "bin" / "python").chmod(0o755)
+    gateway.start()
+    key, session = gateway.issue(), gateway.sessions()
+    assert len(session) == 2, "one gateway, one engine"
+    hello = {**HELLO, "model": "chat"}
+    assert statuses(await at_once(gateway, key, 20, hello)) == {200: 20}
+    os.kill(gateway.workers[0], signal.SIGKILL)
+    async with asyncio.timeout(30):
+        while gauges(gateway)["headrace_workers_up"] < 2:
+            await asyncio.sleep(0.05)
+    assert gateway.sessions() == session, "the engine was started anew for one of its workers"
+    async with asyncio.timeout(30):
+        while statuses(await at_once(gateway, key, 20, hello)) != {200: 20}:
+            await asyncio.sleep(0.05)
+    assert gateway.stop() == 0
+    assert processes_of(session) == {}
 
 
 # ---- ends
