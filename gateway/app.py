@@ -25,6 +25,7 @@ import uvloop
 from gateway.config import Config, ConfigError
 from gateway.edge.admin import admin_app, admin_token
 from gateway.edge.asgi import Asgi
+from gateway.edge.connection import UNREAD_BYTES_MAX
 from gateway.edge.server import Server
 from gateway.key import pepper_of
 from gateway.metrics import Gauge, LiveMetrics
@@ -184,6 +185,8 @@ class Listener:
         host = host.strip("[]")
         self.socket = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Its connections have it from here. By itself the kernel would take megabytes of an answer that nobody reads.
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNREAD_BYTES_MAX)
         try:
             self.socket.bind((host, int(port)))
             self.socket.listen()

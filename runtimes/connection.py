@@ -21,8 +21,9 @@ from runtimes.contract import Sink
 #: Whatever of an answer is not body, in one piece: head, interim (1xx) answers, trailers, chunk extensions.
 HEAD_BYTES_MAX = 65_536
 HEADERS_MAX = 128
-#: Body bytes held for a reader that is slower than the upstream, before the upstream is made to wait.
-AHEAD_BYTES_MAX = 262_144
+#: Body bytes held for a reader that is slower than the upstream, before the upstream is made to wait; what one read
+#: brings may be more.
+AHEAD_BYTES_MAX = 16_384
 #: Below this, copying the body behind the head is cheaper than handing over two buffers.
 JOIN_BYTES_MAX = 65_536
 #: No loop takes infinity, which is what a deadline may be; looking once too often does no harm.
@@ -294,6 +295,7 @@ class Connection(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        del self._parser  # it knows this connection: a cycle, which would lie about until somebody looks for garbage
         self.stop(f"the connection failed: {error}" if error else "it closed the connection before the answer's end")
         self._lost(self)
 

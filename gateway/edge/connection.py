@@ -14,6 +14,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import socket
+import struct
 from collections import deque
 from typing import TYPE_CHECKING, NoReturn, cast
 
@@ -38,6 +40,10 @@ log = logging.getLogger("headrace.edge")
 #: How long a refused client may take to read why, and how long a connection may lie idle between requests.
 LINGER_S = 2.0
 IDLE_S_MAX = 75.0
+#: Of an answer, held for a client that reads more slowly than it is written to, before its engine is made to wait.
+UNREAD_BYTES_MAX = 16_384
+RESET = struct.pack("ii", 1, 0)
+"""Of SO_LINGER: on, and for 0 seconds. See socket(7)."""
 HOST = re.compile(rb"(?:\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._~-]+)(?::[0-9]{1,5})?")
 
 
@@ -169,6 +175,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)  # uvloop's transports only look like asyncio's
+        self.transport.set_write_buffer_limits(high=UNREAD_BYTES_MAX)
         if len(self.server.connections) >= self._bounds.connections_max:
             self._close_with(
                 TooManyConnections(f"This gateway already has {self._bounds.connections_max} connections open.")
@@ -183,6 +190,7 @@ class Connection(asyncio.Protocol):
             if timer is not None:
                 timer.cancel()
         self._timer = self._write_timer = None
+        del self._parser  # it knows this connection: a cycle, which would lie about until somebody looks for garbage
         self._resume()
         self._end_call()
         self._waiting.clear()
@@ -419,7 +427,12 @@ class Connection(asyncio.Protocol):
     def _must_be_read(self) -> None:
         """A client that stops reading holds a connection, and maybe an engine's place; only for so long."""
         if self._write_timer is None:
-            self._write_timer = self._loop.call_later(self._bounds.write_s_max, self.transport.abort)
+            self._write_timer = self._loop.call_later(self._bounds.write_s_max, self._give_up)
+
+    def _give_up(self) -> None:
+        """With a reset, or the kernel would go on offering what it holds to somebody who does not read."""
+        self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        self.transport.abort()
 
     # ---- refusing
 

@@ -2,11 +2,17 @@
 
 import asyncio
 import gc
+import math
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
+from runtimes.clock import SystemClock
+from runtimes.wire import Wire
+from tests.gateway.test_connection import GET, serving
 from tests.profile.__main__ import ANSWER, BODY, PLAIN, STREAM_HEAD, Rig, framed
+from tests.runtimes.hostile import answering, hostile
 
 DONE = framed(b"data: [DONE]\n\n") + b"0\r\n\r\n"
 ANSWERS = {"whole": (BODY, ANSWER), "streamed": (BODY[:-1] + b',"stream":true}', STREAM_HEAD + framed(PLAIN) + DONE)}
@@ -43,3 +49,46 @@ async def test_a_call_leaves_no_garbage(tmp_path: Path, kind: str) -> None:
     assert found < CALLS, f"{found} objects of {CALLS} calls"
     client.connection_lost(None)
     await rig.journal.aclose()
+
+
+async def garbage(of: Callable[[], Awaitable[None]]) -> int:
+    """What is found after CALLS of these."""
+    await of()
+    await asyncio.sleep(0)
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(CALLS):
+            await of()
+        await asyncio.sleep(0.05)
+        return gc.collect()
+    finally:
+        gc.enable()
+
+
+async def test_a_client_s_connection_leaves_no_garbage() -> None:
+    async with serving() as site:
+
+        async def visit() -> None:
+            reader, writer = await asyncio.open_connection("127.0.0.1", site.port)
+            writer.write(GET)
+            await reader.readuntil(b"/ok")
+            writer.close()
+            await writer.wait_closed()
+
+        assert await garbage(visit) < CALLS
+
+
+async def test_nor_does_one_to_an_engine() -> None:
+    closes = b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 2\r\n\r\nhi"
+    async with hostile(answering(closes)) as host:
+        wire = Wire(host.url, connections_max=1, connect_s_max=5, idle_s_max=5, clock=SystemClock())
+        head = wire.head("GET", "/")
+
+        async def ask() -> None:
+            async with wire.exchange(head, (), b"", math.inf) as reply:
+                assert [frame async for frame in reply.frames] == [b"hi"]
+
+        found = await garbage(ask)
+        await wire.aclose()
+    assert found < CALLS

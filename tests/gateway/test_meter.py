@@ -12,6 +12,7 @@ from gateway.call import Call
 from gateway.errors import BadRequest, DeadlineExceeded, EngineFailed, GatewayError
 from gateway.meter import AFTER_END_S_MAX, Answer, meter
 from gateway.stream import EVENT_BYTES_MAX
+from runtimes.clock import SystemClock
 from runtimes.contract import Broken, Expired, Reply, Sink
 from tests.fakes import FakeClient, FakeClock, Frame, Script, a_call, events, played, until
 
@@ -497,6 +498,15 @@ async def test_a_client_that_is_full_is_given_nothing_until_it_has_read() -> Non
     client.reads.set()
     await sending
     assert client.got == chunk("x") + chunk("y")
+
+
+async def test_a_client_that_never_reads_is_not_waited_for_beyond_the_deadline() -> None:
+    client = FakeClient()
+    client.full = True
+    call = a_call(stream=True, deadline_s=SystemClock().now_s() + 0.05)
+    with pytest.raises(DeadlineExceeded):
+        await sent_to(client, events(chunk("x"), chunk("y"), DONE), call)
+    assert client.got == chunk("x")
 
 
 async def test_what_an_engine_s_connection_pours_is_the_same_as_what_it_would_frame() -> None:

@@ -84,6 +84,8 @@ class Transport(asyncio.Transport):
     def get_write_buffer_size(self) -> int:
         return 0
 
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None: ...
+
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         return default
 
