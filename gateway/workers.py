@@ -143,7 +143,7 @@ class Life:
             process = subprocess.Popen(  # noqa: ASYNC220, S603 - a fork; nothing of it is anybody's input
                 [sys.executable, "-P", "-m", "gateway.worker", str(os.getpid()), str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(), listening.fileno(), files.counters, files.places, *files.bells),
+                pass_fds=(theirs.fileno(), listening.fileno(), files.counters, files.places, files.crowd, *files.bells),
                 process_group=0,
             )
         channel = await Channel.open(ours)
