@@ -29,9 +29,9 @@ class Counters:
         """Whose the entry is; 0 is nobody's."""
         self.levels = memory.real(8 * ENTRIES, LEVELS * ENTRIES)
         """Of each entry: when its requests are full again, at how many seconds a request; the same of its tokens."""
-        first_bytes = 8 * ENTRIES * (1 + LEVELS)
-        self.running = [memory.whole(first_bytes + 4 * ENTRIES * it, ENTRIES, "I") for it in range(workers)]
-        """Calls under way, by worker, of each entry."""
+        self.running = memory.whole(8 * ENTRIES * (1 + LEVELS), workers * ENTRIES, "I")
+        """Of each entry: calls under way in each worker."""
+        self.workers = workers
 
     @classmethod
     def make(cls, *, workers: int) -> Counters:
@@ -69,16 +69,13 @@ class Counters:
     def strike_out(self, worker: int) -> None:
         """The worker has gone, and its calls with it."""
         self.memory.lock_all()
-        running = self.running[worker]
-        running.cast("B")[:] = bytes(running.nbytes)
+        self.running[worker :: self.workers] = memoryview(bytes(4 * ENTRIES)).cast("I")
         self.memory.unlock()
 
-    def running_at(self, place: int) -> int:
-        return sum([running[place] for running in self.running])
-
     def _idle(self, place: int, now_s: float) -> bool:
-        requests_full_s, tokens_full_s = self.levels[LEVELS * place], self.levels[LEVELS * place + 2]
-        return requests_full_s <= now_s and tokens_full_s <= now_s and not self.running_at(place)
+        requests_full_s, _, tokens_full_s, _ = self.levels[LEVELS * place : LEVELS * (place + 1)]
+        running = self.running[self.workers * place : self.workers * (place + 1)]
+        return requests_full_s <= now_s and tokens_full_s <= now_s and not any(running)
 
 
 #: 65,536 tenants and keys in use at once take 2.6 MB, and 0.26 for each worker. With half as many a bucket is full once
@@ -95,12 +92,14 @@ def entry_hash(kind: str, id: str) -> int:
 
 
 class SharedQuota(Quota):
-    """A Quota whose counters are the table's; those in this process are where they are worked on."""
+    """A Quota whose counters are the table's; those in this process are where they are worked on. Only what is
+    limited is counted: a call that began while there was no limit is not held against one that is set meanwhile."""
 
     def __init__(self, *, clock: Clock, counters: Counters, worker: int) -> None:
         super().__init__(clock=clock)
         self.counters = counters
         self.worker = worker
+        self.under_way = 0
 
     def hold(self, call: Call, *, tokens_out_default: int) -> Hold:
         return SharedHold(self, call, tokens_out_default)
@@ -108,8 +107,7 @@ class SharedQuota(Quota):
     @property
     def holds(self) -> int:
         """Those of this worker."""
-        tenants = [holder for (kind, _), holder in self.holders.items() if kind == "tenant"]
-        return sum(holder.own for holder in tenants if isinstance(holder, SharedHolder))
+        return self.under_way
 
     def _new_holder(self, kind: str, id: str, name: str, limits: Limits) -> Holder:
         return SharedHolder(entry_hash(kind, id), self.counters, self.worker, name, limits)
@@ -118,44 +116,59 @@ class SharedQuota(Quota):
 class SharedHold(Hold):
     """See Quota.hold."""
 
-    __slots__ = ()
+    __slots__ = ("_counted", "_shared")
+
+    def __init__(self, quota: SharedQuota, call: Call, tokens_out_default: int) -> None:
+        super().__init__(quota, call, tokens_out_default)
+        self._shared = quota
 
     def __enter__(self) -> None:
-        with Loaded(self._quota, self._quota.pair(self._call.principal), taking=True):
+        quota = self._shared
+        self._counted = Counted(quota, quota.pair(self._call.principal))
+        with self._counted.loaded(quota.clock.now_s(), taking=True):
             super().__enter__()
+        quota.under_way += 1
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        with Loaded(self._quota, self._pair, taking=False):
+        self._shared.under_way -= 1
+        with self._counted.loaded(self._shared.clock.now_s(), taking=False):
             super().__exit__(kind, error, traceback)
 
 
-class Loaded:
-    """Inside, the pair's counters are those of all workers, and nobody else's to change."""
+class Counted:
+    """Those of a pair's holders that one call is counted for. Inside, their counters are those of all workers, and
+    nobody else's to change."""
 
-    __slots__ = ("_key", "_now_s", "_taking", "_tenant")
+    __slots__ = ("_counters", "_holders", "_lock", "_now_s", "_taking")
 
-    def __init__(self, quota: Quota, pair: Pair, *, taking: bool) -> None:
-        assert isinstance(pair.tenant, SharedHolder)
-        assert isinstance(pair.key, SharedHolder)
-        self._tenant, self._key = pair.tenant, pair.key
-        self._now_s = quota.clock.now_s()
-        self._taking = taking
+    def __init__(self, quota: SharedQuota, pair: Pair) -> None:
+        tenant, key = pair.tenant, pair.key
+        assert isinstance(tenant, SharedHolder)
+        assert isinstance(key, SharedHolder)
+        self._counters = quota.counters
+        # A key is only ever used with its tenant, so the tenant's lock is enough for both.
+        self._lock = tenant.hash % ENTRIES
+        self._holders = (
+            () if tenant.free and key.free else (key,) if tenant.free else (tenant,) if key.free else (tenant, key)
+        )
+
+    def loaded(self, now_s: float, *, taking: bool) -> Counted:
+        self._now_s, self._taking = now_s, taking
+        return self
 
     def __enter__(self) -> None:
-        tenant, key, memory = self._tenant, self._key, self._tenant.counters.memory
-        # A key is only ever used with its tenant, so the tenant's lock is enough for both.
-        memory.lock(tenant.hash % ENTRIES)
+        if not self._holders:
+            return
+        memory = self._counters.memory
+        memory.lock(self._lock)
         try:
-            if not (tenant.found() and key.found()):
-                memory.unlock()
-                memory.lock_all()
-                tenant.counters.claim((tenant.hash, key.hash), self._now_s)
-                assert tenant.found()
-                assert key.found()
-            tenant.load(self._now_s, taking=self._taking)
-            key.load(self._now_s, taking=self._taking)
+            for holder in self._holders:
+                if not holder.found():
+                    self._claim()
+            for holder in self._holders:
+                holder.load(self._now_s, taking=self._taking)
         except BaseException:
             memory.unlock()
             raise
@@ -163,9 +176,18 @@ class Loaded:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._tenant.save()
-        self._key.save()
-        self._tenant.counters.memory.unlock()
+        if self._holders:
+            for holder in self._holders:
+                holder.save()
+            self._counters.memory.unlock()
+
+    def _claim(self) -> None:
+        memory, counters = self._counters.memory, self._counters
+        memory.unlock()
+        memory.lock_all()
+        counters.claim([holder.hash for holder in self._holders], self._now_s)
+        for holder in self._holders:
+            assert holder.found()
 
 
 class SharedHolder(Holder):
@@ -174,48 +196,53 @@ class SharedHolder(Holder):
     def __init__(self, hash: int, counters: Counters, worker: int, name: str, limits: Limits) -> None:
         super().__init__(name, limits)
         self.hash = hash
-        self.counters = counters
-        self._own = counters.running[worker]
-        self._place = 0
-        self._loaded = 0
+        self._counters = counters
+        self._worker = worker
         self._units_s = self.requests.unit_s, self.tokens.unit_s
+        self._units_found_s = self._units_s
+        self._loaded = 0
+        self._lie_at(0)
 
     def change(self, limits: Limits, now_s: float) -> None:
         super().change(limits, now_s)
         self._units_s = self.requests.unit_s, self.tokens.unit_s
 
     def found(self) -> bool:
-        """Whether there is an entry. It stays while it is in use, or a lock is held."""
-        if self.counters.hashes[self._place] != self.hash:
-            self._place = max(0, self.counters.find(self.hash))
-        return self.counters.hashes[self._place] == self.hash
+        """Whether there is an entry; asked with a lock, under which it stays where it is."""
+        hashes = self._counters.hashes
+        if hashes[self._place] == self.hash:
+            return True
+        self._lie_at(max(0, self._counters.find(self.hash)))
+        return hashes[self._place] == self.hash
 
     def load(self, now_s: float, *, taking: bool) -> None:
         """Whoever takes does so at the limits it knows of. Whoever settles may know only of ones long changed, so it
         does so at those of whoever took last."""
-        levels, level = self.counters.levels, LEVELS * self._place
-        self.running = self._loaded = self.counters.running_at(self._place)
-        for limit, own_unit_s in zip((self.requests, self.tokens), self._units_s, strict=True):
-            limit.full_at_s, unit_s = levels[level], levels[level + 1]
-            limit.unit_s = own_unit_s if taking else unit_s
-            if unit_s and limit.unit_s and unit_s != limit.unit_s:
-                limit.full_at_s = now_s + (limit.full_at_s - now_s) / unit_s * limit.unit_s
-            level += 2
+        counters, requests, tokens = self._counters, self.requests, self.tokens
+        self.running = self._loaded = sum(counters.running[self._calls])
+        requests.full_at_s, requests_unit_s, tokens.full_at_s, tokens_unit_s = counters.levels[self._levels]
+        found = self._units_found_s = requests_unit_s, tokens_unit_s
+        requests.unit_s, tokens.unit_s = units = self._units_s if taking else found
+        if found != units:
+            for limit, unit_s in ((requests, requests_unit_s), (tokens, tokens_unit_s)):
+                if unit_s and limit.unit_s:
+                    limit.full_at_s = now_s + (limit.full_at_s - now_s) / unit_s * limit.unit_s
 
     def save(self) -> None:
-        levels, level = self.counters.levels, LEVELS * self._place
-        for limit in (self.requests, self.tokens):
-            levels[level] = limit.full_at_s
-            if limit.unit_s:  # without a limit nothing is added, and what was used under one stays
-                levels[level + 1] = limit.unit_s
-            level += 2
+        counters, requests, tokens, level = self._counters, self.requests, self.tokens, self._levels.start
+        counters.levels[level] = requests.full_at_s
+        counters.levels[level + 2] = tokens.full_at_s
+        if (requests.unit_s, tokens.unit_s) != self._units_found_s:
+            # Without a limit nothing is added, and what was used under one stays as it is.
+            counters.levels[level + 1] = requests.unit_s or self._units_found_s[0]
+            counters.levels[level + 3] = tokens.unit_s or self._units_found_s[1]
         # Last, so that a kill before it leaves more taken than there is use for.
-        self._own[self._place] += self.running - self._loaded
-
-    @property
-    def own(self) -> int:
-        """Calls under way in this worker."""
-        return self._own[self._place] if self.found() else 0
+        counters.running[self._calls.start + self._worker] += self.running - self._loaded
 
     def idle(self, now_s: float) -> bool:
-        return not self.own  # the rest of it the table remembers
+        return True  # the table remembers
+
+    def _lie_at(self, place: int) -> None:
+        self._place = place
+        self._levels = slice(LEVELS * place, LEVELS * (place + 1))
+        self._calls = slice(self._counters.workers * place, self._counters.workers * (place + 1))

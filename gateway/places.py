@@ -48,10 +48,6 @@ class Places:
         for worker in workers:
             os.eventfd_write(self.bells[worker], 1)
 
-    def close(self) -> None:
-        for bell in self.bells:
-            os.close(bell)
-
 
 class ModelPlaces:
     """One model's."""

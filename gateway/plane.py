@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from prometheus_client import ProcessCollector
 
+from gateway.acceptor import Acceptor
 from gateway.config import Config, Model, Tracing
 from gateway.config import Server as Settings
 from gateway.counters import SharedQuota
@@ -173,7 +174,11 @@ async def open_plane(
             replica.start()
     doors = OpenAI(pipeline=pipeline, bounds=bounds, translations=_translations(config), clock=clock)
     server = Server(door=doors, bounds=bounds, clock=clock)
-    await opened.enter_async_context(server.serving(listening))
+    if shared is None:
+        await opened.enter_async_context(server.serving(listening))
+    else:
+        acceptor = Acceptor(server, listening, crowd=shared.crowd, worker=shared.worker)
+        await opened.enter_async_context(server.accepting(acceptor))
     return Plane(
         pipeline=pipeline,
         server=server,

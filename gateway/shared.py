@@ -1,4 +1,5 @@
-"""What the workers of one gateway have in common: the counters of its quotas, and the places at its engines."""
+"""What the workers of one gateway have in common: the counters of its quotas, the places at its engines, and how many
+connections each of them has."""
 
 from __future__ import annotations
 
@@ -16,25 +17,29 @@ class Files(NamedTuple):
 
     counters: int
     places: int
+    crowd: int
     bells: tuple[int, ...]
 
 
 class Shared:
     """As one process has it: `worker` is the number of that one."""
 
-    def __init__(self, *, worker: int, counters: Counters, places: Places) -> None:
+    def __init__(self, *, worker: int, counters: Counters, places: Places, crowd: Memory) -> None:
         self.worker = worker
         self.counters = counters
         self.places = places
+        self._crowd = crowd
+        self.crowd = crowd.whole(0, len(places.bells), "I")
 
     @property
     def files(self) -> Files:
-        return Files(self.counters.memory.file, self.places.memory.file, tuple(self.places.bells))
+        return Files(self.counters.memory.file, self.places.memory.file, self._crowd.file, tuple(self.places.bells))
 
     def strike_out(self, worker: int) -> None:
         """The worker has gone: nothing is under way in it any more."""
         self.counters.strike_out(worker)
         self.places.strike_out(worker)
+        self.crowd[worker] = 0
 
 
 def make(config: Config) -> Shared:
@@ -44,6 +49,7 @@ def make(config: Config) -> Shared:
         worker=LEADER,
         counters=Counters.make(workers=workers),
         places=Places.make(running_max=_places(config.models), workers=workers),
+        crowd=Memory.make("headrace-crowd", 4 * workers),
     )
 
 
@@ -53,6 +59,7 @@ def attach(config: Config, files: Files, worker: int) -> Shared:
         worker=worker,
         counters=Counters(Memory(files.counters), workers=config.server.workers),
         places=Places(Memory(files.places), running_max=_places(config.models), bells=files.bells),
+        crowd=Memory(files.crowd),
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from gateway.report import Family, Report, families, merged, merged_families
 from gateway.shared import Shared, is_shared
 from runtimes.clock import Clock
 from runtimes.pids import exit_of
+from runtimes.process import first
 
 log = logging.getLogger("headrace.workers")
 
@@ -39,7 +39,9 @@ class Workers:
         self._been_up = [asyncio.Event() for _ in range(config.server.workers)]
         self._counted: tuple[Family, ...] = ()
         """What those that have ended had counted: a sum that shrinks would be taken for one that began anew."""
-        self._stopping = False
+        self._striking_out = asyncio.Lock()
+        """A process does not lock itself out."""
+        self._stopping = asyncio.Event()
 
     def start(self) -> None:
         numbers = range(self._config.server.workers)
@@ -71,10 +73,10 @@ class Workers:
 
     async def stop(self) -> None:
         """Let all of them drain, and return once none is left."""
-        self._stopping = True
+        self._stopping.set()
         await cancel(self._watch)
         for life in self._lives.values():
-            life.process.send_signal(signal.SIGTERM)
+            life.process.terminate()
         settings = self._config.server
         await asyncio.wait(self._keepers, timeout=settings.unready_s + settings.drain_s_max + 2 * CLOSE_S_MAX)
         for number, life in self._lives.items():
@@ -84,26 +86,25 @@ class Workers:
 
     async def _keep(self, number: int) -> None:
         failures = 0
-        while not self._stopping:
+        while not self._stopping.is_set():
             life = await Life.begin(number, self._config, self._listening, self._shared, self._clock)
             self._lives[number] = life
+            if self._stopping.is_set():
+                life.process.terminate()
             hearing = asyncio.create_task(life.hear(self._been_up[number]), name=f"hear worker {number}")
             await exit_of(life.process.pid)
             status = life.process.wait()
             await hearing  # to what it said last
             del self._lives[number]
             self._counted = merged_families([*self._counted, *(it for it in life.told.families if it.type in COUNTED)])
-            self._shared.strike_out(number)
-            if not self._stopping:
+            async with self._striking_out:
+                # On a thread: one of the others may hang amid a lock, and is then still to be killed from here.
+                await asyncio.to_thread(self._shared.strike_out, number)
+            if not self._stopping.is_set():
                 failures = failures + 1 if self._clock.now_s() - life.begun_s < STEADY_S else 0
                 pause_s = min(RESTART_S_MAX, RESTART_S * 2**failures)
                 log.error("worker %d ended with %d; it is started again in %g s", number, status, pause_s)
-                await self._pause(pause_s)
-
-    async def _pause(self, pause_s: float) -> None:
-        until_s = self._clock.now_s() + pause_s
-        while not self._stopping and self._clock.now_s() < until_s:
-            await self._clock.sleep(min(pause_s, RESTART_S))
+                await first(self._clock.sleep(pause_s), self._stopping.wait())
 
     async def _look(self) -> None:
         """Ask all of them again and again, so that little of what one had counted is lost with it, and kill one that
@@ -142,7 +143,7 @@ class Life:
             process = subprocess.Popen(  # noqa: ASYNC220, S603 - a fork; nothing of it is anybody's input
                 [sys.executable, "-P", "-m", "gateway.worker", str(os.getpid()), str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(), listening.fileno(), files.counters, files.places, *files.bells),
+                pass_fds=(theirs.fileno(), listening.fileno(), files.counters, files.places, files.crowd, *files.bells),
                 process_group=0,
             )
         channel = await Channel.open(ours)

@@ -8,6 +8,7 @@ import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from email.utils import formatdate
+from typing import Protocol
 
 from gateway.call import Bounds
 from gateway.edge.connection import Connection
@@ -18,6 +19,11 @@ from runtimes.clock import Clock
 BACKLOG = 2048
 #: How long answers under way may take once everything else has stopped.
 CLOSE_S_MAX = 2.0
+
+
+class Accepting(Protocol):
+    def close(self) -> object: ...
+    async def wait_closed(self) -> object: ...
 
 
 class Server:
@@ -49,9 +55,14 @@ class Server:
     @asynccontextmanager
     async def serving(self, listening: socket.socket) -> AsyncIterator[None]:
         """Serve while inside. Leaving closes what is idle, and after a moment the rest."""
-        server = await asyncio.get_running_loop().create_server(
-            lambda: Connection(self), sock=listening, backlog=BACKLOG
-        )
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(lambda: Connection(self), sock=listening, backlog=BACKLOG)
+        async with self.accepting(server):
+            yield
+
+    @asynccontextmanager
+    async def accepting(self, server: Accepting) -> AsyncIterator[None]:
+        """The same, with something else that accepts connections."""
         try:
             yield
         finally:

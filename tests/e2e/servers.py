@@ -79,11 +79,11 @@ class GatewayProcess:
 
     # -- its life
 
-    def start(self, until: str = "ready in", *, start_s_max: float = START_S_MAX) -> GatewayProcess:
+    def start(self, until: str = "ready in", *options: str, start_s_max: float = START_S_MAX) -> GatewayProcess:
         """Return once it has logged `until`: by default, that every model can answer."""
         begin = len(self.log)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", self.module, "serve", "--config", str(self.config)],
+            [sys.executable, "-m", self.module, "serve", "--config", str(self.config), *options],
             cwd=REPOSITORY,
             env=_environment(),
             stdin=subprocess.DEVNULL,

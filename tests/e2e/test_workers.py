@@ -6,20 +6,25 @@ import asyncio
 import os
 import re
 import signal
+import sys
+import textwrap
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from loadtests.emulator import Emulator, Pace, serving
 from loadtests.emulator.answer import Answer
 from tests.e2e.raw import Answer as Reply
-from tests.e2e.raw import Connection, Stream, post, streaming
+from tests.e2e.raw import Connection, post, streaming
+from tests.e2e.resources import at_rest
 from tests.e2e.servers import GatewayProcess, Key, processes_of
 from tests.e2e.test_refusals import CHAT
+from tests.runtimes.test_vllm import CPU, ENGINE
 
 WORKERS = 4
 PLACES = 3
@@ -77,7 +82,7 @@ def engine() -> Iterator[tuple[Watched, str]]:
 
 @pytest.fixture(scope="module")
 def gateway(engine: tuple[Watched, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
-    yield from running(engine, tmp_path_factory.mktemp("w"))
+    yield from running(engine, tmp_path_factory.mktemp("w"), configured=1, options=("--workers", str(WORKERS)))
 
 
 @pytest.fixture
@@ -86,9 +91,11 @@ def own(engine: tuple[Watched, str], tmp_path: Path) -> Iterator[GatewayProcess]
     yield from running(engine, tmp_path)
 
 
-def running(engine: tuple[Watched, str], folder: Path) -> Iterator[GatewayProcess]:
-    gateway = GatewayProcess(folder, CONFIG.format(workers=WORKERS, url=engine[1], places=PLACES))
-    gateway.start()
+def running(
+    engine: tuple[Watched, str], folder: Path, *, configured: int = WORKERS, options: tuple[str, ...] = ()
+) -> Iterator[GatewayProcess]:
+    gateway = GatewayProcess(folder, CONFIG.format(workers=configured, url=engine[1], places=PLACES))
+    gateway.start("ready in", *options)
     session = {gateway.pid}
     yield gateway
     if gateway.runs:
@@ -231,6 +238,66 @@ async def test_a_worker_that_does_not_answer_is_said_and_the_others_serve(own: G
         os.kill(stopped, signal.SIGCONT)
 
 
+async def test_a_worker_that_can_not_start_is_tried_again_while_the_others_serve(
+    engine: tuple[Watched, str], tmp_path: Path
+) -> None:
+    own = GatewayProcess(tmp_path, CONFIG.format(workers=2, url=engine[1], places=PLACES))
+    in_the_way = own.state / "journal" / "0"
+    in_the_way.parent.mkdir(parents=True)
+    in_the_way.touch()
+    own.start("listening after")
+    own.wait_for("worker 0 ended with 1; it is started again in")
+    own.wait_for("worker 1 headrace.replica: replica wide-0 is ready")
+    key = own.issue()
+    assert statuses(await at_once(own, key, 20)) == {200: 20}
+    in_the_way.unlink()
+    own.wait_for("ready in")
+    assert gauges(own)["headrace_workers_up"] == 2
+    assert own.stop() == 0
+
+
+# ---- an engine that is started here
+
+
+VLLM = """
+[server]
+listen = "127.0.0.1:0"
+admin = "127.0.0.1:0"
+workers = 2
+[[models]]
+name = "chat"
+replicas = [{{ kind = "vllm", artifact = "{model}" }}]
+"""
+
+
+async def test_one_engine_serves_all_workers_and_is_nobody_elses_to_end(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    (model / "model.safetensors").touch()
+    gateway = GatewayProcess(tmp_path, VLLM.format(model=model))
+    home = gateway.state / "engines" / "vllm-0.32.0"
+    (home / "bin").mkdir(parents=True)
+    (home / ".ready").write_bytes(msgspec.json.encode(CPU))
+    (home / "bin" / "python").write_text(textwrap.dedent(ENGINE).format(python=sys.executable))
+    (home / "bin" / "python").chmod(0o755)
+    gateway.start()
+    key, session = gateway.issue(), gateway.sessions()
+    assert len(session) == 2, "one gateway, one engine"
+    hello = {**HELLO, "model": "chat"}
+    assert statuses(await at_once(gateway, key, 20, hello)) == {200: 20}
+    os.kill(gateway.workers[0], signal.SIGKILL)
+    async with asyncio.timeout(30):
+        while gauges(gateway)["headrace_workers_up"] < 2:
+            await asyncio.sleep(0.05)
+    assert gateway.sessions() == session, "the engine was started anew for one of its workers"
+    async with asyncio.timeout(30):
+        while statuses(await at_once(gateway, key, 20, hello)) != {200: 20}:
+            await asyncio.sleep(0.05)
+    assert gateway.stop() == 0
+    assert processes_of(session) == {}
+
+
 # ---- ends
 
 
@@ -246,13 +313,11 @@ async def test_a_killed_worker_is_started_again_and_leaves_nothing_taken(own: Ga
     whole = [stream.id for stream, end in zip(streams, ends, strict=True) if end == ["[DONE]"]]
     records = own.records(key.tenant)
     assert {records[id]["outcome"] for id in whole} <= {"served"}
-    served = 0
-    async with asyncio.timeout(20):
-        while served < 8:  # all its places are there again
-            async with AsyncExitStack() as opened:
-                again = [await opened.enter_async_context(open_stream(own, key)) for _ in range(8)]
-                served = sum(stream is not None for stream in again)
-    assert gauges(own)["headrace_workers_up"] == WORKERS
+    await at_rest(own)
+    async with AsyncExitStack() as opened:  # the whole limit is there again
+        again = [await opened.enter_async_context(streaming(own.host, key.text, words(100))) for _ in range(8)]
+        assert [stream.status for stream in again] == [200] * 8
+        assert statuses(await at_once(own, key, 8)) == {429: 8}
 
 
 async def test_places_a_killed_worker_held_are_there_again(own: GatewayProcess, engine: tuple[Watched, str]) -> None:
@@ -269,8 +334,7 @@ async def test_places_a_killed_worker_held_are_there_again(own: GatewayProcess, 
     engine[0].peak = 0
     assert statuses(await at_once(own, key, 30, {**HELLO, "model": "narrow"})) == {200: 30}
     assert engine[0].peak == PLACES
-    now = gauges(own)
-    assert now['headrace_running{model="narrow"}'] == now['headrace_waiting{model="narrow"}'] == 0
+    await at_rest(own)
 
 
 async def test_no_record_of_a_completed_call_is_lost_with_a_worker(own: GatewayProcess) -> None:
@@ -335,13 +399,6 @@ async def test_streams_in_all_workers_end_whole_before_the_gateway_does(own: Gat
 
 def words(count: int) -> dict[str, Any]:
     return {"model": "slow", "messages": [{"role": "user", "content": "word " * count}]}
-
-
-@asynccontextmanager
-async def open_stream(gateway: GatewayProcess, key: Key) -> AsyncIterator[Stream | None]:
-    """A stream that is under way while inside, None if it was refused."""
-    async with streaming(gateway.host, key.text, words(100)) as stream:
-        yield stream if stream.status == 200 else None
 
 
 async def answer_of(connection: Connection) -> int:

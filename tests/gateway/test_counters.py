@@ -192,7 +192,7 @@ def test_an_idle_entry_gives_way_to_another(small: None, workers: list[SharedQuo
 
 
 def test_nobody_is_let_in_uncounted(small: None, workers: list[SharedQuota], clock: FakeClock) -> None:
-    first, second, third = (asked(limits(rpm=9), name=name) for name in ("first", "second", "third"))
+    first, second, third = (asked(limits(rpm=9), key=limits(rpm=9), name=name) for name in ("first", "second", "third"))
     holds = [entered(workers[0], first), entered(workers[1], second)]
     with pytest.raises(QuotaExceeded, match="More tenants and keys") as refused:
         workers[2].hold(third, tokens_out_default=16).__enter__()

@@ -148,6 +148,20 @@ async def test_what_was_folded_before_the_kill_counts_once(tmp_path: Path) -> No
     assert list(usage.records) == ids(2)
 
 
+async def test_what_killed_workers_left_is_folded_by_the_next_gateway_however_many_it_has(tmp_path: Path) -> None:
+    usage = MemoryUsage()
+    for worker, id in enumerate(ids(3)):
+        journal = Journal(folder=tmp_path / "journal" / str(worker), sink=usage.append, clock=FakeClock())
+        await journal.open()
+        await put(journal, a_record(id))
+        os.close(journal.file)
+    assert [record.id for record in unfolded(tmp_path / "journal")] == ids(3)
+    assert not usage.records
+    await (await a_journal(tmp_path, usage)).aclose()
+    assert sorted(usage.records) == ids(3)
+    assert unfolded(tmp_path / "journal") == []
+
+
 async def test_a_last_line_cut_by_a_crash_is_left_out(tmp_path: Path) -> None:
     usage = MemoryUsage()
     killed = await a_journal(tmp_path, usage)

@@ -70,8 +70,8 @@ class Host:
     def close(self) -> None:
         for visit in self.visits:
             visit.task.cancel()
-        self.places.close()
-        os.close(self.places.memory.file)
+        for file in (*self.places.bells, self.places.memory.file):
+            os.close(file)
 
 
 class Visit:

@@ -236,6 +236,17 @@ async def test_an_engine_elsewhere_is_used_and_left_running(site: Site) -> None:
         assert await say(owner, "hello") == (200, "hello")
 
 
+async def test_another_process_reaches_the_engine_that_one_started(site: Site) -> None:
+    spec = Vllm(artifact=str(site.state.parent / "model"), running_max=3, idle_s_max=7)
+    elsewhere = spec.attached(site)
+    assert (elsewhere.slots, elsewhere.idle_s_max, elsewhere.artifact) == (3, 7, None)
+    async with opened(site):
+        runtime = elsewhere.build(site)
+        await runtime.open()
+        assert await say(runtime, "hello") == (200, "hello")
+        await runtime.aclose()
+
+
 async def test_an_engine_elsewhere_that_has_died_is_unavailable(site: Site) -> None:
     async with opened(site), attached(address(site), site) as runtime:
         with pytest.raises(Unavailable, match="its engine is dead"):

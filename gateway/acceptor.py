@@ -1,0 +1,92 @@
+"""Accepts on a socket that several workers accept on, so that each has about as many connections as the others.
+
+Whoever wakes first would take all that came at once, and keep it: clients hold their connections for hours. So a worker
+that has clearly more of them than the emptiest looks away for a moment, in which that one can take what is waiting;
+after it takes it itself, so that nobody waits for a worker that hangs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+
+from gateway.edge.connection import Connection
+from gateway.edge.server import Server
+
+log = logging.getLogger("headrace.acceptor")
+
+
+class Acceptor:
+    """`crowd` is how many connections each worker has, and one more; 0 if it accepts none."""
+
+    def __init__(self, server: Server, listening: socket.socket, *, crowd: memoryview[int], worker: int) -> None:
+        self._server = server
+        self._listening = listening
+        self._crowd = crowd
+        self._worker = worker
+        self._loop = asyncio.get_running_loop()
+        self._opening: set[asyncio.Task[object]] = set()
+        self._away: asyncio.TimerHandle | None = None
+        listening.setblocking(False)
+        self._look()
+
+    def close(self) -> None:
+        self._crowd[self._worker] = 0
+        if self._away is not None:
+            self._away.cancel()
+        self._loop.remove_reader(self._listening)
+        self._listening.close()
+
+    async def wait_closed(self) -> None:
+        await asyncio.gather(*self._opening, return_exceptions=True)
+
+    def _look(self) -> None:
+        self._away = None
+        self._loop.add_reader(self._listening, self._ready)
+        self._count()
+
+    def _count(self) -> int:
+        own = self._crowd[self._worker] = len(self._server.connections) + len(self._opening) + 1
+        return own
+
+    def _ready(self) -> None:
+        for _ in range(TAKE_MAX):
+            fewest = min(count for count in self._crowd if count)
+            if self._count() > fewest + fewest // 8 + MORE:
+                self._look_away(AWAY_S)
+                return
+            if not self._take():
+                return
+
+    def _look_away(self, away_s: float) -> None:
+        self._loop.remove_reader(self._listening)
+        self._away = self._loop.call_later(away_s, self._come_back)
+
+    def _come_back(self) -> None:
+        self._look()
+        self._take()
+
+    def _take(self) -> bool:
+        """One connection; False if there is none, or it can't be had."""
+        try:
+            accepted, _ = self._listening.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return False
+        except OSError as error:  # no descriptors, no memory: those of others may come free
+            log.error("no connection can be accepted for now: %s", error)
+            self._look_away(FAULT_S)
+            return False
+        accepted.setblocking(False)
+        opening = self._loop.create_task(self._loop.connect_accepted_socket(lambda: Connection(self._server), accepted))
+        self._opening.add(opening)
+        opening.add_done_callback(self._opening.discard)
+        return True
+
+
+#: Taken in one turn of the loop.
+TAKE_MAX = 16
+#: How many more than the emptiest has, beside an eighth, are no reason to look away; and for how long that is.
+MORE = 2
+AWAY_S = 0.001
+FAULT_S = 1.0
