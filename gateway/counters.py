@@ -10,37 +10,40 @@ from __future__ import annotations
 
 from collections.abc import Sequence, Set
 from hashlib import blake2b
+from struct import Struct
 from types import TracebackType
 
 from gateway.call import Call, Limits
 from gateway.errors import QuotaExceeded
 from gateway.memory import Memory
-from gateway.quota import Hold, Holder, Pair, Quota
+from gateway.quota import Gcra, Hold, Holder, Quota
 from runtimes.clock import Clock
 
 
 class Counters:
     """The table: ENTRIES of them, in buckets of BUCKET. An entry may lie anywhere in the bucket that its hash names,
-    and stays there until it is idle and another needs the room: then it is as if it had never been."""
+    and stays there until it is idle and another needs the room: then it is as if it had never been.
+
+    An entry is whose it is, by hash, 0 for nobody; when its requests are full again, at how many seconds a request;
+    the same of its tokens; and the calls under way in each worker. Written in this order, so that a kill amid it
+    leaves more taken than there is use for."""
 
     def __init__(self, memory: Memory, *, workers: int) -> None:
         self.memory = memory
-        self.hashes = memory.whole(0, ENTRIES, "Q")
-        """Whose the entry is; 0 is nobody's."""
-        self.levels = memory.real(8 * ENTRIES, LEVELS * ENTRIES)
-        """Of each entry: when its requests are full again, at how many seconds a request; the same of its tokens."""
-        self.running = memory.whole(8 * ENTRIES * (1 + LEVELS), workers * ENTRIES, "I")
-        """Of each entry: calls under way in each worker."""
         self.workers = workers
+        self.entry = _entry(workers)
+        words = self.entry.size // 8
+        self._words = memory.whole(0, ENTRIES * words, "Q")
+        self._hashes = self._words[::words]
 
     @classmethod
     def make(cls, *, workers: int) -> Counters:
-        return cls(Memory.make("headrace-counters", ENTRIES * (8 * (1 + LEVELS) + 4 * workers)), workers=workers)
+        return cls(Memory.make("headrace-counters", ENTRIES * _entry(workers).size), workers=workers)
 
     def find(self, hash: int) -> int:
         """The entry's place; -1 if there is none. To be asked under any of the memory's locks."""
         first = hash % BUCKETS * BUCKET
-        bucket = self.hashes[first : first + BUCKET].tolist()
+        bucket = self._hashes[first : first + BUCKET].tolist()
         return first + bucket.index(hash) if hash in bucket else -1
 
     def claim(self, hashes: Sequence[int], now_s: float) -> None:
@@ -51,39 +54,46 @@ class Counters:
             if self.find(hash) < 0:
                 place = self._room(hash % BUCKETS * BUCKET, kept, now_s)
                 kept.add(place)
-                # In this order, a kill in between leaves nobody another's entry.
-                self.hashes[place] = 0
-                self.levels[LEVELS * place : LEVELS * (place + 1)] = NO_LEVELS
-                self.hashes[place] = hash
+                self._hashes[place] = 0  # a kill from here on leaves nobody another's entry
+                self.entry.pack_into(self.memory.bytes, place * self.entry.size, 0, *NO_LEVELS, *bytes(self.workers))
+                self._hashes[place] = hash
+
+    def strike_out(self, worker: int) -> None:
+        """The worker has gone, and its calls with it."""
+        self.memory.lock_all()
+        words, column = self.entry.size // 8, WORDS + worker
+        self._words[column::words] = memoryview(bytes(8 * ENTRIES)).cast("Q")
+        self.memory.unlock()
 
     def _room(self, first: int, kept: Set[int], now_s: float) -> int:
         """A place in the bucket for a new entry."""
         for place in range(first, first + BUCKET):
-            if place not in kept and (not self.hashes[place] or self._idle(place, now_s)):
+            if place not in kept and (not self._hashes[place] or self._idle(place, now_s)):
                 return place
         raise QuotaExceeded(
             "More tenants and keys are calling at once than this gateway can count for; retry in a moment.",
             retry_after_s=1.0,
         )
 
-    def strike_out(self, worker: int) -> None:
-        """The worker has gone, and its calls with it."""
-        self.memory.lock_all()
-        self.running[worker :: self.workers] = memoryview(bytes(4 * ENTRIES)).cast("I")
-        self.memory.unlock()
-
     def _idle(self, place: int, now_s: float) -> bool:
-        requests_full_s, _, tokens_full_s, _ = self.levels[LEVELS * place : LEVELS * (place + 1)]
-        running = self.running[self.workers * place : self.workers * (place + 1)]
+        _, requests_full_s, _, tokens_full_s, _, *running = self.entry.unpack_from(
+            self.memory.bytes, place * self.entry.size
+        )
         return requests_full_s <= now_s and tokens_full_s <= now_s and not any(running)
 
 
-#: 65,536 tenants and keys in use at once take 2.6 MB, and 0.26 for each worker. With half as many a bucket is full once
-#: in a million tables.
+def _entry(workers: int) -> Struct:
+    """Of 8 bytes each, which processors write whole."""
+    return Struct(f"@Q4d{workers}Q")
+
+
+#: 65,536 tenants and keys in use at once take 2.6 MB, and half a one for each worker. With half as many a bucket is
+#: full once in a million tables.
 BUCKET, BUCKETS = 64, 1024
 ENTRIES = BUCKET * BUCKETS
-LEVELS = 4
-NO_LEVELS = memoryview(bytes(8 * LEVELS)).cast("d")
+NO_LEVELS = (0.0, 0.0, 0.0, 0.0)
+#: Before the calls under way.
+WORDS = 1 + len(NO_LEVELS)
 
 
 def entry_hash(kind: str, id: str) -> int:
@@ -114,80 +124,68 @@ class SharedQuota(Quota):
 
 
 class SharedHold(Hold):
-    """See Quota.hold."""
+    """See Quota.hold. From `_load` to `_save` the counters are those of all workers, and nobody else's to change."""
 
-    __slots__ = ("_counted", "_shared")
+    __slots__ = ("_counted", "_lock", "_shared")
 
     def __init__(self, quota: SharedQuota, call: Call, tokens_out_default: int) -> None:
         super().__init__(quota, call, tokens_out_default)
         self._shared = quota
 
     def __enter__(self) -> None:
-        quota = self._shared
-        self._counted = Counted(quota, quota.pair(self._call.principal))
-        with self._counted.loaded(quota.clock.now_s(), taking=True):
+        _, tenant, key = self._shared.pair(self._call.principal)
+        assert isinstance(tenant, SharedHolder)
+        assert isinstance(key, SharedHolder)
+        self._counted = tuple([holder for holder in (tenant, key) if not holder.free])
+        # A key is only ever used with its tenant, so the tenant's lock is enough for both.
+        self._lock = tenant.hash % ENTRIES
+        if self._counted:
+            self._load(taking=True)
+            try:
+                super().__enter__()
+            finally:
+                self._save()
+        else:
             super().__enter__()
-        quota.under_way += 1
+        self._shared.under_way += 1
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._shared.under_way -= 1
-        with self._counted.loaded(self._shared.clock.now_s(), taking=False):
+        if self._counted:
+            self._load(taking=False)
+            try:
+                super().__exit__(kind, error, traceback)
+            finally:
+                self._save()
+        else:
             super().__exit__(kind, error, traceback)
 
-
-class Counted:
-    """Those of a pair's holders that one call is counted for. Inside, their counters are those of all workers, and
-    nobody else's to change."""
-
-    __slots__ = ("_counters", "_holders", "_lock", "_now_s", "_taking")
-
-    def __init__(self, quota: SharedQuota, pair: Pair) -> None:
-        tenant, key = pair.tenant, pair.key
-        assert isinstance(tenant, SharedHolder)
-        assert isinstance(key, SharedHolder)
-        self._counters = quota.counters
-        # A key is only ever used with its tenant, so the tenant's lock is enough for both.
-        self._lock = tenant.hash % ENTRIES
-        self._holders = (
-            () if tenant.free and key.free else (key,) if tenant.free else (tenant,) if key.free else (tenant, key)
-        )
-
-    def loaded(self, now_s: float, *, taking: bool) -> Counted:
-        self._now_s, self._taking = now_s, taking
-        return self
-
-    def __enter__(self) -> None:
-        if not self._holders:
-            return
-        memory = self._counters.memory
-        memory.lock(self._lock)
+    def _load(self, *, taking: bool) -> None:
+        counters, now_s = self._shared.counters, self._shared.clock.now_s()
+        counters.memory.lock(self._lock)
         try:
-            for holder in self._holders:
-                if not holder.found():
-                    self._claim()
-            for holder in self._holders:
-                holder.load(self._now_s, taking=self._taking)
+            for holder in self._counted:
+                if not holder.load(now_s, taking=taking):
+                    self._claim(now_s)
+                    for each in self._counted:
+                        each.load(now_s, taking=taking)
+                    return
         except BaseException:
-            memory.unlock()
+            counters.memory.unlock()
             raise
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if self._holders:
-            for holder in self._holders:
-                holder.save()
-            self._counters.memory.unlock()
+    def _claim(self, now_s: float) -> None:
+        counters = self._shared.counters
+        counters.memory.unlock()
+        counters.memory.lock_all()
+        counters.claim([holder.hash for holder in self._counted], now_s)
 
-    def _claim(self) -> None:
-        memory, counters = self._counters.memory, self._counters
-        memory.unlock()
-        memory.lock_all()
-        counters.claim([holder.hash for holder in self._holders], self._now_s)
-        for holder in self._holders:
-            assert holder.found()
+    def _save(self) -> None:
+        for holder in self._counted:
+            holder.save()
+        self._shared.counters.memory.unlock()
 
 
 class SharedHolder(Holder):
@@ -199,50 +197,59 @@ class SharedHolder(Holder):
         self._counters = counters
         self._worker = worker
         self._units_s = self.requests.unit_s, self.tokens.unit_s
-        self._units_found_s = self._units_s
-        self._loaded = 0
-        self._lie_at(0)
+        self._start_bytes = 0
+        self._unpack_from, self._pack_into = counters.entry.unpack_from, counters.entry.pack_into
 
     def change(self, limits: Limits, now_s: float) -> None:
         super().change(limits, now_s)
         self._units_s = self.requests.unit_s, self.tokens.unit_s
 
-    def found(self) -> bool:
-        """Whether there is an entry; asked with a lock, under which it stays where it is."""
-        hashes = self._counters.hashes
-        if hashes[self._place] == self.hash:
-            return True
-        self._lie_at(max(0, self._counters.find(self.hash)))
-        return hashes[self._place] == self.hash
-
-    def load(self, now_s: float, *, taking: bool) -> None:
-        """Whoever takes does so at the limits it knows of. Whoever settles may know only of ones long changed, so it
-        does so at those of whoever took last."""
-        counters, requests, tokens = self._counters, self.requests, self.tokens
-        self.running = self._loaded = sum(counters.running[self._calls])
-        requests.full_at_s, requests_unit_s, tokens.full_at_s, tokens_unit_s = counters.levels[self._levels]
-        found = self._units_found_s = requests_unit_s, tokens_unit_s
-        requests.unit_s, tokens.unit_s = units = self._units_s if taking else found
-        if found != units:
-            for limit, unit_s in ((requests, requests_unit_s), (tokens, tokens_unit_s)):
-                if unit_s and limit.unit_s:
-                    limit.full_at_s = now_s + (limit.full_at_s - now_s) / unit_s * limit.unit_s
+    def load(self, now_s: float, *, taking: bool) -> bool:
+        """False if there is no entry. Whoever takes does so at the limits it knows of. Whoever settles may know only of
+        ones long changed, so it does so at those of whoever took last."""
+        requests, tokens, table = self.requests, self.tokens, self._counters.memory.bytes
+        found = self._unpack_from(table, self._start_bytes)
+        if found[0] != self.hash:
+            place = self._counters.find(self.hash)
+            if place < 0:
+                return False
+            self._start_bytes = place * self._counters.entry.size
+            found = self._unpack_from(table, self._start_bytes)
+        _, requests.full_at_s, requests_unit_s, tokens.full_at_s, tokens_unit_s, *running = found
+        self._running = running
+        self.running = self._loaded = sum(running)
+        units = self._units_found_s = requests_unit_s, tokens_unit_s
+        if taking:
+            requests.unit_s, tokens.unit_s = self._units_s
+            if units != self._units_s:
+                _convert(requests, requests_unit_s, now_s)
+                _convert(tokens, tokens_unit_s, now_s)
+        else:
+            requests.unit_s, tokens.unit_s = units
+        return True
 
     def save(self) -> None:
-        counters, requests, tokens, level = self._counters, self.requests, self.tokens, self._levels.start
-        counters.levels[level] = requests.full_at_s
-        counters.levels[level + 2] = tokens.full_at_s
-        if (requests.unit_s, tokens.unit_s) != self._units_found_s:
-            # Without a limit nothing is added, and what was used under one stays as it is.
-            counters.levels[level + 1] = requests.unit_s or self._units_found_s[0]
-            counters.levels[level + 3] = tokens.unit_s or self._units_found_s[1]
-        # Last, so that a kill before it leaves more taken than there is use for.
-        counters.running[self._calls.start + self._worker] += self.running - self._loaded
+        requests, tokens, running = self.requests, self.tokens, self._running
+        running[self._worker] += self.running - self._loaded
+        # While there is no limit nothing is added, and what was used under one stays as it is.
+        requests_unit_s = requests.unit_s or self._units_found_s[0]
+        tokens_unit_s = tokens.unit_s or self._units_found_s[1]
+        self._pack_into(
+            self._counters.memory.bytes,
+            self._start_bytes,
+            self.hash,
+            requests.full_at_s,
+            requests_unit_s,
+            tokens.full_at_s,
+            tokens_unit_s,
+            *running,
+        )
 
     def idle(self, now_s: float) -> bool:
         return True  # the table remembers
 
-    def _lie_at(self, place: int) -> None:
-        self._place = place
-        self._levels = slice(LEVELS * place, LEVELS * (place + 1))
-        self._calls = slice(self._counters.workers * place, self._counters.workers * (place + 1))
+
+def _convert(limit: Gcra, unit_s: float, now_s: float) -> None:
+    """As many units as were used or owed at the rate of `unit_s` are so at the limit's own."""
+    if unit_s and limit.unit_s:
+        limit.full_at_s = now_s + (limit.full_at_s - now_s) / unit_s * limit.unit_s

@@ -19,7 +19,7 @@ class Memory:
 
     def __init__(self, file: int) -> None:
         self.file = file
-        self._map = mmap.mmap(file, 0)
+        self.bytes = mmap.mmap(file, 0)
 
     @classmethod
     def make(cls, name: str, size_bytes: int) -> Memory:
@@ -30,10 +30,7 @@ class Memory:
 
     def whole(self, start_bytes: int, count: int, kind: Literal["Q", "I"]) -> memoryview[int]:
         """So many whole numbers, of 8 bytes or 4."""
-        return self._part(start_bytes, count, SIZES_BYTES[kind]).cast(kind)
-
-    def real(self, start_bytes: int, count: int) -> memoryview[float]:
-        return self._part(start_bytes, count, SIZES_BYTES["d"]).cast("d")
+        return memoryview(self.bytes)[start_bytes : start_bytes + count * SIZES_BYTES[kind]].cast(kind)
 
     def lock(self, number: int) -> None:
         """Wait until no other process has this lock, or all of them. They are not counted: a process must let go of one
@@ -53,11 +50,8 @@ class Memory:
         """Let go of what this process has, one or all."""
         fcntl.lockf(self.file, fcntl.LOCK_UN)
 
-    def _part(self, start_bytes: int, count: int, size_bytes: int) -> memoryview[int]:
-        return memoryview(self._map)[start_bytes : start_bytes + count * size_bytes]
 
-
-SIZES_BYTES = {"Q": 8, "I": 4, "d": 8}
+SIZES_BYTES = {"Q": 8, "I": 4}
 
 #: A lock is held for a few microseconds. To try again for some tens costs less than to be put to sleep and woken, which
 #: would hold up a whole event loop for as long: two workers that one tenant keeps busy serve half as much again.

@@ -266,7 +266,7 @@ admin = "127.0.0.1:0"
 workers = 2
 [[models]]
 name = "chat"
-replicas = [{{ kind = "vllm", artifact = "{model}" }}]
+replicas = [{{ kind = "vllm", artifact = "{model}", running_max = 4 }}]
 """
 
 
