@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from gateway import (
+    acceptor,
     call,
     channel,
     counters,
@@ -213,6 +214,9 @@ ROWS = {
             "gateway/test_counters.py::test_an_idle_entry_gives_way_to_another",
             "gateway/test_counters.py::test_nobody_is_let_in_uncounted",
         ],
+    ),
+    "connections that a worker takes at once": Row(
+        f"{acceptor.TAKE_MAX}", ["gateway/test_acceptor.py::test_what_comes_at_once_is_shared_evenly"]
     ),
     "a worker's answer": Row(
         f"{workers.ANSWER_S_MAX:g} s, {mib(channel.LINE_BYTES_MAX)}; {workers.HUNG_S_MAX:g} s",
