@@ -60,6 +60,7 @@ class Connection(asyncio.Protocol):
         "_headers",
         "_held",
         "_host",
+        "_hung_up",
         "_in_header",
         "_loop",
         "_messages",
@@ -89,7 +90,9 @@ class Connection(asyncio.Protocol):
         self._parser.set_dangerous_leniencies(lenient_data_after_close=True)
         self.transport: asyncio.Transport
         self._refusal: GatewayError | None = None
-        """Nothing is read any more; the client is given time to read this."""
+        """Nothing is read any more; this is said once what came before is answered."""
+        self._hung_up = False
+        """All has been said; the client is given time to read it."""
 
         self._messages = 0
         self._in_header = False
@@ -337,7 +340,7 @@ class Connection(asyncio.Protocol):
 
     def _advance(self) -> None:
         """Begin the next request, if none is being answered and the client reads its answers."""
-        if self._advancing or self._refusal is not None:
+        if self._advancing or self._hung_up:
             return
         self._advancing = True  # a refusal is answered at once, and leads back to here
         while self.running is None and self._waiting and not self.paused and not self.transport.is_closing():
@@ -350,7 +353,7 @@ class Connection(asyncio.Protocol):
                 self._task = self._loop.create_task(handler(request))
                 self._task.add_done_callback(self._done)
         self._advancing = False
-        if self.running is None and not self._waiting:
+        if self.running is None and not self._waiting and not self._hung_up:
             if self._held:
                 self._held = False
                 self.transport.resume_reading()
@@ -450,18 +453,20 @@ class Connection(asyncio.Protocol):
         raise ValueError(error.message)
 
     def _close_with(self, error: GatewayError) -> None:
-        """Say so, and close: from here on nobody knows where a request begins."""
+        """Say so, and close: from here on nobody knows where a request begins. What came before it is answered first,
+        or its client would take this for the answer."""
         self._refusal = error
-        answering = self.running is not None and self.running.begun
-        self._end_call()
-        if answering:
-            self.transport.abort()  # another answer is half out: nothing said now would be understood
-            return
-        Request(self, method=b"", target=b"", headers=[], fields={}, keep_alive=False, chunked=False).refuse(error)
+        self._reading = None
+        request = Request(self, method=b"", target=b"", headers=[], fields={}, keep_alive=False, chunked=False)
+        if self.running is None and not self._waiting:
+            request.refuse(error)
+        else:
+            self._refuse_one(request, error)
 
     def _hang_up(self) -> None:
         """Close once all is written. With the client still sending, closing now would reset the connection before
         the answer is read."""
+        self._hung_up = True
         self._refusal = self._refusal or BadRequest("This connection is being closed.")
         self._must_be_read()
         self.transport.write_eof()

@@ -292,20 +292,24 @@ async def test_pipelined_requests_are_answered_in_order(peer: Peer) -> None:
     assert [await peer.answer() for _ in range(3)] == [(200, b"one"), (200, b"/ok"), (200, b"three")]
 
 
-async def test_garbage_behind_an_answer_under_way_is_never_mixed_into_it(site: Site, peer: Peer) -> None:
+@pytest.mark.parametrize(
+    "garbage", [b"NONSENSE\r\n\r\n", b"GET / HTTP/1.1\r\n\r\n", post(b"", b"/ok")[:-4] + b"\0\r\n\r\n"]
+)
+async def test_garbage_behind_an_answer_under_way_is_told_behind_it(site: Site, peer: Peer, garbage: bytes) -> None:
     peer.send(post(b"", b"/stream"))
     await peer.reader.readuntil(b"first\r\n")
-    peer.send(b"NONSENSE\r\n\r\n")
-    assert await peer.closed()
-    await site.app.ended.wait()
-
-
-async def test_garbage_behind_a_request_in_hand_ends_it(site: Site, peer: Peer) -> None:
-    peer.send(post(b"", b"/wait"))
-    await site.app.begun.wait()
-    peer.send(b"NONSENSE\r\n\r\n")
+    peer.send(garbage + GET)
+    site.app.go_on.set()
+    assert await peer.reader.readuntil(b"0\r\n\r\n") == b"6\r\nsecond\r\n4\r\nlast\r\n0\r\n\r\n"
     assert await peer.refused() == 400
-    await site.app.ended.wait()
+
+
+async def test_garbage_behind_requests_in_hand_is_told_behind_their_answers(site: Site, peer: Peer) -> None:
+    peer.send(post(b"", b"/wait") + GET + b"NONSENSE\r\n\r\n")
+    await site.app.begun.wait()
+    site.app.go_on.set()
+    assert [await peer.answer() for _ in range(2)] == [(200, b"/wait"), (200, b"/ok")]
+    assert await peer.refused() == 400
 
 
 async def test_expecting_to_continue_is_answered_before_the_body(peer: Peer) -> None:
