@@ -14,10 +14,10 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Any, NamedTuple
 
 import msgspec
 import uvloop
@@ -29,7 +29,7 @@ from gateway.edge.connection import UNREAD_BYTES_MAX
 from gateway.edge.server import Server
 from gateway.key import pepper_of
 from gateway.metrics import Gauge, LiveMetrics
-from gateway.plane import Plane, cancel, open_plane
+from gateway.plane import cancel, open_plane
 from gateway.report import Report, families, merged_families
 from gateway.store import SqliteStore, Store
 from gateway.tenant import Issuer
@@ -90,40 +90,21 @@ async def _serve(config: Config, opening: Callable[[Config], AbstractAsyncContex
     log.info("stopped")
 
 
-class Running(Protocol):
-    """A gateway that listens: addresses for people, `up` for whoever waits."""
+class Running(NamedTuple):
+    """A gateway that listens: addresses for people, `up` for whoever waits until every model can answer."""
 
     data: Listener
     admin: Listener
-
-    async def up(self) -> None:
-        """Return once every model can answer."""
-
-
-class Gateway:
-    """All of it in this process."""
-
-    def __init__(self, *, plane: Plane, data: Listener, admin: Listener) -> None:
-        self.plane = plane
-        self.data = data
-        self.admin = admin
-
-    async def up(self) -> None:
-        await self.plane.up()
+    up: Callable[[], Coroutine[Any, Any, None]]
 
 
 @asynccontextmanager
-async def gateway(config: Config, clock: Clock | None = None) -> AsyncIterator[Gateway]:
+async def gateway(config: Config, clock: Clock | None = None) -> AsyncIterator[Running]:
     """Everything, running while inside; leaving drains."""
     clock = clock or SystemClock()
     state = config.state_path
     async with AsyncExitStack() as opened:
-        opened.enter_context(owned(state))
-        data = opened.enter_context(Listener(config.server.listen, "listen"))
-        admin = opened.enter_context(Listener(config.server.admin, "admin"))
-        store = SqliteStore(state / "headrace.db")
-        await store.open()
-        opened.push_async_callback(store.aclose)
+        data, admin, store = await open_state(opened, config)
         plane = await open_plane(
             opened, config, listening=data.socket, journal=state / "journal", store=store, clock=clock
         )
@@ -133,7 +114,20 @@ async def gateway(config: Config, clock: Clock | None = None) -> AsyncIterator[G
 
         await open_admin(opened, config, listening=admin.socket, store=store, report=report, clock=clock)
         opened.push_async_callback(plane.drain, config.server)
-        yield Gateway(plane=plane, data=data, admin=admin)
+        yield Running(data, admin, plane.up)
+
+
+async def open_state(opened: AsyncExitStack, config: Config) -> tuple[Listener, Listener, Store]:
+    """What a gateway has once, however many processes it is: the state folder, its listening sockets, data's and
+    admin's, and the store. Raises ConfigError."""
+    state = config.state_path
+    opened.enter_context(owned(state))
+    data = opened.enter_context(Listener(config.server.listen, "listen"))
+    admin = opened.enter_context(Listener(config.server.admin, "admin"))
+    store = SqliteStore(state / "headrace.db")
+    await store.open()
+    opened.push_async_callback(store.aclose)
+    return data, admin, store
 
 
 async def open_admin(

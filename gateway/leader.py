@@ -13,43 +13,25 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import msgspec
 from prometheus_client import ProcessCollector
 
-from gateway.app import Listener, open_admin, owned
+from gateway.app import Running, open_admin, open_state
 from gateway.config import Config, Model
 from gateway.journal import Journal
 from gateway.plane import cancel, replica_of, sites
 from gateway.replica import Replica
 from gateway.report import Report, families
 from gateway.shared import make
-from gateway.store import SqliteStore
 from gateway.workers import Workers
 from runtimes.clock import Clock, SystemClock
 from runtimes.vllm import Vllm
 
 
-class Leader:
-    """See gateway.app.Running."""
-
-    def __init__(self, *, workers: Workers, data: Listener, admin: Listener) -> None:
-        self.workers = workers
-        self.data = data
-        self.admin = admin
-
-    async def up(self) -> None:
-        await self.workers.up()
-
-
 @asynccontextmanager
-async def leading(config: Config, clock: Clock | None = None) -> AsyncIterator[Leader]:
+async def leading(config: Config, clock: Clock | None = None) -> AsyncIterator[Running]:
     """Everything, running while inside; leaving drains."""
     clock = clock or SystemClock()
     state = config.state_path
     async with AsyncExitStack() as opened:
-        opened.enter_context(owned(state))
-        data = opened.enter_context(Listener(config.server.listen, "listen"))
-        admin = opened.enter_context(Listener(config.server.admin, "admin"))
-        store = SqliteStore(state / "headrace.db")
-        await store.open()
-        opened.push_async_callback(store.aclose)
+        data, admin, store = await open_state(opened, config)
         journal = Journal(folder=state / "journal", sink=store.append_usage, clock=clock)
         await journal.open()
         opened.push_async_callback(journal.aclose)
@@ -73,7 +55,7 @@ async def leading(config: Config, clock: Clock | None = None) -> AsyncIterator[L
         await open_admin(opened, config, listening=admin.socket, store=store, report=report, clock=clock)
         workers.start()
         opened.push_async_callback(workers.stop)
-        yield Leader(workers=workers, data=data, admin=admin)
+        yield Running(data, admin, workers.up)
 
 
 def _engines(model: Model, config: Config, clock: Clock) -> list[Replica]:
