@@ -15,7 +15,7 @@ from runtimes.clock import Clock
 from runtimes.contract import Exchange
 
 if TYPE_CHECKING:
-    from runtimes.dialect.openai import Translation
+    from runtimes.dialect import Translation
 
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -150,8 +150,8 @@ class Call(msgspec.Struct, gc=False):
     """`max_tokens` or its kin, per choice, if the client set one."""
     traceparent: str | None = None
     """W3C trace context to hand on: the caller's, or this call's own span."""
-    translation: type[Translation] | None = None
-    """How this route's JSON becomes tensors and back, if any model speaking tensors is served."""
+    translation: Translation | None = None
+    """How the body becomes tensors and back, if any model speaking tensors is served."""
 
     replica: str = ""
     status: int = 0

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Tracer
 
     import runtimes
-    from runtimes.dialect.openai import Translation
+    from runtimes.dialect import Translation
 
 
 class Plane:
@@ -247,7 +247,7 @@ def _line(model: Model, shared: Shared | None, clock: Clock) -> Line:
     )
 
 
-def _translations(config: Config) -> Mapping[str, type[Translation]]:
+def _translations(config: Config) -> Mapping[str, Translation]:
     """Only where a model speaks tensors: the translations bring numpy with them."""
     kinds = {type(spec).__struct_config__.tag for model in config.models for spec in model.replicas}
     if "onnx" not in kinds:

@@ -231,20 +231,22 @@ def _require_route(replica: Replica, call: Call) -> None:
             raise Unsupported(f"Model {call.model!r} generates text; it does not answer {call.route}.", param="model")
         return
     task = replica.predictor.task
-    if call.translation is None or call.translation.task != task:
-        raise Unsupported(f"Model {call.model!r} answers {ROUTE_OF_TASK[task]}, not {call.route}.", param="model")
+    if call.translation is None or task not in call.translation.tasks:
+        raise Unsupported(f"Model {call.model!r} answers {ROUTES_OF_TASK[task]}, not {call.route}.", param="model")
 
 
 #: What a model that speaks tensors answers, by its artifact's task.
-ROUTE_OF_TASK = {"classify": "/v1/classify", "embed": "/v1/embeddings"}
+ROUTES_OF_TASK = {"classify": "/v1/classify", "embed": "/v1/embeddings"}
 
 
 async def _infer(predictor: Predictor, call: Call) -> Reply:
     assert call.translation is not None
     try:
-        asked = call.translation.parse(call.body, deadline_s=call.deadline_s)
+        asked = call.translation.parse(
+            call.body, predictor=predictor, deadline_s=call.deadline_s, flow=call.principal.tenant_id
+        )
         reply = await predictor.infer(asked.request)
-        body = asked.answer(reply, model=call.model, labels=predictor.labels, id=call.id, created_s=int(call.at_s))
+        body = asked.answer(reply, model=call.model, predictor=predictor, id=call.id, created_s=int(call.at_s))
     except Invalid as fault:
         # As an engine would say it: a reply with its status, so that it counts as the engine's refusal.
         body = BadRequest(str(fault), param=fault.param).body()

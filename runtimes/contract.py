@@ -11,7 +11,7 @@ import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import msgspec
 
@@ -84,21 +84,46 @@ class Reply(msgspec.Struct):
     """All of it, if it came together with the header; `frames` says the same."""
 
 
+#: Datatypes by the names that the Open Inference Protocol v2 gives them.
+Datatype = Literal[
+    "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64", "BYTES"
+]
+
+
+class Tensor(msgspec.Struct, frozen=True):
+    """What a Predictor takes or gives under one name."""
+
+    name: str
+    datatype: Datatype
+    shape: tuple[int, ...]
+    """-1 where any length will do; the first axis is the batch's."""
+
+
 class InferRequest(msgspec.Struct, frozen=True):
-    """Named arrays in. Text goes in as one object array of `str` named `text`, shape [n]."""
+    """Named arrays in. BYTES go in as object arrays, of `str` if they are text: the one named `text`, shape [n]."""
 
     inputs: Mapping[str, Array]
     deadline_s: float
     """Clock time after which the answer is of no use to anyone."""
+    flow: str = ""
+    """Whose it is, to nobody's knowledge here: flows that wait for the same model take turns."""
+    outputs: tuple[str, ...] = ()
+    """Which are wanted; empty for all."""
 
 
 class InferReply(msgspec.Struct, frozen=True):
-    """Named arrays out, first axis n as in the request; e.g. `embedding` [n, width] float32 or
-    `scores` [n, labels] float32 in the order of the Manifest's labels."""
+    """Named arrays out, first axis n as in the request; e.g. `embedding` [n, width] float32, or `scores` [n, labels]
+    float32 in the order of the Manifest's labels, and `label` [n] BYTES, the best one's name."""
 
     outputs: Mapping[str, Array]
     tokens_in: int
-    """Tokens the model read, padding not counted."""
+    """Tokens the model read, padding not counted; 0 for a model that reads none."""
+    batch_rows_max: int = 0
+    """Rows of the largest batch that any of these went through the model in; 0 if unknown."""
+    queue_s: float = 0.0
+    """Spent waiting for others inside the runtime."""
+    compute_s: float = 0.0
+    """Spent by the model, on the whole of the batches that these were in."""
 
 
 class Spec(Protocol):
@@ -163,9 +188,19 @@ class Predictor(Runtime, Protocol):
     """Speaks tensors."""
 
     task: str
-    """`classify` or `embed`: which outputs, and so which routes, it can answer. Known once it is open."""
+    """`classify`, `embed`, or `predict` for one that only takes and gives tensors: which outputs, and so which routes,
+    it can answer. This and what follows is known once it is open."""
     labels: tuple[str, ...]
     """What the columns of `scores` mean; empty for an embedder."""
+    thresholds: Mapping[str, float]
+    """Label → least score at which it may be believed; a label without one is always believed."""
+    inputs: tuple[Tensor, ...]
+    """All that it can be given. A text model takes either `text` or token ids, so not all of them at once."""
+    outputs: tuple[Tensor, ...]
+    platform: str
+    """What runs it, as the Open Inference Protocol names it, e.g. `onnxruntime_onnx`."""
+    version: str
+    """Of the artifact; `1` where nothing better is known."""
 
     async def infer(self, request: InferRequest) -> InferReply:
         """Run the model. Raises Invalid, Expired, Overloaded or Unavailable. Safe to run concurrently."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, TypeVar
@@ -20,6 +20,7 @@ from runtimes.contract import (
     Overloaded,
     Predictor,
     Site,
+    Tensor,
     Unavailable,
 )
 from runtimes.integrity import ShelfFault
@@ -65,6 +66,11 @@ class OnnxRuntime:
     def __init__(self, *, spec: Onnx, site: Site, clock: Clock) -> None:
         self.task = ""
         self.labels: tuple[str, ...] = ()
+        self.thresholds: Mapping[str, float] = {}
+        self.inputs: tuple[Tensor, ...] = ()
+        self.outputs: tuple[Tensor, ...] = ()
+        self.platform = "onnxruntime_onnx"
+        self.version = ""
         self._spec = spec
         self._site = site
         self._clock = clock
@@ -81,7 +87,8 @@ class OnnxRuntime:
             raise Unavailable(f"{self._site.replica} cannot start: {error}") from error
         except ImportError as error:
             raise Unavailable(f"{self._site.replica} cannot start: {error}; install headrace[onnx]") from error
-        self.task, self.labels = session.task, session.labels
+        self.task, self.labels, self.thresholds = session.task, session.labels, session.thresholds
+        self.inputs, self.outputs, self.version = session.inputs, session.outputs, session.version
         self._session = session
 
     def load(self) -> Load:

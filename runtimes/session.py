@@ -7,6 +7,7 @@ for the task `embed`, or `scores` [n, labels] for `classify`. Whatever else it a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -14,7 +15,7 @@ import onnxruntime
 from tokenizers import Encoding, Tokenizer
 
 from runtimes.artifact import Artifact
-from runtimes.contract import Invalid, Unavailable
+from runtimes.contract import Datatype, Invalid, Tensor, Unavailable
 from runtimes.integrity import Rejected
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ class Session:
         manifest = artifact.manifest
         self.task = manifest.task
         self.labels = manifest.labels
+        self.thresholds = manifest.thresholds
+        self.version = manifest.version
         self.tokens_max = manifest.tokens_max
         self._who = f"{manifest.name}@{manifest.version}"
         self._tokenizer = _tokenizer(artifact, self._who)
@@ -47,6 +50,11 @@ class Session:
         self._graph = _graph(artifact, self._who, threads=threads, provider=provider)
         self._outputs = [output.name for output in self._graph.get_outputs()]
         self._inspect()
+        self.inputs = (Tensor("text", "BYTES", (-1,)), *map(_tensor, self._graph.get_inputs()))
+        self.outputs = tuple(map(_tensor, self._graph.get_outputs()))
+        if self.task == "classify":
+            self.outputs += (Tensor("label", "BYTES", (-1,)),)
+            self._names = np.array(self.labels, object)
 
     def check(self, inputs: Mapping[str, Array]) -> None:
         """Raise Invalid, naming the input, unless `tokens` can work on these. Cheap: reads shapes, types and ids."""
@@ -79,7 +87,10 @@ class Session:
         except Exception as error:  # noqa: BLE001 - the library's errors have no common class
             # What the library says may quote the ids, so only its kind is passed on.
             raise Unavailable(f"{self._who} failed on a batch of {ids.shape}: {type(error).__name__}") from None
-        return dict(zip(self._outputs, found, strict=True))
+        outputs = dict(zip(self._outputs, found, strict=True))
+        if self.task == "classify":
+            outputs["label"] = self._names[outputs["scores"].argmax(axis=1)]
+        return outputs
 
     def _ids(self, text: str) -> Array:
         """The first `tokens_max` ids. Of a long text, no more is read than settles them: the library tokenizes all
@@ -149,6 +160,31 @@ class Session:
             raise Rejected(f"{self._who} is a classifier without labels; name them in its manifest")
         if self.task == "classify" and isinstance(width, int) and width != len(self.labels):
             raise Rejected(f"{self._who}: the graph scores {width} labels, the manifest has {len(self.labels)}")
+
+
+def _tensor(it: onnxruntime.NodeArg) -> Tensor:
+    kind = it.type.removeprefix("tensor(").removesuffix(")")
+    return Tensor(it.name, DATATYPES[kind], tuple(axis if isinstance(axis, int) else -1 for axis in it.shape))
+
+
+DATATYPES: Mapping[str, Datatype] = MappingProxyType(
+    {
+        "bool": "BOOL",
+        "uint8": "UINT8",
+        "uint16": "UINT16",
+        "uint32": "UINT32",
+        "uint64": "UINT64",
+        "int8": "INT8",
+        "int16": "INT16",
+        "int32": "INT32",
+        "int64": "INT64",
+        "float16": "FP16",
+        "float": "FP32",
+        "double": "FP64",
+        "string": "BYTES",
+    }
+)
+"""ONNX's name → the protocol's."""
 
 
 def pieces(inputs: Mapping[str, Array]) -> list[Mapping[str, Array]]:

@@ -31,6 +31,7 @@ from runtimes.contract import (
     Reply,
     Runtime,
     RuntimeFault,
+    Tensor,
     Unavailable,
 )
 
@@ -197,6 +198,11 @@ class FakePredictor:
     def __init__(self, *, task: str, answer: InferReply | RuntimeFault, labels: tuple[str, ...] = ()) -> None:
         self.task = task
         self.labels = labels
+        self.thresholds: dict[str, float] = {}
+        self.inputs: tuple[Tensor, ...] = (Tensor("text", "BYTES", (-1,)),)
+        self.outputs: tuple[Tensor, ...] = (Tensor("scores", "FP32", (-1, len(labels))),)
+        self.platform = "fake"
+        self.version = "1"
         self._answer = answer
 
     async def open(self) -> None: ...

@@ -34,7 +34,7 @@ from gateway.route import Target
 from runtimes.clock import Clock
 
 if TYPE_CHECKING:
-    from runtimes.dialect.openai import Translation
+    from runtimes.dialect import Translation
 
 log = logging.getLogger("headrace.edge")
 
@@ -82,7 +82,7 @@ class OpenAI:
     """The data plane. `translations` holds the routes that models speaking tensors can answer."""
 
     def __init__(
-        self, *, pipeline: Pipeline, bounds: Bounds, translations: Mapping[str, type[Translation]], clock: Clock
+        self, *, pipeline: Pipeline, bounds: Bounds, translations: Mapping[str, Translation], clock: Clock
     ) -> None:
         self.pipeline = pipeline
         self.bounds = bounds

@@ -34,8 +34,12 @@ async def record(
         async with _client(target, key) as client, asyncio.TaskGroup() as group:
             for _ in range(concurrent):
                 group.create_task(ask_on(client))
-    except* (httpx.HTTPError, RecordingFault) as faults:
-        raise RecordingFault(f"{target.text}: {faults.exceptions[0]!s:.300}") from None
+    except BaseExceptionGroup as faults:
+        # Not `except*`: before Python 3.11.4 what is raised within one comes out as a group again.
+        expected, others = faults.split((httpx.HTTPError, RecordingFault))
+        if others is not None or expected is None:
+            raise
+        raise RecordingFault(f"{target.text}: {expected.exceptions[0]!s:.300}") from None
     return [done[number] for number in sorted(done)]
 
 

@@ -1,17 +1,38 @@
 """Pure translations between the wire dialects, and what all of them share. Imports no numpy."""
 
 import re
-from typing import Annotated, TypeVar
+from typing import Annotated, Protocol, TypeVar
 
 import msgspec
 
-from runtimes.contract import Invalid
+from runtimes.contract import InferReply, InferRequest, Invalid, Predictor
 
 T = TypeVar("T")
 
 TokenId = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 TextOrTokens = str | list[str | TokenId | list[TokenId]]
 """What OpenAI calls `input` or `prompt`: a text, texts, token ids, or lists of token ids; never mixed."""
+
+
+class Asked(Protocol):
+    """One call, understood."""
+
+    @property
+    def request(self) -> InferRequest: ...
+
+    def answer(self, reply: InferReply, *, model: str, predictor: Predictor, id: str, created_s: int) -> bytes:
+        """The body of the 200. `model` is the name that the client called, `created_s` is Unix time."""
+
+
+class Translation(Protocol):
+    """How a dialect's body becomes tensors and back. `parse` raises Invalid, whose `param` is the field at fault. An
+    Invalid that the runtime then raises is about the input tensor it names."""
+
+    @property
+    def tasks(self) -> frozenset[str]:
+        """What a Predictor must be able to do to answer: one of these must be its `task`."""
+
+    def parse(self, body: bytes, *, predictor: Predictor, deadline_s: float, flow: str) -> Asked: ...
 
 
 def decoded(decoder: msgspec.json.Decoder[T], body: bytes) -> T:

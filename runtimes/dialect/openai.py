@@ -9,13 +9,13 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import msgspec
 import numpy as np
 
-from runtimes.contract import InferReply, InferRequest, Invalid
-from runtimes.dialect import TextOrTokens, decoded, rows
+from runtimes.contract import InferReply, InferRequest, Invalid, Predictor
+from runtimes.dialect import TextOrTokens, Translation, decoded, rows
 
 if TYPE_CHECKING:
     from runtimes.contract import Array
@@ -26,23 +26,6 @@ CELLS_MAX = 1 << 20
 """Token ids per request once padded to the longest input: a short body must not become a large array."""
 
 
-class Translation(Protocol):
-    """One call, understood. `parse` raises Invalid, whose `param` is the field at fault. An Invalid that the runtime
-    then raises is about the field `input`, the only one it was given."""
-
-    task: ClassVar[str]
-    """What a Predictor must be able to do to answer: its `task`."""
-
-    @property
-    def request(self) -> InferRequest: ...
-
-    @classmethod
-    def parse(cls, body: bytes, *, deadline_s: float) -> Self: ...
-
-    def answer(self, reply: InferReply, *, model: str, labels: tuple[str, ...], id: str, created_s: int) -> bytes:
-        """The body of the 200. `model` is the name that the client called, `created_s` is Unix time."""
-
-
 class Embeddings(msgspec.Struct, frozen=True):
     """`POST /v1/embeddings`."""
 
@@ -50,14 +33,14 @@ class Embeddings(msgspec.Struct, frozen=True):
     encoding: Literal["float", "base64"]
     dimensions: int | None
 
-    task: ClassVar[str] = "embed"
+    tasks: ClassVar[frozenset[str]] = frozenset({"embed"})
 
     @classmethod
-    def parse(cls, body: bytes, *, deadline_s: float) -> Self:
+    def parse(cls, body: bytes, *, predictor: Predictor, deadline_s: float, flow: str) -> Self:
         asked = decoded(_EMBEDDINGS, body)
-        return cls(_infer(asked.input, deadline_s), asked.encoding_format or "float", asked.dimensions)
+        return cls(_infer(asked.input, deadline_s, flow), asked.encoding_format or "float", asked.dimensions)
 
-    def answer(self, reply: InferReply, *, model: str, labels: tuple[str, ...], id: str, created_s: int) -> bytes:
+    def answer(self, reply: InferReply, *, model: str, predictor: Predictor, id: str, created_s: int) -> bytes:
         """Raises Invalid if other `dimensions` were asked for than the model has: cut vectors mean nothing unless the
         model was trained to be cut."""
         vectors = reply.outputs["embedding"].astype("<f4", copy=False)
@@ -80,14 +63,14 @@ class Classification(msgspec.Struct, frozen=True):
 
     request: InferRequest
 
-    task: ClassVar[str] = "classify"
+    tasks: ClassVar[frozenset[str]] = frozenset({"classify"})
 
     @classmethod
-    def parse(cls, body: bytes, *, deadline_s: float) -> Self:
-        return cls(_infer(decoded(_CLASSIFY, body).input, deadline_s))
+    def parse(cls, body: bytes, *, predictor: Predictor, deadline_s: float, flow: str) -> Self:
+        return cls(_infer(decoded(_CLASSIFY, body).input, deadline_s, flow))
 
-    def answer(self, reply: InferReply, *, model: str, labels: tuple[str, ...], id: str, created_s: int) -> bytes:
-        data = []
+    def answer(self, reply: InferReply, *, model: str, predictor: Predictor, id: str, created_s: int) -> bytes:
+        data, labels = [], predictor.labels
         for index, row in enumerate(reply.outputs["scores"]):
             probs = row.tolist()
             data.append(
@@ -104,7 +87,7 @@ class Classification(msgspec.Struct, frozen=True):
         return msgspec.json.encode(head | {"data": data, "usage": usage})
 
 
-TRANSLATIONS: Mapping[str, type[Translation]] = MappingProxyType(
+TRANSLATIONS: Mapping[str, Translation] = MappingProxyType(
     {"/v1/embeddings": Embeddings, "/v1/classify": Classification}
 )
 """Path → how it is translated."""
@@ -128,12 +111,12 @@ _EMBEDDINGS = msgspec.json.Decoder(_EmbeddingsRequest)
 _CLASSIFY = msgspec.json.Decoder(_Request)
 
 
-def _infer(given: TextOrTokens, deadline_s: float) -> InferRequest:
+def _infer(given: TextOrTokens, deadline_s: float, flow: str) -> InferRequest:
     found = rows(given, param="input", rows_max=ROWS_MAX)
     if isinstance(found[0], str):
         text = np.empty(len(found), object)
         text[:] = found
-        return InferRequest({"text": text}, deadline_s)
+        return InferRequest({"text": text}, deadline_s, flow)
     width = max(len(row) for row in found)
     if len(found) * width > CELLS_MAX:
         raise Invalid(
@@ -146,4 +129,4 @@ def _infer(given: TextOrTokens, deadline_s: float) -> InferRequest:
     for index, row in enumerate(found):
         ids[index, : len(row)] = row
         mask[index, : len(row)] = 1
-    return InferRequest({"input_ids": ids, "attention_mask": mask}, deadline_s)
+    return InferRequest({"input_ids": ids, "attention_mask": mask}, deadline_s, flow)

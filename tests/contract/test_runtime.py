@@ -301,6 +301,9 @@ async def test_a_batch_answers_as_its_rows_do_and_in_their_order(predictor: Pred
     together = await predictor.infer(texts(*rows))
     alone = [await predictor.infer(texts(row)) for row in rows]
     for name, array in together.outputs.items():
+        if array.dtype == object:
+            assert array.tolist() == [label for it in alone for label in it.outputs[name]]
+            continue
         np.testing.assert_allclose(array, np.concatenate([it.outputs[name] for it in alone]), atol=1e-5)
     assert together.tokens_in == sum(it.tokens_in for it in alone)
 

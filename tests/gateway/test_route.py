@@ -4,7 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -191,11 +191,11 @@ async def test_an_unknown_model_s_404_names_only_what_the_key_may_use(stages_of:
 class Verdicts:
     """A Translation that takes everything but `bad`."""
 
-    task = "classify"
+    tasks: ClassVar = frozenset({"classify"})
     request: Any = None
 
     @classmethod
-    def parse(cls, body: bytes, *, deadline_s: float) -> "Verdicts":
+    def parse(cls, body: bytes, **_: Any) -> "Verdicts":
         if b"bad" in body:
             raise Invalid("`input` is bad.", param="input")
         return cls()

@@ -8,19 +8,23 @@ from openai.types import CreateEmbeddingResponse
 
 from runtimes.contract import InferReply, Invalid
 from runtimes.dialect.openai import CELLS_MAX, ROWS_MAX, TRANSLATIONS, Classification, Embeddings
+from tests.fakes import FakePredictor
 
 VECTORS = np.array([[0.1, -0.5, 2.0], [1.0, 0.0, 3e-8]], np.float32)
 SCORES = np.array([[0.2, 0.7, 0.1], [0.5, 0.25, 0.25]], np.float32)
 LABELS = ("refund", "card", "login")
+PREDICTOR = FakePredictor(task="classify", answer=InferReply({}, tokens_in=0), labels=LABELS)
 
 
 def parsed(path: str, **body: Any) -> Any:
-    return TRANSLATIONS[path].parse(json.dumps({"model": "m"} | body).encode(), deadline_s=7.0)
+    return TRANSLATIONS[path].parse(
+        json.dumps({"model": "m"} | body).encode(), predictor=PREDICTOR, deadline_s=7.0, flow="acme"
+    )
 
 
 def answered(call: Any, outputs: dict[str, Any]) -> Any:
     reply = InferReply(outputs=outputs, tokens_in=9)
-    return json.loads(call.answer(reply, model="mine", labels=LABELS, id="classify-1", created_s=1_700_000_000))
+    return json.loads(call.answer(reply, model="mine", predictor=PREDICTOR, id="classify-1", created_s=1_700_000_000))
 
 
 @pytest.mark.parametrize("path", TRANSLATIONS)
@@ -75,7 +79,7 @@ def test_a_wrong_field_is_refused_by_name(body: dict[str, Any], param: str) -> N
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"\xff", b'{"model":"m","input":' + b"[" * 100_000])
 def test_what_is_not_json_is_refused(body: bytes) -> None:
     with pytest.raises(Invalid):
-        Embeddings.parse(body, deadline_s=7.0)
+        Embeddings.parse(body, predictor=PREDICTOR, deadline_s=7.0, flow="acme")
 
 
 def test_more_rows_than_openai_takes_are_refused_with_both_numbers() -> None:
@@ -140,4 +144,4 @@ def test_a_classification_is_answered_as_vllm_does_with_scores_by_name() -> None
 
 
 def test_each_translation_says_which_task_answers_it() -> None:
-    assert (Embeddings.task, Classification.task) == ("embed", "classify")
+    assert (Embeddings.tasks, Classification.tasks) == ({"embed"}, {"classify"})
