@@ -220,8 +220,18 @@ USAGE = sa.Table(
 )
 
 
-#: Within the parameters that SQLite takes in one (32,766 since 3.32).
-ROWS_A_STATEMENT = 500
+#: How many rows a statement inserts, within the parameters that SQLite takes in one (32,766 since 3.32). Of few sizes,
+#: because each connection keeps its last 128 statements prepared, and one of 500 rows is half a megabyte.
+ROWS_A_STATEMENT = (512, 64, 8, 1)
+
+
+def _portions(rows: list[list[Any]]) -> Iterator[list[list[Any]]]:
+    """Each as large as ROWS_A_STATEMENT lets it be."""
+    start = 0
+    for size in ROWS_A_STATEMENT:
+        while len(rows) - start >= size:
+            yield rows[start : start + size]
+            start += size
 
 
 def _insertion(rows: int) -> str:
@@ -399,8 +409,7 @@ class SqliteStore:
         with self._faults(), self._writer.begin() as connection:
             # Many rows a statement, and past SQLAlchemy's compiler: half the CPU, and SQLite, which lets go of the
             # interpreter for each statement, does not take it from the event loop again for every row.
-            for start in range(0, len(records), ROWS_A_STATEMENT):
-                rows = [_row(record) for record in records[start : start + ROWS_A_STATEMENT]]
+            for rows in _portions([_row(record) for record in records]):
                 connection.exec_driver_sql(_insertion(len(rows)), tuple(chain.from_iterable(rows)))
 
     @_on_thread
