@@ -44,6 +44,9 @@ IDLE_S_MAX = 75.0
 UNREAD_BYTES_MAX = 16_384
 RESET = struct.pack("ii", 1, 0)
 """Of SO_LINGER: on, and for 0 seconds. See socket(7)."""
+VERSIONS = frozenset({"1.0", "1.1"})
+OFFERS = frozenset({b"upgrade", b"http2-settings"})
+"""The fields that offer another protocol, and their names in `connection`."""
 HOST = re.compile(rb"(?:\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._~-]+)(?::[0-9]{1,5})?")
 
 
@@ -85,9 +88,7 @@ class Connection(asyncio.Protocol):
         self.server = server
         self._bounds = server.bounds
         self._loop = asyncio.get_running_loop()
-        self._parser = httptools.HttpRequestParser(self)
-        # A request that says `close` must not fail because another was sent right behind it.
-        self._parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self._parser = self._new_parser()
         self.transport: asyncio.Transport
         self._refusal: GatewayError | None = None
         """Nothing is read any more; this is said once what came before is answered."""
@@ -205,8 +206,8 @@ class Connection(asyncio.Protocol):
         self._read_bytes = len(data) + (self._read_bytes if self._in_header else 0)
         messages = self._messages
         try:
-            self._parser.feed_data(data)
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+            self._feed(data)
+        except httptools.HttpParserError:
             self._close_with(self._refusal or BadRequest("The request is not valid HTTP/1.1."))
             return
         # Headers, trailers and chunk extensions are reported only once they are whole, if ever: what has no end must be
@@ -262,15 +263,20 @@ class Connection(asyncio.Protocol):
             size = len(self._target) + sum([len(name) + len(value) + 4 for name, value in headers])
             if size > bounds.header_bytes_max:
                 self._refuse(self._header_too_long())
+        version = self._parser.get_http_version()
+        if version not in VERSIONS:
+            self._refuse(BadRequest(f"This server speaks HTTP/1.1, not HTTP/{version}."))
         host = fields.get(b"host")
-        if host != self._host or len(fields) != len(headers):
+        unseen = host != self._host or len(fields) != len(headers)
+        if unseen and (host is not None or version == "1.1"):  # health checks of old leave it out
             self._require_host([value for name, value in headers if name == b"host"])
             self._host = host
         if not self._target.startswith(b"/"):
             self._target = self._origin_form()
         if self._parser.should_upgrade():
-            # The parser stops at such a header, and the body behind it would be lost without a word.
-            self._refuse(BadRequest("This server speaks HTTP/1.1 and upgrades to nothing; leave Upgrade out."))
+            if self._parser.get_method() == b"CONNECT":
+                self._refuse(BadRequest("This server is no proxy: it takes no CONNECT."))
+            return  # see _without_offer
         request = self._reading = Request(
             self,
             method=self._parser.get_method(),
@@ -278,7 +284,7 @@ class Connection(asyncio.Protocol):
             headers=headers,
             fields=fields,
             keep_alive=self._parser.should_keep_alive(),
-            chunked=self._parser.get_http_version() == "1.1",
+            chunked=version == "1.1",
         )
         try:
             request.handler = self.server.door.enter(request)
@@ -288,7 +294,7 @@ class Connection(asyncio.Protocol):
         except GatewayError as error:
             self._refuse_one(request, error)
         else:
-            if b"expect" in request.fields and self.running is None and not self._waiting:
+            if b"expect" in fields and self._may_continue(fields[b"expect"]):
                 self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, body: bytes) -> None:
@@ -314,6 +320,40 @@ class Connection(asyncio.Protocol):
             self._advance()
         elif request.complete:
             self._expect("idle")
+
+    def _feed(self, data: bytes) -> None:
+        rest = memoryview(data)
+        while True:
+            try:
+                self._parser.feed_data(rest)
+                return
+            except httptools.HttpParserUpgrade as offer:
+                head = self._without_offer()
+                self._parser = self._new_parser()
+                self._parser.feed_data(head)
+                rest = rest[offer.args[0] :]
+
+    def _without_offer(self) -> bytes:
+        """The last header as if no other protocol had been offered, which is how a server says no (RFC 9110 §7.8): the
+        parser stops behind an offer, and would take the body for that protocol's."""
+        kept = []
+        for name, value in self._headers:
+            if name == b"connection":
+                value = b", ".join(it for it in value.split(b",") if it.strip().lower() not in OFFERS)
+            if name not in OFFERS:
+                kept.append(b"%b: %b\r\n" % (name, value))
+        method, version = self._parser.get_method(), self._parser.get_http_version().encode()
+        return b"%b %b HTTP/%b\r\n%b\r\n" % (method, self._target, version, b"".join(kept))
+
+    def _new_parser(self) -> httptools.HttpRequestParser:
+        parser = httptools.HttpRequestParser(self)
+        # A request that says `close` must not fail because another was sent right behind it.
+        parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        return parser
+
+    def _may_continue(self, expected: bytes) -> bool:
+        first = self.running is None and not self._waiting  # nothing goes out between the parts of another answer
+        return first and expected.lower() == b"100-continue" and self._parser.get_http_version() == "1.1"
 
     def _require_host(self, hosts: list[bytes]) -> None:
         if len(hosts) != 1 or not HOST.fullmatch(hosts[0]):

@@ -320,8 +320,37 @@ async def test_expecting_to_continue_is_answered_before_the_body(peer: Peer) -> 
 
 
 @pytest.mark.parametrize("protocol", [b"h2c", b"websocket"])
-async def test_an_offer_to_upgrade_is_refused_rather_than_losing_the_body(peer: Peer, protocol: bytes) -> None:
-    peer.send(post(b"hi", b"/ok", b"connection: Upgrade, HTTP2-Settings", b"upgrade: " + protocol))
+async def test_an_offer_to_upgrade_is_declined_and_the_request_answered(peer: Peer, protocol: bytes) -> None:
+    offer = b"connection: keep-alive, Upgrade, HTTP2-Settings", b"upgrade: " + protocol, b"http2-settings: AAMAAABk"
+    peer.send(post(b"hi", b"/ok", *offer) + post(b"ho", b"/ok", *offer) + post(b"ha", b"/ok"))
+    assert [await peer.answer() for _ in range(3)] == [(200, b"hi"), (200, b"ho"), (200, b"ha")]
+    peer.send(post(b"x" * 10, b"/ok", *offer)[:-9])
+    peer.send(b"x" * 9)
+    assert await peer.answer() == (200, b"x" * 10)
+
+
+async def test_any_number_of_offers_is_declined(peer: Peer) -> None:
+    offer = b"connection: upgrade", b"upgrade: h2c"
+    peer.send(post(b"hi", b"/ok", *offer) * 2_000)
+    assert [await peer.answer() for _ in range(2_000)] == [(200, b"hi")] * 2_000
+
+
+async def test_http_1_0_needs_no_host_and_is_told_of_no_continuing(peer: Peer) -> None:
+    old = b"POST /ok HTTP/1.0\r\nconnection: keep-alive\r\ncontent-length: 2\r\nexpect: 100-continue\r\n\r\nhi"
+    peer.send(old)
+    assert await peer.answer() == (200, b"hi")
+    peer.send(old.replace(b"1.0", b"1.1"))
+    assert await peer.refused() == 400
+
+
+@pytest.mark.parametrize("version", [b"0.9", b"2.0"])
+async def test_other_versions_are_refused(peer: Peer, version: bytes) -> None:
+    peer.send(b"GET /ok HTTP/%b\r\nhost: a\r\n\r\n" % version)
+    assert await peer.refused() == 400
+
+
+async def test_a_proxy_s_tunnel_is_refused(peer: Peer) -> None:
+    peer.send(b"CONNECT a:80 HTTP/1.1\r\nhost: a:80\r\n\r\n")
     assert await peer.refused() == 400
 
 
