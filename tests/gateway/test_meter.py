@@ -271,9 +271,9 @@ async def test_without_usage_the_answer_is_estimated_and_never_above_what_was_al
     call = a_call(body=b"x" * 39, tokens_out_max=2)
     assert await relayed(Script([body]), call) == body
     assert counts(call) == (10, 2, True)
-    call = a_call(body=b"x" * 39, route="/v1/embeddings", tokens_out_max=0)
+    call = a_call(body=b'{"model":"chat","input":["a",  "b","c"]}', route="/v1/embeddings", tokens_out_max=0)
     await relayed(Script([body]), call)
-    assert counts(call) == (10, 0, True)
+    assert (counts(call), call.items) == ((11, 0, True), 3)
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>", b'{"choices":[', b'{"choices":[nothing]}', b"{}{}", b"[]"])
