@@ -282,12 +282,14 @@ async def _begun(parts: AsyncIterator[bytes]) -> Reply:
         ready.append(part)
         size += len(part)
         if size > WHOLE_BYTES_MAX:
-            return Reply(200, JSON, _amid(b"".join(ready), parts), counted=True)
+            return Reply(200, JSON, _amid(ready, parts), counted=True)
     return _whole(b"".join(ready))
 
 
-async def _amid(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    yield first
+async def _amid(ready: list[bytes], rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    for part in ready:
+        yield part
+    ready.clear()
     try:
         async for part in rest:
             await asyncio.sleep(0)  # each takes its time to encode, and others wait
@@ -327,7 +329,7 @@ def _whole(body: bytes) -> Reply:
 
 
 #: Longest answer of a model that speaks tensors that is kept until it is whole.
-WHOLE_BYTES_MAX = 512 * 1024
+WHOLE_BYTES_MAX = 256 * 1024
 JSON = ((b"content-type", b"application/json"),)
 
 
