@@ -261,7 +261,7 @@ async def _infer(predictor: Predictor, call: Call) -> Reply:
         )
         if isinstance(asked, Series):
             steps = asked.steps(model=call.model, predictor=predictor, id=call.id, created_s=int(call.at_s))
-            return await _begun(_written(steps, asked.param, predictor, call))
+            return await Writing(steps, asked.param, predictor, call).begun()
         reply = await predictor.infer(asked.request)
         body = asked.answer(reply, model=call.model, predictor=predictor, id=call.id, created_s=int(call.at_s))
         _count(call, asked.request, reply)
@@ -274,45 +274,55 @@ async def _infer(predictor: Predictor, call: Call) -> Reply:
         return Reply(400, JSON, _once(body), body=body)
 
 
-async def _begun(parts: AsyncIterator[bytes]) -> Reply:
-    """An answer up to WHOLE_BYTES_MAX when it is whole, so that whatever goes wrong can be told with a status; a longer
-    one once it has so many, the rest of it still to be made."""
-    ready, size = [], 0
-    async for part in parts:
-        ready.append(part)
-        size += len(part)
-        if size > WHOLE_BYTES_MAX:
-            return Reply(200, JSON, _amid(ready, parts), counted=True)
-    return _whole(b"".join(ready))
+class Writing:
+    """An answer that is written as its rows come back; see runtimes.dialect.Steps."""
 
+    __slots__ = ("_call", "_param", "_predictor", "_step", "_steps")
 
-async def _amid(ready: list[bytes], rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    for part in ready:
-        yield part
-    ready.clear()
-    try:
-        async for part in rest:
-            await asyncio.sleep(0)  # each takes its time to encode, and others wait
+    def __init__(self, steps: Steps, param: str, predictor: Predictor, call: Call) -> None:
+        self._steps = steps
+        self._param = param
+        self._predictor = predictor
+        self._call = call
+        self._step: InferRequest | bytes | None = next(steps)
+
+    async def begun(self) -> Reply:
+        """Up to WHOLE_BYTES_MAX when it is whole, so that whatever goes wrong can be told with a status; a longer one
+        once it has so many, the rest of it still to be made."""
+        parts: list[bytes] = []
+        size = 0
+        while size <= WHOLE_BYTES_MAX:
+            part = await self._part()
+            if part is None:
+                return _whole(b"".join(parts))
+            parts.append(part)
+            size += len(part)
+        return Reply(200, JSON, self._amid(parts), counted=True)
+
+    async def _amid(self, parts: list[bytes]) -> AsyncIterator[bytes]:
+        for part in parts:
             yield part
-    except Invalid as fault:
-        raise BadRequest(str(fault), param=fault.param) from fault
-    except (Unavailable, Overloaded) as fault:
-        raise Broken(str(fault)) from fault
+        parts.clear()
+        try:
+            while (more := await self._part()) is not None:
+                await asyncio.sleep(0)  # each takes its time to encode, and others wait
+                yield more
+        except Invalid as fault:
+            raise BadRequest(str(fault), param=fault.param) from fault
+        except (Unavailable, Overloaded) as fault:
+            raise Broken(str(fault)) from fault
 
-
-async def _written(steps: Steps, param: str, predictor: Predictor, call: Call) -> AsyncIterator[bytes]:
-    step = next(steps, None)
-    while step is not None:
-        if isinstance(step, bytes):
-            yield step
-            step = next(steps, None)
-        else:
+    async def _part(self) -> bytes | None:
+        """The next one, None if there is no more."""
+        while isinstance(self._step, InferRequest):
             try:
-                reply = await predictor.infer(step)
+                reply = await self._predictor.infer(self._step)
             except Invalid as fault:  # it knows the tensor only
-                raise Invalid(str(fault), param=param) from None
-            _count(call, step, reply)
-            step = steps.send(reply)
+                raise Invalid(str(fault), param=self._param) from None
+            _count(self._call, self._step, reply)
+            self._step = self._steps.send(reply)
+        part, self._step = self._step, next(self._steps, None)
+        return part
 
 
 def _count(call: Call, request: InferRequest, reply: InferReply) -> None:

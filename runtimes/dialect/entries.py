@@ -33,9 +33,12 @@ class Entries:
         self.rows = split(given, param=param) if isinstance(given, msgspec.Raw) else given
         if len(self.rows) > ROWS_MAX:
             raise too_many(len(self.rows), param=param)
+        self.size = 0
+        """Of all entries together, in bytes."""
         kinds, whole = set(), True
         for row in self.rows:
             text = bytes(row)
+            self.size += len(text)
             kinds.add(text[:1])
             whole = whole and (text != b'""' if text[:1] == b'"' else self._ids(text))
         if not whole or not self.rows:
@@ -78,14 +81,17 @@ class Entries:
 
 def windows(*columns: Entries) -> Iterator[slice]:
     """How entries go together that are as many in each column."""
-    start = widest = 0
-    for index in range(len(columns[0])):
+    start, widest, rows = 0, 0, len(columns[0])
+    if rows <= WINDOW_ROWS and rows * sum(column.size for column in columns) <= WINDOW_BYTES:  # as most are
+        yield slice(0, rows)
+        return
+    for index in range(rows):
         width = sum(len(bytes(column.rows[index])) for column in columns)
         widest = max(widest, width)
         if index > start and (index - start == WINDOW_ROWS or (index - start + 1) * widest > WINDOW_BYTES):
             yield slice(start, index)
             start, widest = index, width
-    yield slice(start, len(columns[0]))
+    yield slice(start, rows)
 
 
 def requests(entries: Entries, deadline_s: float, flow: str) -> Iterator[InferRequest]:
