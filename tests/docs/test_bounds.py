@@ -103,7 +103,7 @@ ROWS = {
             "gateway/test_patience.py::test_what_is_left_of_a_call_is_believed_up_to_the_gateway_s_own_bound",
         ],
     ),
-    "a stream's, or embeddings', first byte": Row(
+    "first byte, from one replica": Row(
         f"{default(Model, 'first_byte_s_max'):g} s",
         [
             f"{WIRE}::test_silence_before_an_answer_that_must_begin_soon_is_no_patience",
