@@ -37,8 +37,8 @@ replicas = [{ kind = "onnx", artifact = "plain", batch_max = 32 }]
 """
 THRESHOLDS = {"refund": 0.5, "login": 0.9}
 ROWS = 10_000
-MANY = [f"please refund my money {index} " + "the card " * 104 for index in range(ROWS)]
-"""Ten thousand texts of a kilobyte: about the largest body that is taken."""
+MANY = [f"please refund my money {index} " + "the card " * 40 for index in range(ROWS)]
+"""Ten thousand texts of 400 bytes."""
 
 
 @pytest.fixture(scope="module")
