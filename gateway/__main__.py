@@ -474,7 +474,7 @@ def usage(
     columns = ["at_s", "id", "tenant", "model", "status", "outcome", "tokens_in", "tokens_out", "total_s"]
     if not records:
         columns = ["name", "calls", "served", "rejected", "refused", "failed", "cancelled"]
-        columns += ["tokens_in", "tokens_out", "tokens_cached"]
+        columns += ["tokens_in", "tokens_out", "tokens_cached", "items"]
     print_table(columns, [[str(getattr(row, column)) for column in columns] for row in rows])
 
 

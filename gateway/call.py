@@ -110,6 +110,8 @@ class Record(msgspec.Struct, gc=False):
     tokens_out: int = 0
     tokens_cached: int = 0
     """Part of tokens_in that the engine had in its prefix cache, where it says so."""
+    items: int = 0
+    """Texts, lists of token ids or rows of tensors that the model was given; 0 for a call that generates text."""
     estimated: bool = False
     """True if the engine's own count never arrived, so that tokens were counted by the gateway."""
     wait_s: float = 0.0
@@ -128,7 +130,8 @@ class Call(msgspec.Struct, gc=False):
 
     id: str
     route: str
-    """Path as routed, e.g. `/v1/chat/completions`; one of runtimes.contract.PATHS or `/v1/classify`."""
+    """Path as routed, e.g. `/v1/chat/completions`; one of runtimes.contract.PATHS, or one that only a
+    Translation answers."""
     principal: Principal
     model: str
     body: bytes
@@ -161,8 +164,15 @@ class Call(msgspec.Struct, gc=False):
     tokens_in: int = 0
     tokens_out: int = 0
     tokens_cached: int = 0
+    items: int = 0
     estimated: bool = False
     wait_s: float = 0.0
+    inner_queue_s: float = 0.0
+    """Spent waiting inside a runtime that says so."""
+    compute_s: float = 0.0
+    """Spent by its model."""
+    batch_rows_max: int = 0
+    """Rows of the largest batch that any of the call's went through the model in."""
     first_byte_s: float = 0.0
     total_s: float = 0.0
     outcome: Outcome = Outcome.refused

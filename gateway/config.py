@@ -61,8 +61,8 @@ class Model(Struct, frozen=True, forbid_unknown_fields=True):
     wait_s_max: Annotated[float, Meta(gt=0)] = 60.0
     """How long one may wait before it is given up with 504."""
     first_byte_s_max: Annotated[float, Meta(gt=0)] = 120.0
-    """How long a replica may take to begin a stream, or embeddings, before another is asked. Any other answer begins
-    when it is complete: only the call's deadline bounds it."""
+    """How long a replica may take to begin a stream, or embeddings and their kin, before another is asked. Any other
+    answer begins when it is complete: only the call's deadline bounds it."""
     tokens_out_default: Annotated[int, Meta(ge=1)] = 512
     """Reserved from the token quota for a call that sets no `max_tokens`."""
 

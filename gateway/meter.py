@@ -17,26 +17,24 @@ from gateway.call import Call
 from gateway.errors import DeadlineExceeded, EngineFailed
 from gateway.failure import LEFT_OUT, UNREADABLE, fault_of, given, header, refusal
 from gateway.stream import Stream
-from gateway.tokens import count, estimate, said
+from gateway.tokens import count, entries, estimate, said
 from runtimes.clock import Clock
-from runtimes.contract import PATHS, Broken, Expired, Reply
+from runtimes.contract import GENERATING, POOLING, Broken, Expired, Reply
 
 #: Longest answer that is not streamed.
 ANSWER_BYTES_MAX = 64 * 1024 * 1024
-#: Where `stream` means something.
-STREAMED = PATHS - {"/v1/embeddings"}
 #: How long an engine may take to end its body after its closing event.
 AFTER_END_S_MAX = 1.0
 
 
 class Receiver(Protocol):
-    """A client that has begun to get a stream."""
+    """A client that has begun to get an answer."""
 
     full: bool
     """It has not yet taken what it was given."""
 
     def write(self, part: bytes) -> None:
-        """More events."""
+        """More of it."""
 
     async def drained(self) -> None:
         """Return when it can be given more."""
@@ -45,8 +43,9 @@ class Receiver(Protocol):
 class Client(Protocol):
     """Where an answer goes that comes bit by bit."""
 
-    def begin(self, status: int, first: bytes) -> Receiver:
-        """The first events, and where the others go. From here on a failure can only be told as an event."""
+    def begin(self, status: int, first: bytes, *, events: bool = True) -> Receiver:
+        """The first part, and where the others go. From here on a failure can only be told as an event; or, if the
+        answer is none of events but JSON, by breaking off."""
 
 
 class Answer(msgspec.Struct, frozen=True, gc=False):
@@ -60,7 +59,7 @@ class Answer(msgspec.Struct, frozen=True, gc=False):
 
 
 async def meter(call: Call, reply: Reply, client: Client, clock: Clock) -> Answer:
-    """Relay a stream to `client`, all but its closing event; collect any other answer.
+    """Relay a stream, or a long answer that is made here, to `client`, all but its end; collect any other answer.
 
     Raises what the engine refused or failed with, in one shape: BadRequest with the engine's own 4xx,
     EngineFailed with its 5xx or if it breaks off, DeadlineExceeded.
@@ -69,6 +68,8 @@ async def meter(call: Call, reply: Reply, client: Client, clock: Clock) -> Answe
     try:
         if reply.status < 400 and header(reply, b"content-type").lower().startswith(b"text/event-stream"):
             return await _relay(call, reply, client)
+        if reply.counted and reply.body is None:
+            return await _pass_on(call, reply, client)
         body = await _whole(call, reply) if reply.body is None else reply.body
     except Broken as fault:
         raise EngineFailed(f"Model {call.model!r} broke off its answer; retry.", retry_after_s=1.0) from fault
@@ -77,7 +78,7 @@ async def meter(call: Call, reply: Reply, client: Client, clock: Clock) -> Answe
     if reply.status >= 400:
         call.complete = True
         raise refusal(reply, body)
-    if not call.tokens_in:  # else it was made here
+    if not reply.counted:
         _look_into(call, body)
     call.status, call.complete = reply.status, True
     return Answer(reply.status, body)
@@ -94,6 +95,31 @@ async def _whole(call: Call, reply: Reply) -> bytes:
             raise EngineFailed(f"Model {call.model!r} answered more than {ANSWER_BYTES_MAX} bytes.")
         parts.append(part)
     return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+async def _pass_on(call: Call, reply: Reply, client: Client) -> Answer:
+    """One that is too long to be collected, and whose use is counted by who makes it. Its last part waits for the call
+    to be settled."""
+    receiver, held = None, b""
+    async for part in reply.frames:
+        if receiver is not None:
+            receiver.write(held)
+        elif held:
+            call.status = reply.status
+            receiver = client.begin(reply.status, held, events=False)
+        held = part
+        if receiver is not None and receiver.full:
+            await _drained(call, receiver)
+    call.status, call.complete = reply.status, True
+    return Answer(reply.status, held)
+
+
+async def _drained(call: Call, receiver: Receiver) -> None:
+    try:
+        async with asyncio.timeout_at(call.deadline_s):  # the clock's time base is the event loop's
+            await receiver.drained()
+    except TimeoutError:
+        raise Expired("the client did not read its answer before the call's deadline") from None
 
 
 class Whole(msgspec.Struct):
@@ -116,8 +142,10 @@ def _look_into(call: Call, body: bytes) -> None:
         ) from fault
     if given(seen.error):
         raise fault_of(seen.error, None)
-    if call.stream and call.route in STREAMED:
+    if call.stream and call.route in GENERATING:
         raise EngineFailed(f"Model {call.model!r} answered in one piece what was to be streamed.")
+    if call.route in POOLING:
+        call.items = entries(call.body)
     usage = said(seen.usage)
     if usage is None:
         estimate(call, len(body) // 4)
@@ -190,8 +218,4 @@ class Relay:
 
     async def drained(self) -> None:
         if self.receiver is not None and self.receiver.full:
-            try:
-                async with asyncio.timeout_at(self.call.deadline_s):  # the clock's time base is the event loop's
-                    await self.receiver.drained()
-            except TimeoutError:
-                raise Expired("the client did not read its answer before the call's deadline") from None
+            await _drained(self.call, self.receiver)

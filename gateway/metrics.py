@@ -64,6 +64,7 @@ class PerModel:
         self.errors: Counter[str] = Counter()
         self.tokens_in = 0
         self.tokens_out = 0
+        self.items = 0
         self.queue_s = Histogram(FIRST_BYTE_S)
         self.first_byte_s = Histogram(FIRST_BYTE_S)
         self.token_s = Histogram(TOKEN_S)
@@ -89,6 +90,7 @@ class Metrics(Collector):
             per.queue_s.observe(call.wait_s)
             per.tokens_in += call.tokens_in
             per.tokens_out += call.tokens_out
+            per.items += call.items
         if call.first_byte_s:
             per.first_byte_s.observe(call.first_byte_s)
             if call.stream and call.tokens_out > 1:
@@ -99,6 +101,7 @@ class Metrics(Collector):
         calls = CounterMetricFamily("headrace_calls", "Calls by how they ended", labels=["model", "route", "outcome"])
         errors = CounterMetricFamily("headrace_errors", "Calls that ended in an error", labels=["model", "code"])
         tokens = CounterMetricFamily("headrace_tokens", "Tokens metered", labels=["model", "direction"])
+        items = CounterMetricFamily("headrace_items", "Texts and other rows that models were given", labels=["model"])
         for model, per in all_models.items():
             for (route, outcome), count in per.calls.items():
                 calls.add_metric([model, route, outcome.value], count)
@@ -106,7 +109,8 @@ class Metrics(Collector):
                 errors.add_metric([model, code], count)
             tokens.add_metric([model, "in"], per.tokens_in)
             tokens.add_metric([model, "out"], per.tokens_out)
-        yield from (calls, errors, tokens)
+            items.add_metric([model], per.items)
+        yield from (calls, errors, tokens, items)
         for name, (meaning, of) in HISTOGRAMS.items():
             family = HistogramMetricFamily(name, meaning, labels=["model"])
             for model, per in all_models.items():

@@ -6,6 +6,7 @@ where every engine fails, each one more is one more call to engines that can't t
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -26,9 +27,11 @@ from gateway.errors import (
 from gateway.replica import Replica, State
 from runtimes.clock import Clock
 from runtimes.contract import (
-    PATHS,
+    POOLING,
     Broken,
     Expired,
+    InferReply,
+    InferRequest,
     Invalid,
     Overloaded,
     Predictor,
@@ -36,6 +39,7 @@ from runtimes.contract import (
     Silent,
     Unavailable,
 )
+from runtimes.dialect import Series, Steps
 
 
 class Target(msgspec.Struct, frozen=True):
@@ -185,7 +189,7 @@ class Dispatch:
             if replica.generator is None:
                 return await _infer(replica.predictor, call)
             model = replica.generator.upstream_model or call.model
-            soon = call.stream or call.route == "/v1/embeddings"
+            soon = call.stream or call.route in POOLING
             request = call.exchange(
                 model=model,
                 each_chunk=replica.generator.meters_each_chunk,
@@ -227,34 +231,115 @@ def _candidates(target: Target) -> list[Replica]:
 
 def _require_route(replica: Replica, call: Call) -> None:
     if replica.generator is not None:
-        if call.route not in PATHS:
-            raise Unsupported(f"Model {call.model!r} generates text; it does not answer {call.route}.", param="model")
-        return
-    task = replica.predictor.task
-    if call.translation is None or task not in call.translation.tasks:
-        raise Unsupported(f"Model {call.model!r} answers {ROUTES_OF_TASK[task]}, not {call.route}.", param="model")
+        answers = replica.generator.routes
+        if call.route in answers:
+            return
+        known = ", ".join(sorted(answers))
+    else:
+        task = replica.predictor.task
+        if call.translation is not None and task in call.translation.tasks:
+            return
+        known = ROUTES_OF_TASK[task]
+    raise Unsupported(f"Model {call.model!r} answers {known}, not {call.route}.", param="model")
 
 
 #: What a model that speaks tensors answers, by its artifact's task.
-ROUTES_OF_TASK = {"classify": "/v1/classify", "embed": "/v1/embeddings"}
+ROUTES_OF_TASK = {
+    "classify": "/v1/classify, /v1/moderations",
+    "embed": "/v1/embeddings, /v1/rerank, /v1/score",
+    "predict": "the Open Inference Protocol",
+}
 
 
 async def _infer(predictor: Predictor, call: Call) -> Reply:
+    """The answer of a model that speaks tensors. Raises what the model does; Invalid is a reply, as an engine would say
+    it, so that it counts as the engine's refusal."""
     assert call.translation is not None
     try:
         asked = call.translation.parse(
             call.body, predictor=predictor, deadline_s=call.deadline_s, flow=call.principal.tenant_id
         )
+        if isinstance(asked, Series):
+            steps = asked.steps(model=call.model, predictor=predictor, id=call.id, created_s=int(call.at_s))
+            return await Writing(steps, asked.param, predictor, call).begun()
         reply = await predictor.infer(asked.request)
         body = asked.answer(reply, model=call.model, predictor=predictor, id=call.id, created_s=int(call.at_s))
-    except Invalid as fault:
-        # As an engine would say it: a reply with its status, so that it counts as the engine's refusal.
+        _count(call, asked.request, reply)
+        return _whole(body)
+    except Exception as fault:
+        call.items = call.tokens_in = 0  # nothing was delivered
+        if not isinstance(fault, Invalid):
+            raise
         body = BadRequest(str(fault), param=fault.param).body()
         return Reply(400, JSON, _once(body), body=body)
-    call.tokens_in = reply.tokens_in
-    return Reply(200, JSON, _once(body), body=body)
 
 
+class Writing:
+    """An answer that is written as its rows come back; see runtimes.dialect.Steps."""
+
+    __slots__ = ("_call", "_param", "_predictor", "_step", "_steps")
+
+    def __init__(self, steps: Steps, param: str, predictor: Predictor, call: Call) -> None:
+        self._steps = steps
+        self._param = param
+        self._predictor = predictor
+        self._call = call
+        self._step: InferRequest | bytes | None = next(steps)
+
+    async def begun(self) -> Reply:
+        """Up to WHOLE_BYTES_MAX when it is whole, so that whatever goes wrong can be told with a status; a longer one
+        once it has so many, the rest of it still to be made."""
+        parts: list[bytes] = []
+        size = 0
+        while size <= WHOLE_BYTES_MAX:
+            part = await self._part()
+            if part is None:
+                return _whole(b"".join(parts))
+            parts.append(part)
+            size += len(part)
+        return Reply(200, JSON, self._amid(parts), counted=True)
+
+    async def _amid(self, parts: list[bytes]) -> AsyncIterator[bytes]:
+        for part in parts:
+            yield part
+        parts.clear()
+        try:
+            while (more := await self._part()) is not None:
+                await asyncio.sleep(0)  # each takes its time to encode, and others wait
+                yield more
+        except Invalid as fault:
+            raise BadRequest(str(fault), param=fault.param) from fault
+        except (Unavailable, Overloaded) as fault:
+            raise Broken(str(fault)) from fault
+
+    async def _part(self) -> bytes | None:
+        """The next one, None if there is no more."""
+        while isinstance(self._step, InferRequest):
+            try:
+                reply = await self._predictor.infer(self._step)
+            except Invalid as fault:  # it knows the tensor only
+                raise Invalid(str(fault), param=self._param) from None
+            _count(self._call, self._step, reply)
+            self._step = self._steps.send(reply)
+        part, self._step = self._step, next(self._steps, None)
+        return part
+
+
+def _count(call: Call, request: InferRequest, reply: InferReply) -> None:
+    shape = next((tensor.shape for tensor in request.inputs.values()), ())
+    call.items += shape[0] if shape else 1
+    call.tokens_in += reply.tokens_in
+    call.batch_rows_max = max(call.batch_rows_max, reply.batch_rows_max)
+    call.inner_queue_s += reply.queue_s
+    call.compute_s += reply.compute_s
+
+
+def _whole(body: bytes) -> Reply:
+    return Reply(200, JSON, _once(body), body=body, counted=True)
+
+
+#: Longest answer of a model that speaks tensors that is kept until it is whole.
+WHOLE_BYTES_MAX = 256 * 1024
 JSON = ((b"content-type", b"application/json"),)
 
 

@@ -26,7 +26,7 @@ import sqlalchemy as sa
 from gateway.call import Limits, Outcome, Record
 
 #: The newest migration; `open` asks for Alembic only when the file is older than this.
-HEAD = "0001"
+HEAD = "0002"
 
 By = Literal["tenant", "model", "key", "none"]
 
@@ -151,6 +151,8 @@ class UsageTotal(msgspec.Struct, frozen=True):
     tokens_in: int
     tokens_out: int
     tokens_cached: int
+    items: int
+    """Texts and other rows that models were given."""
 
 
 class StoreFault(Exception):
@@ -577,7 +579,7 @@ def _sums() -> list[sa.Label[int]]:
         *(sa.func.count(sa.case((condition, 1))).label(name) for name, condition in counted.items()),
         *(
             sa.func.coalesce(sa.func.sum(USAGE.c[name]), 0).label(name)
-            for name in ("tokens_in", "tokens_out", "tokens_cached")
+            for name in ("tokens_in", "tokens_out", "tokens_cached", "items")
         ),
     ]
 

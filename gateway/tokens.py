@@ -7,7 +7,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from gateway.call import Call
+from gateway.call import NULL, Call
 from gateway.failure import UNREADABLE, given
 
 #: What can be a number of tokens: far above any context there is, far below where sums of them overflow a database.
@@ -80,3 +80,30 @@ def estimate(call: Call, tokens_out: int) -> None:
     if call.tokens_out_max is not None:
         tokens_out = min(tokens_out, max(call.tokens_out_max * call.choices - call.tokens_out, 0))
     call.tokens_out += tokens_out
+
+
+class Lists(msgspec.Struct):
+    """All that a call may give a pooling model in any number."""
+
+    input: msgspec.Raw = NULL
+    query: msgspec.Raw = NULL
+    queries: msgspec.Raw = NULL
+    documents: msgspec.Raw = NULL
+    text_1: msgspec.Raw = NULL
+    text_2: msgspec.Raw = NULL
+
+
+LISTS = msgspec.json.Decoder(Lists)
+ENTRIES = msgspec.json.Decoder(list[msgspec.Raw])
+
+
+def entries(body: bytes) -> int:
+    """How many texts, or lists of token ids, a body gives a pooling model that has taken it."""
+    return sum(_entries(given) for given in msgspec.structs.astuple(LISTS.decode(body)) if given != NULL)
+
+
+def _entries(given: msgspec.Raw) -> int:
+    if bytes(given)[:1] != b"[":
+        return 1
+    found = ENTRIES.decode(given)
+    return 1 if found and bytes(found[0])[:1].isdigit() else len(found)

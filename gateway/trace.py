@@ -25,7 +25,10 @@ OPERATIONS = {
     "/v1/embeddings": "embeddings",
     "/v1/responses": "chat",
     "/v1/messages": "chat",
+    "/v1/score": "score",
+    "/v1/rerank": "rerank",
     "/v1/classify": "classify",
+    "/v1/moderations": "moderate",
 }
 
 
@@ -114,6 +117,8 @@ def _end(tracer: Tracer, span: Span, call: Call) -> None:
                 "headrace.replica": call.replica,
             }
         )
+        if call.items:
+            span.set_attribute("headrace.items", call.items)
         if call.code:
             span.set_attribute("error.type", call.code)
         if call.outcome is Outcome.failed:
@@ -129,6 +134,14 @@ def _end(tracer: Tracer, span: Span, call: Call) -> None:
                 kind=SpanKind.CLIENT,
                 start_time=_ns(call.at_s + call.wait_s),
             )
+            if call.batch_rows_max:
+                engine.set_attributes(
+                    {
+                        "headrace.batch.rows_max": call.batch_rows_max,
+                        "headrace.batch.queue_s": call.inner_queue_s,
+                        "headrace.batch.compute_s": call.compute_s,
+                    }
+                )
             if call.first_byte_s:
                 engine.add_event("first byte", timestamp=_ns(call.at_s + call.first_byte_s))
             engine.end(_ns(call.at_s + call.total_s))

@@ -83,6 +83,7 @@ def _record(call: Call) -> Record:
         call.tokens_in,
         call.tokens_out,
         call.tokens_cached,
+        call.items,
         call.estimated,
         round(call.wait_s, 6),
         round(call.first_byte_s, 6),

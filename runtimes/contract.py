@@ -22,8 +22,12 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, np.dtype[Any]]
 
-#: Every upstream path the gateway ever asks for. Nothing a client sends can add to it.
-PATHS = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses", "/v1/messages"})
+#: What generates text, and may be streamed.
+GENERATING = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"})
+#: What reads text only, and answers in one piece.
+POOLING = frozenset({"/v1/embeddings", "/v1/score", "/v1/rerank", "/v1/classify"})
+#: Every path the gateway ever asks an engine for. Nothing a client sends can add to it.
+PATHS = GENERATING | POOLING
 
 
 class Site(msgspec.Struct, frozen=True):
@@ -82,6 +86,8 @@ class Reply(msgspec.Struct):
     once the sink is done, and raises as `frames` does."""
     body: bytes | None = None
     """All of it, if it came together with the header; `frames` says the same."""
+    counted: bool = False
+    """Who made it has counted what it used, up to the frames that have been taken."""
 
 
 #: Datatypes by the names that the Open Inference Protocol v2 gives them.
@@ -175,6 +181,8 @@ class Generator(Runtime, Protocol):
     the exact usage so far (vLLM's extension); a stream that is cut short can then be billed exactly."""
     upstream_model: str | None
     """The name the engine knows the model by, None if it is the gateway's own."""
+    routes: frozenset[str]
+    """Those of PATHS that it answers."""
 
     def exchange(self, request: Exchange) -> AbstractAsyncContextManager[Reply]:
         """Send the call. Entering waits for the status line and the first body bytes, so whatever keeps the

@@ -49,6 +49,7 @@ class EchoRuntime:
 
     meters_each_chunk = True
     upstream_model: str | None = None
+    routes = frozenset({"/v1/chat/completions", "/v1/completions"})
 
     def __init__(self, *, spec: Echo, site: Site, clock: Clock) -> None:
         self._spec = spec

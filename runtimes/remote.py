@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from runtimes.clock import Clock, SystemClock
-from runtimes.contract import PATHS, Exchange, Generator, Invalid, Load, Reply, Site, Unavailable
+from runtimes.contract import GENERATING, Exchange, Generator, Invalid, Load, Reply, Site, Unavailable
 from runtimes.wire import Head, Wire
 
 #: The longest a look at a remote server's readiness may take, its connection included.
@@ -70,6 +70,7 @@ class RemoteRuntime:
     gateway from starting, and `ready` says so. Closing ends the calls under way."""
 
     meters_each_chunk = False  # vLLM's extension; a provider would refuse it
+    routes = GENERATING | {"/v1/embeddings"}
 
     def __init__(self, *, spec: Remote, site: Site, clock: Clock) -> None:
         self.upstream_model = spec.model
@@ -77,7 +78,7 @@ class RemoteRuntime:
         self._site = site
         self._clock = clock
         base = urlsplit(spec.url).path.rstrip("/")
-        self._paths = {path: base + path.removeprefix("/v1") for path in PATHS}
+        self._paths = {path: base + path.removeprefix("/v1") for path in self.routes}
         self._heads: dict[str, Head] = {}
         self._models_path = f"{base}/models"
         self.wire: Wire | None = None
@@ -98,7 +99,7 @@ class RemoteRuntime:
             raise Unavailable(f"{self._site.replica} is not open; send the call to another replica")
         head = self._heads.get(request.path)
         if head is None:
-            raise Invalid(f"{self._site.replica} answers only {', '.join(sorted(PATHS))}")
+            raise Invalid(f"{self._site.replica} answers only {', '.join(sorted(self.routes))}")
         return self.wire.exchange(head, request.headers, request.body, request.deadline_s, request.begin_by_s)
 
     def load(self) -> Load:

@@ -11,6 +11,7 @@ import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, ClassVar, Literal
 
 import msgspec
@@ -18,7 +19,7 @@ import msgspec
 from runtimes.artifact import Artifact, Folder, Hub, locate, verify
 from runtimes.clock import Clock, SystemClock
 from runtimes.contract import (
-    PATHS,
+    GENERATING,
     Broken,
     Exchange,
     Generator,
@@ -40,6 +41,19 @@ from runtimes.wire import Head, Wire
 FAILED = (b'data: {"error"', b"event: error")
 """How vLLM says amid a stream that its engine is dead. It then ends the stream as if all were well."""
 
+ROUTES = MappingProxyType(
+    {
+        "generate": GENERATING,
+        "embed": frozenset({"/v1/embeddings", "/v1/score", "/v1/rerank"}),
+        "score": frozenset({"/v1/score", "/v1/rerank"}),
+        "classify": frozenset({"/v1/classify"}),
+    }
+)
+"""What a model answers, by what it is for. Not moderation: vLLM's answers know labels, but no thresholds."""
+
+OWN_PATHS = MappingProxyType({"/v1/score": "/score", "/v1/rerank": "/rerank", "/v1/classify": "/classify"})
+"""Where vLLM has what is not OpenAI's."""
+
 STARTED_HERE = frozenset(
     {
         *("artifact", "version", "dtype", "tokens_max", "kv_cache_bytes", "threads", "tool_parser", "args"),
@@ -54,7 +68,7 @@ _JSON = (b"content-type", b"application/json")
 
 
 class Vllm(msgspec.Struct, tag="vllm", tag_field="kind", frozen=True, forbid_unknown_fields=True):
-    """A language model on vLLM: with `artifact` on an engine that is started and supervised here, whose environment
+    """A model on vLLM: with `artifact` on an engine that is started and supervised here, whose environment
     `headrace engine install vllm` makes; with `url` on one that somebody else looks after."""
 
     artifact: str | None = None
@@ -66,6 +80,9 @@ class Vllm(msgspec.Struct, tag="vllm", tag_field="kind", frozen=True, forbid_unk
     """The name that one knows the model by; None if it is the gateway's own name for it."""
     key_env: str | None = None
     """The environment variable with that one's `--api-key`."""
+    task: Literal["generate", "embed", "score", "classify"] = "generate"
+    """What the model is for: to write text; or to read it, into vectors, a score for each pair of texts (which takes a
+    cross-encoder), or probabilities of labels."""
     version: str | None = None
     """Version of the engine's environment; None takes the newest that is installed."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -121,7 +138,9 @@ class Vllm(msgspec.Struct, tag="vllm", tag_field="kind", frozen=True, forbid_unk
 
     def attached(self, site: Site) -> Vllm:
         """The engine that one process starts here, as the others of this host reach it."""
-        return Vllm(url=f"unix:{_socket(site)}", running_max=self.running_max, idle_s_max=self.idle_s_max)
+        return Vllm(
+            url=f"unix:{_socket(site)}", task=self.task, running_max=self.running_max, idle_s_max=self.idle_s_max
+        )
 
     def build(self, site: Site, *, clock: Clock | None = None) -> VllmRuntime:
         return VllmRuntime(spec=self, site=site, clock=clock or SystemClock())
@@ -134,6 +153,7 @@ class VllmRuntime:
 
     def __init__(self, *, spec: Vllm, site: Site, clock: Clock) -> None:
         self.upstream_model = spec.model
+        self.routes = ROUTES[spec.task]
         self._spec = spec
         self._site = site
         self._clock = clock
@@ -183,7 +203,7 @@ class VllmRuntime:
         wire = self._admit()
         head = self._heads.get(request.path)
         if head is None:
-            raise Invalid(f"{self._site.replica} answers only {', '.join(sorted(PATHS))}")
+            raise Invalid(f"{self._site.replica} answers only {', '.join(sorted(self.routes))}")
         self._running += 1
         self._idle.clear()
         try:
@@ -253,17 +273,19 @@ class VllmRuntime:
         assert self._spec.artifact is not None
         found = locate(self._spec.artifact, self._site.shelf)
         if isinstance(found, Artifact):
-            if (found.manifest.task, found.manifest.format) != ("generate", "safetensors"):
+            if (found.manifest.task, found.manifest.format) != (self._spec.task, "safetensors"):
                 raise ShelfFault(
                     f"{self._spec.artifact} is a model to {found.manifest.task} in {found.manifest.format} format; "
-                    "vLLM serves models to generate in safetensors format"
+                    f"here is served one to {self._spec.task}, in safetensors format"
                 )
             verify(found)
         return found
 
     def _reach(self, url: str, *authorization: tuple[bytes, bytes]) -> None:
         self._wire = self._connect(url, connections_max=max(64, 4 * self._spec.running_max))
-        self._heads = {path: self._wire.head("POST", path, (_JSON, *authorization)) for path in PATHS}
+        self._heads = {
+            path: self._wire.head("POST", OWN_PATHS.get(path, path), (_JSON, *authorization)) for path in self.routes
+        }
         self._health = self._wire.head("GET", "/health", authorization)
         # A pool of its own: a probe that waits behind calls would take a busy engine for a hung one.
         self._probe_wire = self._connect(url, connections_max=1)

@@ -39,6 +39,7 @@ REFUSED = frozenset(
     {
         # Headrace sets these itself.
         *("--model", "--served-model-name", "--uds", "--host", "--port", "--grpc", "--grpc-port", "--api-key"),
+        "--runner",
         *("--config", "--load-format", "--max-model-len", "--max-num-seqs", "--kv-cache-memory-bytes", "--dtype"),
         *("--tool-call-parser", "--enable-auto-tool-choice", "--allowed-media-domains", "--headless"),
         # These let a model's author or a request run code or read files here.
@@ -110,7 +111,9 @@ def command(
         options["--dtype"] = spec.dtype
         if spec.kv_cache_bytes is not None:
             options["--kv-cache-memory-bytes"] = str(spec.kv_cache_bytes)
-    if spec.tool_parser is not None:
+    if spec.task != "generate":
+        options["--runner"] = "pooling"
+    elif spec.tool_parser is not None:
         options["--tool-call-parser"] = spec.tool_parser
         flags.append("--enable-auto-tool-choice")
     kept = (*ENVIRONMENT_KEPT, "CUDA_VISIBLE_DEVICES", *(HUB_ENVIRONMENT if hub else ()))

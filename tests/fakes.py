@@ -22,6 +22,7 @@ from gateway.trace import Trace
 from gateway.usage import Usage
 from runtimes.clock import Clock, SystemClock
 from runtimes.contract import (
+    GENERATING,
     Exchange,
     Generator,
     InferReply,
@@ -113,9 +114,11 @@ class FakeGenerator:
         *script: Script | RuntimeFault,
         meters_each_chunk: bool = False,
         upstream_model: str | None = None,
+        routes: frozenset[str] = GENERATING | {"/v1/embeddings"},
     ) -> None:
         self.meters_each_chunk = meters_each_chunk
         self.upstream_model = upstream_model
+        self.routes = routes
         self.trouble: Exception | None = None
         """What `open` and `ready` raise; None while all is well."""
         self.begun = asyncio.Event()
@@ -170,6 +173,7 @@ class FakeClient:
 
     def __init__(self) -> None:
         self.status = 0
+        self.events = False
         self.parts: list[bytes] = []
         self.full = False
         self.reads = asyncio.Event()
@@ -178,9 +182,10 @@ class FakeClient:
     def got(self) -> bytes:
         return b"".join(self.parts)
 
-    def begin(self, status: int, first: bytes) -> "FakeClient":
+    def begin(self, status: int, first: bytes, *, events: bool = True) -> "FakeClient":
         assert not self.status, "an answer begins once"
         self.status = status
+        self.events = events
         self.parts.append(first)
         return self
 

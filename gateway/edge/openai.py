@@ -8,6 +8,7 @@ raise on.
 from __future__ import annotations
 
 import asyncio
+import codecs
 import logging
 import re
 from collections.abc import Mapping
@@ -74,7 +75,10 @@ DECODERS: Mapping[str, msgspec.json.Decoder[Any]] = {
     "/v1/responses": GENERATE,
     "/v1/messages": GENERATE,
     "/v1/embeddings": ASK,
+    "/v1/score": ASK,
+    "/v1/rerank": ASK,
     "/v1/classify": ASK,
+    "/v1/moderations": ASK,
 }
 
 
@@ -172,13 +176,15 @@ class OpenAI:
 class Asked:
     """One call at the door, from its key to its last byte."""
 
-    __slots__ = ("door", "principal", "received_s", "request", "route")
+    __slots__ = ("door", "events", "principal", "received_s", "request", "route")
 
     def __init__(self, door: OpenAI, route: str, principal: Principal, received_s: float) -> None:
         self.door = door
         self.route = route
         self.principal = principal
         self.received_s = received_s
+        self.events = True
+        """What has begun are events."""
 
     async def answer(self, request: Request) -> None:
         """Cancelled the moment the client has gone."""
@@ -205,8 +211,9 @@ class Asked:
 
     # ---- a Client of the pipeline
 
-    def begin(self, status: int, first: bytes) -> Request:
-        self.request.begin(status, STREAM_LINES % self.request.id.encode(), first)
+    def begin(self, status: int, first: bytes, *, events: bool = True) -> Request:
+        self.events = events
+        self.request.begin(status, (STREAM_LINES if events else JSON_LINES) % self.request.id.encode(), first)
         return self.request
 
     # ---- its end
@@ -222,10 +229,12 @@ class Asked:
         self.door.pipeline.usage.when_recorded(partial(self._tell, error))
 
     def _tell(self, error: GatewayError) -> None:
-        if self.request.begun:
+        if not self.request.begun:
+            self.request.refuse(error)
+        elif self.events:
             self.request.end(_error_event(self.route, error))
         else:
-            self.request.refuse(error)
+            self.request.break_off()
 
 
 def presented_key(headers: Mapping[bytes, bytes]) -> str | None:
@@ -244,7 +253,7 @@ def _decode(decoder: msgspec.json.Decoder[Any], body: bytes) -> Any:
     try:
         ask = decoder.decode(body)
         if not body.isascii():
-            body.decode()  # the decoder skips what nobody reads here, but an engine will
+            _require_utf8(body)  # the decoder skips what nobody reads here, but an engine will
     except msgspec.ValidationError as error:
         missing = re.search(r"missing required field `(\w+)`", str(error))
         if missing is not None:
@@ -260,6 +269,22 @@ def _decode(decoder: msgspec.json.Decoder[Any], body: bytes) -> Any:
     except RecursionError:
         raise BadRequest("The request's JSON nests too deeply.") from None
     return ask
+
+
+def _require_utf8(body: bytes) -> None:
+    """Piece by piece: as text, all of it could take four times its size."""
+    decoder = UTF8()
+    for start in range(0, len(body), PIECE_BYTES):
+        before = len(decoder.getstate()[0])
+        try:
+            decoder.decode(body[start : start + PIECE_BYTES], start + PIECE_BYTES >= len(body))
+        except UnicodeDecodeError as error:
+            byte = start - before + error.start
+            raise BadRequest(f"The request's body is not valid UTF-8 (byte {byte}).") from None
+
+
+UTF8 = codecs.getincrementaldecoder("utf-8")
+PIECE_BYTES = 64 * 1024
 
 
 def _limit(route: str, ask: Generate) -> int | None:

@@ -105,6 +105,10 @@ class Request:
         self._connection.write(_chunk(part) + b"0\r\n\r\n" if self._chunked else part)
         self._finish()
 
+    def break_off(self) -> None:
+        """End amid the answer, so that nobody takes it for a whole one."""
+        self._connection.abort()
+
     def refuse(self, error: GatewayError) -> None:
         """The whole answer, in OpenAI's shape."""
         lines = [b"content-type: application/json\r\n"]

@@ -85,6 +85,31 @@ class ClassifyRequest(msgspec.Struct):
     input: str | list[str]
 
 
+class ModerationRequest(msgspec.Struct):
+    """OpenAI's moderation request, for classifiers with thresholds: their labels are the categories."""
+
+    model: str
+    input: str | list[Any]
+
+
+class ScoreRequest(msgspec.Struct):
+    """How alike texts are: one with each of many, or pair by pair. `queries` and `documents` say the same."""
+
+    model: str
+    text_1: str | list[str] | None = None
+    text_2: str | list[str] | None = None
+
+
+class RerankRequest(msgspec.Struct):
+    """Documents by their likeness to a query, the best first, as Cohere and Jina have it."""
+
+    model: str
+    query: str
+    documents: list[Any]
+    top_n: int | None = None
+    return_documents: bool | None = True
+
+
 class Problem(msgspec.Struct):
     """What went wrong, to whom, and what to do."""
 
@@ -106,7 +131,10 @@ POSTS: Mapping[str, tuple[str, type[msgspec.Struct]]] = {
     "/v1/embeddings": ("Vectors for texts", EmbeddingRequest),
     "/v1/responses": ("OpenAI's responses API, relayed to engines that have it", ResponsesRequest),
     "/v1/messages": ("Anthropic's messages API, relayed to engines that have it", MessagesRequest),
+    "/v1/score": ("How alike texts are", ScoreRequest),
+    "/v1/rerank": ("Documents by their likeness to a query", RerankRequest),
     "/v1/classify": ("Labels and probabilities for texts", ClassifyRequest),
+    "/v1/moderations": ("What to flag in texts, by a classifier with thresholds", ModerationRequest),
 }
 
 ERRORS: Mapping[int, str] = {

@@ -1,7 +1,8 @@
 """Pure translations between the wire dialects, and what all of them share. Imports no numpy."""
 
 import re
-from typing import Annotated, Protocol, TypeVar
+from collections.abc import Generator
+from typing import Annotated, Protocol, TypeAlias, TypeVar
 
 import msgspec
 
@@ -24,6 +25,24 @@ class Asked(Protocol):
         """The body of the 200. `model` is the name that the client called, `created_s` is Unix time."""
 
 
+Steps: TypeAlias = Generator[InferRequest | bytes, InferReply, None]
+"""An answer in the making: yields what to ask of the model, and is sent the reply to that; yields what to write, and is
+sent nothing. Ends with something to write."""
+
+
+class Series:
+    """One call, understood, that may have very many rows: a window of them goes to the model at a time, and its part
+    of the answer is written before the next one does, so that neither rows nor answer are ever all at hand."""
+
+    param: str
+    """The body's field that the rows are from; it is at fault for what the runtime finds Invalid."""
+
+    def steps(self, *, model: str, predictor: Predictor, id: str, created_s: int) -> Steps:
+        """The bytes in them are the body of the 200, however many windows it took. Raises Invalid, if at all, at the
+        first reply. See Asked.answer for what is given."""
+        raise NotImplementedError
+
+
 class Translation(Protocol):
     """How a dialect's body becomes tensors and back. `parse` raises Invalid, whose `param` is the field at fault. An
     Invalid that the runtime then raises is about the input tensor it names."""
@@ -32,7 +51,7 @@ class Translation(Protocol):
     def tasks(self) -> frozenset[str]:
         """What a Predictor must be able to do to answer: one of these must be its `task`."""
 
-    def parse(self, body: bytes, *, predictor: Predictor, deadline_s: float, flow: str) -> Asked: ...
+    def parse(self, body: bytes, *, predictor: Predictor, deadline_s: float, flow: str) -> Asked | Series: ...
 
 
 def decoded(decoder: msgspec.json.Decoder[T], body: bytes) -> T:

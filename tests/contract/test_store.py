@@ -92,6 +92,7 @@ def record(id: str, **fields: object) -> Record:
         tokens_in=7,
         tokens_out=3,
         tokens_cached=2,
+        items=4,
         estimated=False,
         wait_s=0.25,
         first_byte_s=0.5,
@@ -328,6 +329,7 @@ async def test_totals_count_every_outcome_in_its_own_column(store: Store) -> Non
     assert {o: getattr(total, o.value) for o in outcomes} == {o: n for n, o in enumerate(outcomes, 1)}
     assert total.calls == sum(range(len(outcomes) + 1))
     assert (total.tokens_out, total.tokens_cached, total.estimated) == (total.calls * 3, total.calls * 2, 0)
+    assert total.items == total.calls * 4
 
 
 async def test_totals_of_nothing_are_zero_not_null(store: Store) -> None:
@@ -513,6 +515,30 @@ async def test_the_migrations_make_exactly_the_tables_of_the_code(tmp_path: Path
         context = MigrationContext.configure(connection)
         assert compare_metadata(context, METADATA) == []
     engine.dispose()
+
+
+async def test_a_store_of_an_older_version_keeps_its_usage(tmp_path: Path) -> None:
+    import sqlalchemy as sa
+    from alembic import command
+
+    from gateway.migrations.upgrade import configuration
+
+    engine = sa.create_engine(f"sqlite:///{tmp_path / 'store.db'}")
+    with engine.begin() as connection:
+        command.upgrade(configuration(connection), "0001")
+        known = [name for name in msgspec.structs.fields(Record) if name.name != "items"]
+        columns = ", ".join(field.name for field in known)
+        values = [getattr(record("old"), field.name) for field in known]
+        connection.exec_driver_sql(
+            f"INSERT INTO usage ({columns}) VALUES ({', '.join('?' * len(known))})",
+            tuple(value.value if isinstance(value, Outcome) else value for value in values),
+        )
+    engine.dispose()
+    store = SqliteStore(tmp_path / "store.db")
+    await store.open()
+    await store.append_usage([record("new")])
+    assert {it.id: it.items for it in await store.usage(ALL, limit=9)} == {"old": 0, "new": 4}
+    await store.aclose()
 
 
 def test_head_is_the_newest_migration() -> None:

@@ -33,7 +33,7 @@ from gateway.config import Model, Server
 from gateway.edge import admin, connection, server
 from runtimes import Spec, onnx, process, remote, vllm, wire
 from runtimes import connection as upstream
-from runtimes.dialect import openai as dialect
+from runtimes.dialect import entries
 
 ROOT = Path(__file__).parents[2]
 TABLE = (ROOT / "ARCHITECTURE.md").read_text().partition("## Bounds\n")[2].partition("\n## ")[0]
@@ -61,6 +61,7 @@ def mib(size: float) -> str:
 B = call.Bounds()
 CONNECTION, OPENAI = "gateway/test_connection.py", "gateway/test_openai.py"
 JOURNAL, WIRE, METER = "gateway/test_journal.py", "runtimes/test_wire.py", "gateway/test_meter.py"
+DIALECT = "runtimes/test_dialect_openai.py"
 RETRIES, SLOW = "gateway/test_retries.py", "e2e/test_slow_clients.py"
 PROCESS, DRAIN = "runtimes/test_process.py", "e2e/test_drain.py"
 HERE = "docs/test_bounds_reached.py"
@@ -102,7 +103,7 @@ ROWS = {
             "gateway/test_patience.py::test_what_is_left_of_a_call_is_believed_up_to_the_gateway_s_own_bound",
         ],
     ),
-    "a stream's, or embeddings', first byte": Row(
+    "first byte, from one replica": Row(
         f"{default(Model, 'first_byte_s_max'):g} s",
         [
             f"{WIRE}::test_silence_before_an_answer_that_must_begin_soon_is_no_patience",
@@ -164,11 +165,18 @@ ROWS = {
         mib(process.Limits().log_bytes_max), [f"{PROCESS}::test_the_log_has_a_bound_and_keeps_the_end"]
     ),
     "texts of one request": Row(
-        f"{dialect.ROWS_MAX:,}, and 2^{dialect.CELLS_MAX.bit_length() - 1} token ids",
+        f"{entries.ROWS_MAX:,}; {entries.IDS_MAX:,}",
         [
-            "runtimes/test_dialect_openai.py::test_more_rows_than_openai_takes_are_refused_with_both_numbers",
-            "runtimes/test_dialect_openai.py::test_a_short_body_cannot_ask_for_a_large_array",
+            f"{DIALECT}::test_more_entries_than_there_may_be_are_refused_with_both_numbers",
+            f"{DIALECT}::test_a_short_body_cannot_ask_for_a_large_array",
         ],
+    ),
+    "those decoded": Row(
+        f"{entries.WINDOW_ROWS}, or {kib(entries.WINDOW_BYTES)} padded to the longest",
+        [f"{DIALECT}::test_rows_go_to_the_model_in_order_a_window_at_a_time"],
+    ),
+    "a predictor's answer": Row(
+        kib(route.WHOLE_BYTES_MAX), ["gateway/test_series.py::test_a_long_answer_begins_before_it_is_whole"]
     ),
     "an answer that is not streamed": Row(
         f"{mib(meter.ANSWER_BYTES_MAX)}, {mib(stream.EVENT_BYTES_MAX)}",

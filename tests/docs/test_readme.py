@@ -57,4 +57,5 @@ def test_the_python_example_answers(engine_gateway: GatewayProcess, engine_key: 
     shown = ran([sys.executable, "-c"], block("python"), engine_gateway, engine_key, tmp_path)
     assert "Paris" in shown
     assert "2 vectors of 384" in shown
+    assert "Returns are free for 30 days." in shown
     assert shown.rstrip().endswith("order_status")

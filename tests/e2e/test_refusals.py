@@ -15,7 +15,8 @@ from tests.e2e.raw import Connection, exchange, post
 from tests.e2e.servers import GatewayProcess, Key
 
 CHAT, COMPLETIONS, EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
-ROUTES = (CHAT, COMPLETIONS, EMBEDDINGS, "/v1/responses", "/v1/messages", "/v1/classify")
+GENERATING = (CHAT, COMPLETIONS, "/v1/responses", "/v1/messages")
+ROUTES = (*GENERATING, EMBEDDINGS, "/v1/classify", "/v1/moderations", "/v1/score", "/v1/rerank")
 SECRET = "the-patient-in-room-12"
 """Stands in every prompt, and must never come back in an error or a log."""
 FITTING: Mapping[str, Any] = {
@@ -25,6 +26,9 @@ FITTING: Mapping[str, Any] = {
     "/v1/responses": {"model": "echo", "input": SECRET},
     "/v1/messages": {"model": "echo", "messages": [{"role": "user", "content": SECRET}], "max_tokens": 4},
     "/v1/classify": {"model": "echo", "input": SECRET},
+    "/v1/moderations": {"model": "echo", "input": SECRET},
+    "/v1/score": {"model": "echo", "text_1": SECRET, "text_2": SECRET},
+    "/v1/rerank": {"model": "echo", "query": SECRET, "documents": [SECRET]},
 }
 
 
@@ -208,7 +212,6 @@ BODIES: Mapping[str, Bad] = {
 }
 
 
-GENERATING = tuple(route for route in ROUTES if route not in (EMBEDDINGS, "/v1/classify"))
 BAD_CALLS = [
     (name, route)
     for name, bad in BODIES.items()

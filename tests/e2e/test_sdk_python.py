@@ -226,6 +226,23 @@ async def test_a_key_sees_only_its_models(engine_gateway: GatewayProcess) -> Non
             await client.embeddings.create(model="minilm", input="hello")
 
 
+async def test_what_answers_a_question_ranks_first(async_client: openai.AsyncOpenAI) -> None:
+    documents = ["The cat sleeps on the sofa.", "My parcel has not arrived yet.", "We open at nine."]
+    ask = {"model": "minilm", "query": "Where is my package?", "documents": documents}
+    ranked: Any = await async_client.post("/rerank", body=ask, cast_to=object)
+    assert ranked["results"][0]["document"]["text"] == documents[1]
+    pairs = {"model": "minilm", "text_1": ask["query"], "text_2": documents}
+    scored: Any = await async_client.post("/score", body=pairs, cast_to=object)
+    assert scored["data"][1]["score"] == pytest.approx(ranked["results"][0]["relevance_score"], abs=1e-3)
+
+
+async def test_a_classifier_without_thresholds_moderates_nothing(async_client: openai.AsyncOpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        await async_client.moderations.create(model="support-intent", input="hello")
+    assert caught.value.param == "model"
+    assert "no thresholds" in caught.value.message
+
+
 # ---- errors ------------------------------------------------------------------------------------------------
 
 

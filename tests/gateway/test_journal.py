@@ -136,6 +136,17 @@ async def test_what_a_killed_gateway_left_is_folded_by_the_next(tmp_path: Path) 
     await journal.aclose()
 
 
+async def test_what_an_older_gateway_left_is_folded_too(tmp_path: Path) -> None:
+    usage = MemoryUsage()
+    older = msgspec.to_builtins(a_record("r0"))
+    del older["items"]
+    (tmp_path / "journal").mkdir()
+    (tmp_path / "journal" / "1-a.jsonl").write_bytes(msgspec.json.encode(older) + b"\n")
+    journal = await a_journal(tmp_path, usage)
+    assert [record.items for record in usage.records.values()] == [0]
+    await journal.aclose()
+
+
 async def test_what_was_folded_before_the_kill_counts_once(tmp_path: Path) -> None:
     usage = MemoryUsage()
     killed = await a_journal(tmp_path, usage)

@@ -271,9 +271,30 @@ async def test_without_usage_the_answer_is_estimated_and_never_above_what_was_al
     call = a_call(body=b"x" * 39, tokens_out_max=2)
     assert await relayed(Script([body]), call) == body
     assert counts(call) == (10, 2, True)
-    call = a_call(body=b"x" * 39, route="/v1/embeddings", tokens_out_max=0)
+    call = a_call(body=b'{"model":"chat","input":["a",  "b","c"]}', route="/v1/embeddings", tokens_out_max=0)
     await relayed(Script([body]), call)
-    assert counts(call) == (10, 0, True)
+    assert (counts(call), call.items) == ((11, 0, True), 3)
+
+
+@pytest.mark.parametrize(
+    ("route", "given", "items"),
+    [
+        ("/v1/embeddings", {"input": "a"}, 1),
+        ("/v1/embeddings", {"input": ["a", "b"]}, 2),
+        ("/v1/embeddings", {"input": [1, 2, 3]}, 1),
+        ("/v1/embeddings", {"input": [[1, 2], [3]]}, 2),
+        ("/v1/embeddings", {"messages": [{"role": "user", "content": "a"}]}, 0),
+        ("/v1/classify", {"input": ["a", "b", "c"]}, 3),
+        ("/v1/score", {"text_1": "a", "text_2": ["b", "c"]}, 3),
+        ("/v1/score", {"queries": ["a"], "documents": ["b", {"content": []}]}, 3),
+        ("/v1/rerank", {"query": "a", "documents": [], "top_n": 1}, 1),
+        ("/v1/chat/completions", {"input": ["a", "b"]}, 0),
+    ],
+)
+async def test_items_are_what_a_pooling_model_was_given(route: str, given: Any, items: int) -> None:
+    call = a_call(route=route, body=json.dumps({"model": "chat"} | given).encode())
+    await relayed(Script([b'{"usage":{"prompt_tokens":3}}']), call)
+    assert call.items == items
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>", b'{"choices":[', b'{"choices":[nothing]}', b"{}{}", b"[]"])

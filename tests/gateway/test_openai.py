@@ -11,10 +11,10 @@ import httpx
 import pytest
 
 from gateway.call import Bounds
-from gateway.edge.openai import OpenAI
+from gateway.edge.openai import OpenAI, _require_utf8
 from gateway.edge.request import error_headers
 from gateway.edge.server import Server
-from gateway.errors import GatewayError
+from gateway.errors import BadRequest, GatewayError
 from runtimes.clock import SystemClock
 from runtimes.contract import Broken, Unavailable
 from tests.fakes import FakeGenerator, FakeTenants, Script, Stages, a_principal, events, limits
@@ -102,6 +102,16 @@ def refused(response: httpx.Response, status: int, code: str | None = None) -> d
     assert response.headers["x-should-retry"] in ("true", "false")
     assert SECRET not in response.text
     return error
+
+
+def test_a_byte_that_is_no_utf_8_is_named_wherever_it_stands() -> None:
+    good = b'{"model":"m","user":"' + "é€😀".encode() * 30_000 + b'"}'
+    _require_utf8(good)
+    for at in (21, 21 + 9 * 7_000, 21 + 9 * 20_000):
+        with pytest.raises(BadRequest, match=rf"\(byte {at}\)"):
+            _require_utf8(good[:at] + b"\xff" + good[at + 1 :])
+    with pytest.raises(BadRequest, match="UTF-8"):
+        _require_utf8(good[:-4])
 
 
 async def test_an_answer_is_relayed_with_the_call_s_id(site: Site) -> None:

@@ -6,12 +6,23 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 
 from gateway.call import Call
 from gateway.errors import BadRequest, EngineFailed, EngineUnavailable, GatewayError, ModelNotFound, Unsupported
 from gateway.replica import FAILURES_MAX, State
-from runtimes.contract import Broken, Generator, InferReply, Invalid, Overloaded, Predictor, RuntimeFault, Unavailable
+from runtimes.contract import (
+    Broken,
+    Generator,
+    InferReply,
+    InferRequest,
+    Invalid,
+    Overloaded,
+    Predictor,
+    RuntimeFault,
+    Unavailable,
+)
 from tests.fakes import (
     FakeClient,
     FakeClock,
@@ -192,7 +203,7 @@ class Verdicts:
     """A Translation that takes everything but `bad`."""
 
     tasks: ClassVar = frozenset({"classify"})
-    request: Any = None
+    request = InferRequest({"text": np.array(["a", "b"], object)}, deadline_s=1e9)
 
     @classmethod
     def parse(cls, body: bytes, **_: Any) -> "Verdicts":
@@ -212,7 +223,7 @@ async def test_a_predictor_answers_its_own_route(stages_of: Open) -> None:
     stages = await stages_of(FakePredictor(task="classify", answer=InferReply({}, tokens_in=9)))
     assert await ask(stages, classify()) == "chat-0"
     (record,) = await stages.records()
-    assert (record.tokens_in, record.tokens_out, record.estimated) == (9, 0, False)
+    assert (record.tokens_in, record.tokens_out, record.items, record.estimated) == (9, 0, 2, False)
 
 
 @pytest.mark.parametrize(
@@ -235,7 +246,7 @@ async def test_a_route_the_model_does_not_answer_is_told_by_the_one_it_does(stag
     for call in (a_call(), classify()):
         with pytest.raises(Unsupported, match="/v1/embeddings"):
             await ask(stages, call)
-    with pytest.raises(Unsupported, match="generates text"):
+    with pytest.raises(Unsupported, match="answers /v1/chat/completions, "):
         await ask(stages, classify(model="text"))
 
 

@@ -92,6 +92,21 @@ async def test_a_call_is_one_span_with_its_queue_and_engine_inside(
     assert [event.timestamp - root.start_time for event in engine.events] == [1_000_000_000]
 
 
+async def test_a_classification_says_how_it_was_batched(
+    trace: Trace, exporter: InMemorySpanExporter, registry: CollectorRegistry
+) -> None:
+    batched = {"items": 40, "batch_rows_max": 32, "inner_queue_s": 0.01, "compute_s": 0.2}
+    await ended(trace, a_call(route="/v1/moderations"), **(SERVED | batched))
+    spans = by_name(exporter)
+    assert spans["moderate chat"].attributes["headrace.items"] == 40
+    assert dict(spans["engine chat-0"].attributes) == {
+        "headrace.batch.rows_max": 32,
+        "headrace.batch.queue_s": 0.01,
+        "headrace.batch.compute_s": 0.2,
+    }
+    assert 'headrace_items_total{model="chat"} 40.0' in generate_latest(registry).decode()
+
+
 async def test_the_caller_s_trace_goes_on_through_the_gateway_to_the_engine(
     trace: Trace, exporter: InMemorySpanExporter
 ) -> None:

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from runtimes.artifact import Shelf
-from runtimes.contract import PATHS, Exchange, Invalid, Site, Unavailable
+from runtimes.contract import Exchange, Invalid, Site, Unavailable
 from runtimes.remote import Remote, RemoteRuntime
 from tests.fakes import until, work
 from tests.runtimes.hostile import Hostile, Peer, answering, hostile
@@ -50,10 +50,12 @@ async def test_every_path_goes_under_the_base(base: str) -> None:
             await peer.send(HELLO)
 
     async with hostile(script) as host, opened(host.url + base) as runtime:
-        for path in sorted(PATHS):
+        for path in sorted(RemoteRuntime.routes):
             assert await ask(runtime, path, b'{"a": 1}') == (200, b"hello")
     lines = [head.split(b"\r\n") for head, _ in seen]
-    expected = [f"POST {base.rstrip('/')}{path.removeprefix('/v1')} HTTP/1.1".encode() for path in sorted(PATHS)]
+    expected = [
+        f"POST {base.rstrip('/')}{path.removeprefix('/v1')} HTTP/1.1".encode() for path in sorted(RemoteRuntime.routes)
+    ]
     assert [line[0] for line in lines] == expected
     assert {body for _, body in seen} == {b'{"a": 1}'}
     assert all({b"traceparent: 00-1", b"content-type: application/json"} <= set(line) for line in lines)

@@ -11,10 +11,11 @@ import msgspec
 import pytest
 
 from runtimes.artifact import Folder, Hub, Shelf
-from runtimes.contract import Broken, Exchange, Reply, Site, Unavailable
+from runtimes.contract import PATHS, Broken, Exchange, Invalid, Reply, Site, Unavailable
 from runtimes.environment import Environment
 from runtimes.vllm import Vllm, VllmRuntime, Watched
 from runtimes.vllm_command import SOCKET_BYTES_MAX, SOCKET_NAME_BYTES, command, scratch
+from tests import tiny
 from tests.e2e.engine import MODEL, processes, socket
 from tests.e2e.servers import GatewayProcess
 from tests.fakes import work
@@ -239,6 +240,7 @@ async def test_an_engine_elsewhere_is_used_and_left_running(site: Site) -> None:
 async def test_another_process_reaches_the_engine_that_one_started(site: Site) -> None:
     spec = Vllm(artifact=str(site.state.parent / "model"), running_max=3, idle_s_max=7)
     elsewhere = spec.attached(site)
+    assert Vllm(artifact="x", task="embed").attached(site).task == "embed"
     assert (elsewhere.slots, elsewhere.idle_s_max, elsewhere.artifact) == (3, 7, None)
     async with opened(site):
         runtime = elsewhere.build(site)
@@ -283,6 +285,37 @@ async def test_an_engine_elsewhere_is_shown_its_key_and_nobody_elses(
         b"POST /v1/chat/completions HTTP/1.1",
     ]
     assert all(b"\r\nauthorization: Bearer sesame\r\n" in head for head in seen)
+
+
+@pytest.mark.parametrize(
+    ("task", "paths"),
+    [
+        (
+            "generate",
+            {path: path for path in ("/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/responses")},
+        ),
+        ("embed", {"/v1/embeddings": "/v1/embeddings", "/v1/rerank": "/rerank", "/v1/score": "/score"}),
+        ("score", {"/v1/rerank": "/rerank", "/v1/score": "/score"}),
+        ("classify", {"/v1/classify": "/classify"}),
+    ],
+)
+async def test_a_model_answers_what_it_is_for_where_vllm_has_it(site: Site, task: Any, paths: dict[str, str]) -> None:
+    seen: list[str] = []
+
+    async def script(peer: Peer) -> None:
+        while True:
+            head, _ = await peer.request()
+            seen.append(head.split()[1].decode())
+            await peer.send(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}")
+
+    async with hostile(script) as host, attached(host.url, site, task=task) as runtime:
+        assert runtime.routes == paths.keys()
+        for path in paths:
+            assert await say(runtime, {}, path) == (200, {})
+        for path in PATHS - paths.keys():
+            with pytest.raises(Invalid, match="chat-0 answers only"):
+                await say(runtime, {}, path)
+    assert seen == list(paths.values())
 
 
 async def test_a_server_that_is_no_vllm_is_told_apart_from_a_dead_one(site: Site) -> None:
@@ -368,12 +401,30 @@ def test_a_gpu_is_left_to_vllms_own_judgement(site: Site) -> None:
     assert "OMP_NUM_THREADS" not in env
 
 
+@pytest.mark.parametrize("task", ["embed", "score", "classify"])
+def test_a_model_that_reads_is_started_to_pool_and_calls_no_tools(site: Site, task: Any) -> None:
+    argv, _ = options(Vllm(artifact="x", task=task), site, Folder(site.state.parent / "model"))
+    assert argv[argv.index("--runner") + 1] == "pooling"
+    assert {"--tool-call-parser", "--enable-auto-tool-choice"}.isdisjoint(argv)
+    argv, _ = options(Vllm(artifact="x"), site, Folder(site.state.parent / "model"))
+    assert "--runner" not in argv
+
+
+async def test_an_artifact_made_for_something_else_is_not_served(site: Site, tmp_path: Path) -> None:
+    tiny.publish(site.shelf, tmp_path / "model", task="classify")
+    runtime = Vllm(artifact="tiny@stable", task="embed").build(site)
+    with pytest.raises(Unavailable, match="a model to classify in onnx format; here is served one to embed"):
+        await runtime.open()
+
+
 def test_further_options_are_passed_on(site: Site) -> None:
     argv, _ = options(Vllm(artifact="x", args=("--reasoning-parser=qwen3",)), site, Folder(site.state.parent / "model"))
     assert argv[-1] == "--reasoning-parser=qwen3"
 
 
-@pytest.mark.parametrize("arg", ["--trust-remote-code", "--trust_remote_code", "--trust-rem", "--port=1", "--uds"])
+@pytest.mark.parametrize(
+    "arg", ["--trust-remote-code", "--trust_remote_code", "--trust-rem", "--port=1", "--uds", "--runner=pooling"]
+)
 def test_options_that_are_ours_or_unsafe_are_refused(arg: str) -> None:
     with pytest.raises(msgspec.ValidationError, match=r"args must not hold .* - at `\$`|args must not hold"):
         msgspec.convert({"kind": "vllm", "artifact": "x", "args": [arg]}, Vllm)
