@@ -7,7 +7,6 @@ engine's own error code as `engine`.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 
@@ -17,6 +16,9 @@ from prometheus_client.registry import Collector
 
 import gateway.errors
 from gateway.call import Call, Outcome
+from gateway.replica import Replica
+from runtimes.contract import Batching
+from runtimes.histogram import Histogram
 
 FIRST_BYTE_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 TOKEN_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
@@ -30,29 +32,6 @@ CODES = frozenset(
         *(error.code for error in vars(gateway.errors).values() if hasattr(error, "code")),
     }
 )
-
-
-class Histogram:
-    """How often a value fell up to each of `bounds`."""
-
-    __slots__ = ("bounds", "counts", "sum")
-
-    def __init__(self, bounds: tuple[float, ...]) -> None:
-        self.bounds = bounds
-        self.counts = [0] * (len(bounds) + 1)
-        self.sum = 0.0
-
-    def observe(self, value: float) -> None:
-        self.counts[bisect_left(self.bounds, value)] += 1
-        self.sum += value
-
-    def buckets(self) -> list[tuple[str, float]]:
-        """As Prometheus has them: cumulative, each with its upper bound."""
-        total, named = 0, []
-        for bound, count in zip((*map(str, map(float, self.bounds)), "+Inf"), self.counts, strict=True):
-            total += count
-            named.append((bound, float(total)))
-        return named
 
 
 class PerModel:
@@ -157,6 +136,28 @@ GAUGES = {
 COUNTERS = {
     "headrace_retries": "Further replicas that calls were sent to, because one failed before its first byte",
     "headrace_retries_refused": "Calls that failed because the model's retries were used up",
+}
+
+
+class BatchMetrics(Collector):
+    """Of runtimes that make batches themselves."""
+
+    def __init__(self, replicas: Iterable[Replica]) -> None:
+        self.replicas = [it for it in replicas if isinstance(it.runtime, Batching)]
+
+    def collect(self) -> Iterator[Metric]:
+        for name, (meaning, of) in BATCHES.items() if self.replicas else ():
+            family = HistogramMetricFamily(name, meaning, labels=["model", "replica"])
+            for replica in self.replicas:
+                assert isinstance(replica.runtime, Batching)
+                histogram = of(replica.runtime)
+                family.add_metric([replica.model, replica.name], histogram.buckets(), histogram.sum)
+            yield family
+
+
+BATCHES: dict[str, tuple[str, Callable[[Batching], Histogram]]] = {
+    "headrace_batch_rows": ("Rows that went through the model together", lambda it: it.batch_rows),
+    "headrace_batch_queue_seconds": ("A row's wait for its batch", lambda it: it.batch_queue_s),
 }
 
 

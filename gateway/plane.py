@@ -20,7 +20,7 @@ from gateway.edge.server import Server
 from gateway.fairness import Fairness, Line
 from gateway.journal import Journal
 from gateway.key import pepper_of
-from gateway.metrics import Gauge, LiveMetrics, Metrics
+from gateway.metrics import BatchMetrics, Gauge, LiveMetrics, Metrics
 from gateway.pipeline import Pipeline
 from gateway.places import SharedLine
 from gateway.quota import Quota
@@ -93,7 +93,7 @@ class Plane:
             ModelLook(target.name, self.lines[target.name].look(), tuple(replica.look() for replica in target.replicas))
             for target in self.targets
         )
-        numbers = (self.metrics, LiveMetrics(self._gauges), self.process)
+        numbers = (self.metrics, LiveMetrics(self._gauges), BatchMetrics(self.replicas), self.process)
         return Report(models, self._checks(), families=tuple(it for them in numbers for it in families(them)))
 
     def _checks(self) -> dict[str, str | None]:

@@ -60,7 +60,8 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
     """What its maker says of an artifact."""
 
     name: str
-    task: Literal["generate", "classify", "embed"]
+    task: Literal["generate", "classify", "embed", "predict"]
+    """`predict` is any other model: it takes and gives what tensors its graph has."""
     format: Literal["safetensors", "onnx"]
     tokens_max: int
     """Longest input in tokens, special tokens included."""
@@ -71,6 +72,11 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
     """Label → least score at which it may be believed; a label without one is always believed."""
     pooling: Literal["mean"] | None = None
     """How token vectors become one; always done inside the graph."""
+    truncate: bool = False
+    """A longer text is answered by its beginning; else it is refused."""
+    tolerance: float | None = None
+    """How far any number of an answer may move with the rows in the same batch, as measured. None: not measured, and a
+    graph that scales activations while it runs takes one row at a time."""
     before: dict[str, float] = {}
     """Measures of the model as trained, in fp32."""
     after: dict[str, float] = {}
@@ -348,6 +354,7 @@ def _version(card: Card, files: dict[str, str]) -> str:
         sorted(files.items()),
         card.name, card.task, card.format, card.tokens_max, card.labels, card.thresholds, card.pooling,
         card.lineage.recipe_hash,
+        *(("truncate",) if card.truncate else ()),
     )  # fmt: skip
     return hashlib.sha256(msgspec.json.encode(content, order="deterministic")).hexdigest()[:12]
 

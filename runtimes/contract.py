@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_chec
 
 import msgspec
 
+from runtimes.histogram import Histogram
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -127,7 +129,7 @@ class InferReply(msgspec.Struct, frozen=True):
     batch_rows_max: int = 0
     """Rows of the largest batch that any of these went through the model in; 0 if unknown."""
     queue_s: float = 0.0
-    """Spent waiting for others inside the runtime."""
+    """The longest that any of these waited inside the runtime."""
     compute_s: float = 0.0
     """Spent by the model, on the whole of the batches that these were in."""
 
@@ -212,6 +214,19 @@ class Predictor(Runtime, Protocol):
 
     async def infer(self, request: InferRequest) -> InferReply:
         """Run the model. Raises Invalid, Expired, Overloaded or Unavailable. Safe to run concurrently."""
+
+
+@runtime_checkable
+class Batching(Protocol):
+    """A runtime that puts rows of several calls together, and counts them."""
+
+    @property
+    def batch_rows(self) -> Histogram:
+        """Rows of each batch."""
+
+    @property
+    def batch_queue_s(self) -> Histogram:
+        """How long each row waited for its batch."""
 
 
 class RuntimeFault(Exception):

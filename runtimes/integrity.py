@@ -1,7 +1,8 @@
 """What may lie in an artifact's folder: plain files of types that cannot execute and cannot lead outside.
 
 Rejected are links of either kind, devices and pipes; every type that is not known to be inert (pickles and
-code among them); `auto_map` in any JSON, by which a loader would import code; ONNX tensors in other files.
+code among them); `auto_map` in any JSON, by which a loader would import code; ONNX tensors in other files, and
+operators from libraries other than ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -115,3 +116,77 @@ def _inspect_onnx(file: Path) -> None:
     with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
         if _EXTERNAL_DATA.search(content):
             raise Rejected(f"{file} keeps tensors in other files (external_data); save it as one file")
+        for domain in _domains(content):
+            if domain not in DOMAINS:
+                raise Rejected(
+                    f"{file} has operators of the domain {domain!r}, which come from a library of their own; export it "
+                    "with ONNX's own operators"
+                )
+
+
+#: Where ONNX Runtime's own operators are from.
+DOMAINS = frozenset(
+    {
+        "", "ai.onnx", "ai.onnx.ml", "ai.onnx.preview", "ai.onnx.preview.training", "ai.onnx.training", "com.microsoft",
+        "com.microsoft.experimental", "com.microsoft.nchwc", "com.ms.internal.nhwc", "org.pytorch.aten",
+    }
+)  # fmt: skip
+
+_OPSET_IMPORT = 8
+_LOCAL_FUNCTION = 25
+
+
+def _domains(model: mmap.mmap) -> set[str]:
+    """The domains that a ModelProto names, without those whose functions it holds itself. None of what is no protobuf:
+    ONNX Runtime rejects that."""
+    named: set[str] = set()
+    own: set[str] = set()
+    try:
+        for number, start, stop in _fields(model, 0, len(model)):
+            if number == _OPSET_IMPORT:
+                named.add(_text(model, start, stop, field=1))
+            elif number == _LOCAL_FUNCTION:
+                own.add(_text(model, start, stop, field=10))
+    except (ValueError, IndexError):
+        return set()
+    return named - own
+
+
+def _text(model: mmap.mmap, start: int, stop: int, *, field: int) -> str:
+    """The last such field of a message, as protobuf reads it; empty without one."""
+    found = [model[first:last] for number, first, last in _fields(model, start, stop) if number == field]
+    return found[-1].decode() if found else ""
+
+
+def _fields(model: mmap.mmap, at: int, stop: int) -> Iterator[tuple[int, int, int]]:
+    """Number, start and end of each field of a message that is not a number. ValueError or IndexError if it is none."""
+    while at < stop:
+        key, at = _varint(model, at)
+        match key & 7:
+            case 0:
+                _, at = _varint(model, at)
+            case 1:
+                at += 8
+            case 2:
+                length, at = _varint(model, at)
+                if at + length > stop:
+                    raise ValueError("cut short")
+                yield key >> 3, at, at + length
+                at += length
+            case 5:
+                at += 4
+            case _:
+                raise ValueError("no such wire type")
+
+
+def _varint(model: mmap.mmap, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = model[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        shift += 7
+        if byte < 0x80:
+            return value, at
+        if shift > 63:
+            raise ValueError("no such number")

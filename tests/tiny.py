@@ -17,7 +17,7 @@ WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "refund", "card", "login", "please"
 TOKENS_MAX = 64
 
 _CLASS = {"refund": 0, "money": 0, "card": 1, "login": 2, "password": 2}
-_FLOAT, _INT64 = 1, 7
+_FLOAT, _UINT8, _INT64, _STRING = 1, 2, 7, 8
 
 
 def publish(shelf: Shelf, folder: Path, *, task: Literal["embed", "classify"] = "classify") -> Manifest:
@@ -49,6 +49,7 @@ def card(task: Literal["embed", "classify"]) -> Card:
         lineage=lineage,
         labels=LABELS if task == "classify" else (),
         pooling="mean",
+        truncate=True,
     )
 
 
@@ -87,7 +88,6 @@ def tokenizer() -> object:
 
 
 def graph(task: Literal["embed", "classify"]) -> bytes:
-    """A ModelProto."""
     nodes = [
         _node("Gather", ["vectors", "input_ids"], "tokens"),
         _node("Cast", ["attention_mask"], "mask", _whole("to", _FLOAT)),
@@ -115,6 +115,48 @@ def graph(task: Literal["embed", "classify"]) -> bytes:
         _tensor("ten", _FLOAT, [1], struct.pack("<f", 10)),
     ]
     inputs = [_value(name, _INT64, ["n", "length"]) for name in ("input_ids", "attention_mask")]
+    return model(nodes, constants, inputs, outputs)
+
+
+def images(first: str | int = "n") -> bytes:
+    """`brightness` [n, 1] of `pixels` [n, side, side, 2] float, times `gain` [n, 1] float."""
+    axes = struct.pack("<3q", 1, 2, 3)
+    return model(
+        [
+            _node("ReduceSum", ["pixels", "axes"], "sum", _whole("keepdims", 0)),
+            _node("Unsqueeze", ["sum", "last"], "column"),
+            _node("Mul", ["column", "gain"], "brightness"),
+        ],
+        [_tensor("axes", _INT64, [3], axes), _tensor("last", _INT64, [1], struct.pack("<q", 1))],
+        [_value("pixels", _FLOAT, [first, "side", "side", 2]), _value("gain", _FLOAT, [first, 1])],
+        [_value("brightness", _FLOAT, [first, 1])],
+    )
+
+
+def words() -> bytes:
+    """`vector` [n, length, 3] of `ids` [n, length] int64, of which there are four, and `echo` of `names` [n] string."""
+    table = [float(it) for it in range(12)]
+    return model(
+        [_node("Gather", ["table", "ids"], "vector"), _node("Identity", ["names"], "echo")],
+        [_tensor("table", _FLOAT, [4, 3], struct.pack("<12f", *table))],
+        [_value("ids", _INT64, ["n", "length"]), _value("names", _STRING, ["n"])],
+        [_value("vector", _FLOAT, ["n", "length", 3]), _value("echo", _STRING, ["n"])],
+    )
+
+
+def quantized() -> bytes:
+    """`whole` [n, 2] of `given` [n, 2] float, scaled by the largest of all of it."""
+    node = b"".join(_field(2, it) for it in (b"whole", b"scale", b"zero"))
+    return model(
+        [_field(1, b"given") + node + _field(4, b"DynamicQuantizeLinear")],
+        [],
+        [_value("given", _FLOAT, ["n", 2])],
+        [_value("whole", _UINT8, ["n", 2])],
+    )
+
+
+def model(nodes: list[bytes], constants: list[bytes], inputs: list[bytes], outputs: list[bytes]) -> bytes:
+    """A ModelProto."""
     body = b"".join(
         [
             *(_field(1, node) for node in nodes),

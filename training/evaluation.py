@@ -13,6 +13,7 @@ import torch
 import transformers
 
 from runtimes.artifact import Artifact, Shelf
+from runtimes.batch import BATCH_MAX
 from runtimes.clock import SystemClock
 from runtimes.contract import InferRequest, Site
 from runtimes.onnx import Onnx
@@ -26,8 +27,8 @@ Scores = dict[str, float]
 Array = np.ndarray[Any, np.dtype[Any]]
 
 MEASURES: dict[Task, tuple[str, ...]] = {
-    "classify": ("accuracy", "macro_f1"),
-    "embed": ("spearman", "cosine_to_fp32", "cosine_to_fp32_least"),
+    "classify": ("accuracy", "macro_f1", "batch_drift"),
+    "embed": ("spearman", "cosine_to_fp32", "cosine_to_fp32_least", "batch_drift"),
     "generate": ("nll",),
 }
 
@@ -39,7 +40,8 @@ def score(it: model.Model | Artifact, rows: list[data.Row], *, reference: model.
     """Measure a model in torch, or a bundle through the runtime that will serve it.
 
     accuracy and macro_f1 in 0..1; spearman, the rank correlation of cosine and the rows' similarity;
-    cosine_to_fp32, mean and least over the texts, of a bundle to `reference`; nll in nats per token of the answers.
+    cosine_to_fp32, mean and least over the texts, of a bundle to `reference`; batch_drift, how far any number that a
+    bundle answers moves when texts go through it together; nll in nats per token of the answers.
 
     Generators are the exception: their engine lives in an environment of its own, so a bundle is read back from its
     files and run by transformers, in the arithmetic and number formats that the engine is started with.
@@ -134,9 +136,10 @@ def _bound(name: str) -> tuple[str, str]:
 
 def _score_classes(it: model.Classifier | Artifact, labels: tuple[str, ...], rows: list[data.Row]) -> Scores:
     labelled = [row for row in rows if isinstance(row, data.Labelled)]
-    best = _outputs(it, [row.text for row in labelled]).argmax(1)
+    texts = [row.text for row in labelled]
+    best = _outputs(it, texts).argmax(1)
     predicted, wanted = [labels[at] for at in best], [row.label for row in labelled]
-    return {"accuracy": accuracy(predicted, wanted), "macro_f1": macro_f1(predicted, wanted)}
+    return {"accuracy": accuracy(predicted, wanted), "macro_f1": macro_f1(predicted, wanted)} | _drift(it, texts)
 
 
 def _score_pairs(it: model.Embedder | Artifact, rows: list[data.Row], reference: model.Model | None) -> Scores:
@@ -148,7 +151,14 @@ def _score_pairs(it: model.Embedder | Artifact, rows: list[data.Row], reference:
     if reference is not None:
         cosines = (embeddings * _outputs(reference, texts)).sum(1)
         scores |= {"cosine_to_fp32": float(cosines.mean()), "cosine_to_fp32_least": float(cosines.min())}
-    return scores
+    return scores | _drift(it, texts)
+
+
+def _drift(it: model.Model | Artifact, texts: list[str]) -> Scores:
+    if not isinstance(it, Artifact):
+        return {}
+    together, alone = (asyncio.run(_served(it, texts, batch_max=rows)) for rows in (BATCH_MAX, 1))
+    return {"batch_drift": float(np.abs(together - alone).max())}
 
 
 def _outputs(it: model.Model | Artifact, texts: list[str]) -> Array:
@@ -158,11 +168,11 @@ def _outputs(it: model.Model | Artifact, texts: list[str]) -> Array:
     return model.outputs(it, texts)
 
 
-async def _served(bundle: Artifact, texts: list[str]) -> Array:
+async def _served(bundle: Artifact, texts: list[str], *, batch_max: int | None = None) -> Array:
     """What the runtime answers: the same code, tokenizer and graph that will serve the artifact."""
     site = Site(model=bundle.manifest.name, replica="evaluation", state=bundle.path, shelf=Shelf(bundle.path))
     clock = SystemClock()
-    runtime = Onnx(artifact=str(bundle.path), provider="cpu").build(site, clock=clock)
+    runtime = Onnx(artifact=str(bundle.path), provider="cpu", batch_max=batch_max).build(site, clock=clock)
     output = "scores" if bundle.manifest.task == "classify" else "embedding"
     parts = []
     try:

@@ -56,6 +56,8 @@ def build(
         ),
         labels=data.labels(rows.train),
         pooling="mean" if isinstance(small, Graph) else None,
+        truncate=recipe.truncate,
+        tolerance=recipe.gate.get("batch_drift_max"),
     )
     return Artifact(folder, seal(folder, card, created_s=SystemClock().wall_s()))
 

@@ -39,8 +39,8 @@ class Probe(Struct, frozen=True, forbid_unknown_fields=True, tag="probe", tag_fi
 
 
 class DynamicInt8(Struct, frozen=True, forbid_unknown_fields=True, tag="int8-dynamic", tag_field="kind"):
-    """ONNX: INT8 weights per channel, activations measured while running. No calibration, and the best of the
-    ways tried on text encoders."""
+    """ONNX: INT8 weights per channel, activations measured while running, each token's by themselves. No calibration,
+    and the best of the ways tried on text encoders."""
 
 
 class W8A8(Struct, frozen=True, forbid_unknown_fields=True, tag="w8a8", tag_field="kind"):
@@ -64,6 +64,8 @@ class Recipe(Struct, frozen=True, forbid_unknown_fields=True):
     gate: dict[str, float]
     """`<measure>_min`, `<measure>_max`, `<measure>_drop_max` or `<measure>_increase_max` → bound; the last two
     compare with the fp32 model. All must hold, or nothing is published."""
+    truncate: bool = False
+    """A text longer than `base.tokens_max` is answered by its beginning; else it is refused."""
     trainer: Probe | None = None
     """None: the base model as it is."""
     seed: int = 0

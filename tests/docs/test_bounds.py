@@ -31,7 +31,7 @@ from gateway import (
 )
 from gateway.config import Model, Server
 from gateway.edge import admin, connection, server
-from runtimes import Spec, onnx, process, remote, vllm, wire
+from runtimes import Spec, batch, onnx, process, remote, vllm, wire
 from runtimes import connection as upstream
 from runtimes.dialect import entries
 
@@ -152,6 +152,18 @@ ROWS = {
     "calls waiting for ONNX Runtime": Row(
         f"{default(onnx.Onnx, 'waiting_max')}",
         ["runtimes/test_onnx.py::test_one_call_more_than_may_wait_is_refused"],
+    ),
+    "a batch: rows, tokens": Row(
+        f"{batch.BATCH_MAX}, {batch.CELLS_PER_ROW} a row; {default(onnx.Onnx, 'delay_s_max'):g} s",
+        [
+            "runtimes/test_batch.py::test_a_batch_closes_by_size",
+            "runtimes/test_batch.py::test_a_batch_closes_by_cells",
+            "runtimes/test_batch.py::test_a_batch_closes_by_age",
+        ],
+    ),
+    "rows in line of one call": Row(
+        "those of two batches for each worker",
+        ["runtimes/test_onnx.py::test_ten_thousand_rows_are_answered_in_their_order_and_few_of_them_wait_at_once"],
     ),
     "a replica's faults": Row(
         f"{replica.FAILURES_MAX}; {replica.EJECTIONS_S[0]:g} to {replica.EJECTIONS_S[-1]:g} s",

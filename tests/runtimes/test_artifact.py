@@ -295,6 +295,8 @@ CONTENT: dict[str, tuple[str, bytes]] = {
     "endless JSON": ("config.json", b"[" * 200_000),
     "external data": ("second.onnx", b"\x12\x0a\n\x08location\x12\x0b/etc/passwd"),
     "external data, long-winded": ("second.onnx", b"\x8a\x00\x88\x80\x00location\x12\x0b/etc/passwd"),
+    "operators of some library": ("second.onnx", b"\x42\x09\x0a\x05.mine\x10\x01"),
+    "operators of some library, said twice": ("second.onnx", b"\x42\x0c\x0a\x02ai\x0a\x04mine\x10\x01"),
     "an empty graph": ("second.onnx", b""),
 } | {
     name: (name, b"content")

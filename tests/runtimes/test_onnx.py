@@ -1,7 +1,7 @@
 import asyncio
 import json
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from itertools import chain, pairwise
 from pathlib import Path
@@ -9,14 +9,15 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from runtimes.artifact import Shelf, seal
 from runtimes.contract import Expired, InferReply, InferRequest, Invalid, Load, Overloaded, Site, Unavailable
 from runtimes.onnx import Onnx, OnnxRuntime
-from runtimes.session import CHARS_PER_TOKEN, CHARS_PER_TOKEN_MAX, PIECE_CHARS, Session, batches, pieces
+from runtimes.session import Session
+from runtimes.text import CHARS_PER_TOKEN, CHARS_PER_TOKEN_MAX, PIECE_CHARS
 from tests import tiny
 from tests.fakes import FakeClock, until
 
@@ -25,23 +26,31 @@ LONG = ["card " * (PIECE_CHARS // 5)] * 6
 """Texts each of which is a piece of its own."""
 
 
-class HeldClock(FakeClock):
-    """A clock at which every thread but the test's own waits its turn: the worker asks before each piece and batch."""
+class Gate:
+    """Holds every batch before it goes through the graph, until it is let go."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.asked = 0
-        self._ours = threading.get_ident()
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.batches: list[int] = []
+        """Rows of those that came here."""
         self._turns = threading.Semaphore(0)
+        run = Session.run
 
-    def now_s(self) -> float:
-        if threading.get_ident() != self._ours:
-            self.asked += 1
+        def held(session: Session, contents: Sequence[Any]) -> dict[str, Any]:
+            self.batches.append(len(contents))
             assert self._turns.acquire(timeout=10)
-        return super().now_s()
+            return run(session, contents)
 
-    def let_go(self, turns: int = 1_000) -> None:
-        self._turns.release(turns)
+        monkeypatch.setattr(Session, "run", held)
+
+    def let_go(self, batches: int = 1_000) -> None:
+        self._turns.release(batches)
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
+    gate = Gate(monkeypatch)
+    yield gate
+    gate.let_go()
 
 
 @pytest.fixture
@@ -86,6 +95,10 @@ def texts(*rows: str, deadline_s: float = DEADLINE_S) -> InferRequest:
 
 def tokens(ids: Any, mask: Any) -> InferRequest:
     return InferRequest({"input_ids": np.array(ids), "attention_mask": np.array(mask)}, DEADLINE_S)
+
+
+def ids_of(session: Session, *rows: str) -> list[Any]:
+    return [ids for ids, _, _ in session.reading.rows({"text": np.array(rows, object)})]
 
 
 async def test_a_classifier_says_what_it_is_and_scores_each_label(site: Site) -> None:
@@ -144,8 +157,10 @@ async def test_ids_answer_as_their_text_does(site: Site) -> None:
         (tokens([[1, 2]], [[0, 0]]), "attention_mask"),
         (tokens([[1, 2]], [[2, 0]]), "attention_mask"),
         (tokens([[1, 2]], [[1.0, 1.0]]), "attention_mask"),
-        (InferRequest({"image": np.zeros((1, 3))}, DEADLINE_S), None),
-        (InferRequest({"input_ids": np.ones((1, 1), np.int64)}, DEADLINE_S), None),
+        (InferRequest({"image": np.zeros((1, 3))}, DEADLINE_S), "image"),
+        (InferRequest({"text": np.array(["a"], object), "image": np.zeros((1, 3))}, DEADLINE_S), "image"),
+        (InferRequest({"input_ids": np.ones((1, 1), np.int64)}, DEADLINE_S), "attention_mask"),
+        (InferRequest({"text": np.array(["a"], object)}, DEADLINE_S, outputs=("scores", "mood")), "mood"),
         (InferRequest({}, DEADLINE_S), None),
     ],
 )
@@ -170,105 +185,213 @@ async def test_the_answer_does_not_depend_on_how_rows_are_batched(site: Site) ->
     assert together.tokens_in == sum(it.tokens_in for it in alone)
 
 
-async def test_a_cancelled_call_that_waits_never_runs(site: Site) -> None:
-    clock = HeldClock()
-    async with opened(Onnx(artifact="tiny"), site, clock) as runtime:
+ONE_BY_ONE = Onnx(artifact="tiny", batch_max=1, batches=1)
+
+
+async def test_a_cancelled_call_that_waits_never_runs(site: Site, gate: Gate) -> None:
+    async with opened(ONE_BY_ONE, site) as runtime:
         first = asyncio.create_task(runtime.infer(texts("card")))
+        await until(lambda: runtime.load() == Load(running=1, waiting=0))
         second = asyncio.create_task(runtime.infer(texts("login")))
         await until(lambda: runtime.load() == Load(running=1, waiting=1))
         second.cancel()
         await asyncio.gather(second, return_exceptions=True)
         assert runtime.load() == Load(running=1, waiting=0)
-        clock.let_go()
+        gate.let_go()
         await first
-    assert clock.asked == 2  # the first call's tokens and its batch
+    assert gate.batches == [1]
 
 
-async def test_a_call_that_waits_past_its_deadline_never_runs(site: Site) -> None:
-    clock = HeldClock()
-    async with opened(Onnx(artifact="tiny"), site, clock) as runtime:
+async def test_a_call_that_waits_past_its_deadline_never_runs(site: Site, gate: Gate) -> None:
+    clock = FakeClock()
+    async with opened(ONE_BY_ONE, site, clock) as runtime:
         first = asyncio.create_task(runtime.infer(texts("card")))
+        await until(lambda: runtime.load().running == 1)
         late = asyncio.create_task(runtime.infer(texts("login", deadline_s=1_001.0)))
-        await until(lambda: runtime.load() == Load(running=1, waiting=1))
+        await until(lambda: runtime.load().waiting == 1)
         clock.advance(2)
-        clock.let_go()
+        gate.let_go()
         await first
         with pytest.raises(Expired):
             await late
-    assert runtime.load() == Load(running=0, waiting=0)
+        assert runtime.load() == Load(running=0, waiting=0)
+    assert gate.batches == [1]
 
 
-async def test_one_call_more_than_may_wait_is_refused(site: Site) -> None:
-    clock = HeldClock()
-    async with opened(Onnx(artifact="tiny", waiting_max=2), site, clock) as runtime:
-        calls = [asyncio.create_task(runtime.infer(texts("card"))) for _ in range(3)]
+async def test_one_call_more_than_may_wait_is_refused(site: Site, gate: Gate) -> None:
+    async with opened(Onnx(artifact="tiny", batch_max=1, batches=1, waiting_max=2), site) as runtime:
+        first = asyncio.create_task(runtime.infer(texts("card")))
+        await until(lambda: runtime.load().running == 1)
+        calls = [asyncio.create_task(runtime.infer(texts("card"))) for _ in range(2)]
         await until(lambda: runtime.load() == Load(running=1, waiting=2))
         with pytest.raises(Overloaded):
             await runtime.infer(texts("card"))
-        clock.let_go()
-        assert all(isinstance(reply, InferReply) for reply in await asyncio.gather(*calls))
+        gate.let_go()
+        assert all(isinstance(reply, InferReply) for reply in await asyncio.gather(first, *calls))
 
 
-async def test_a_short_call_overtakes_the_rest_of_a_long_one(site: Site) -> None:
-    clock = HeldClock()
+async def test_a_lone_call_runs_at_once_and_those_that_come_meanwhile_share_a_batch(site: Site, gate: Gate) -> None:
+    async with opened(Onnx(artifact="tiny", batches=1), site) as runtime:
+        first = asyncio.create_task(runtime.infer(texts("card")))
+        await until(lambda: runtime.load().running == 1)
+        others = [asyncio.create_task(runtime.infer(texts(*["login"] * rows))) for rows in (1, 2, 3)]
+        await until(lambda: runtime.load() == Load(running=1, waiting=3))
+        gate.let_go()
+        replies = await asyncio.gather(first, *others)
+    assert gate.batches == [1, 6]
+    assert [reply.batch_rows_max for reply in replies] == [1, 6, 6, 6]
+    assert [len(reply.outputs["scores"]) for reply in replies] == [1, 1, 2, 3]
+
+
+async def test_a_reply_says_how_long_it_waited_and_was_computed(site: Site, gate: Gate) -> None:
+    clock = FakeClock()
+    async with opened(Onnx(artifact="tiny", batches=1), site, clock) as runtime:
+        first = asyncio.create_task(runtime.infer(texts("card")))
+        await until(lambda: runtime.load().running == 1)
+        second = asyncio.create_task(runtime.infer(texts("login")))
+        await until(lambda: runtime.load().waiting == 1)
+        clock.advance(3)
+        gate.let_go(1)
+        reply = await first
+        assert (reply.queue_s, reply.compute_s) == (0, 3)
+        await until(lambda: len(gate.batches) == 2)
+        clock.advance(4)
+        gate.let_go()
+        reply = await second
+        assert (reply.queue_s, reply.compute_s) == (3, 4)
+
+
+async def test_a_short_call_overtakes_the_rest_of_a_long_one(site: Site, gate: Gate) -> None:
     done: list[str] = []
-    async with opened(Onnx(artifact="tiny", batch_max=1), site, clock) as runtime:
+    async with opened(ONE_BY_ONE, site) as runtime:
         long = asyncio.create_task(runtime.infer(texts(*["card"] * 20)))
         long.add_done_callback(lambda _: done.append("long"))
-        await until(lambda: clock.asked == 1)
+        await until(lambda: gate.batches == [1])
         short = asyncio.create_task(runtime.infer(texts("login")))
         short.add_done_callback(lambda _: done.append("short"))
         await until(lambda: runtime.load().waiting == 1)
-        clock.let_go()
-        await asyncio.gather(long, short)
+        gate.let_go(3)
+        await short
+        assert not long.done()
+        gate.let_go()
+        await long
     assert done == ["short", "long"]
 
 
-async def test_a_short_call_gets_its_turn_between_the_pieces_of_a_long_one(site: Site) -> None:
-    clock = HeldClock()
-    async with opened(Onnx(artifact="tiny"), site, clock) as runtime:
-        long = asyncio.create_task(runtime.infer(texts(*LONG)))
-        await until(lambda: clock.asked == 1)
-        short = asyncio.create_task(runtime.infer(texts("login")))
-        await until(lambda: runtime.load().waiting == 1)
-        clock.let_go(4)  # both calls' first turn, then their second: the short one needs no more
-        await short
-        assert not long.done()
-        clock.let_go()
-        await long
-    assert clock.asked == 2 + 2 * len(LONG)  # a turn for each text to be tokenized, and one to be run
+async def test_ten_thousand_rows_are_answered_in_their_order_and_few_of_them_wait_at_once(site: Site) -> None:
+    rows = ["my card " * (at % 9) + ("refund", "card", "login")[at % 3] for at in range(10_000)]
+    async with opened(Onnx(artifact="tiny", batch_max=8, batches=2), site) as runtime:
+        whole = asyncio.create_task(runtime.infer(texts(*rows)))
+        most = 0
+        while not whole.done():
+            most = max(most, runtime._batcher.waiting)
+            await asyncio.sleep(0)
+        alone = [(await runtime.infer(texts(row))).outputs["scores"] for row in rows[:9]]
+    expected = np.concatenate(alone * 1_112)[:10_000]  # they repeat after nine
+    np.testing.assert_allclose(whole.result().outputs["scores"], expected, atol=1e-5)
+    assert 0 < most <= 2 * 2 * 8
 
 
 @pytest.mark.parametrize("late", [False, True])
-async def test_a_long_call_that_is_left_or_late_stops_at_its_next_piece(site: Site, late: bool) -> None:
-    clock = HeldClock()
-    async with opened(Onnx(artifact="tiny"), site, clock) as runtime:
+async def test_a_long_call_that_is_left_or_late_stops_at_its_next_batch(site: Site, gate: Gate, late: bool) -> None:
+    clock = FakeClock()
+    async with opened(ONE_BY_ONE, site, clock) as runtime:
         long = asyncio.create_task(runtime.infer(texts(*LONG, deadline_s=1_001.0)))
-        await until(lambda: clock.asked == 1)
-        clock.let_go(1)
-        await until(lambda: clock.asked == 2)
+        await until(lambda: len(gate.batches) == 1)
+        gate.let_go(1)
+        await until(lambda: len(gate.batches) == 2)
         if late:
             clock.advance(2)
         else:
             long.cancel()
-        clock.let_go()
+            await asyncio.gather(long, return_exceptions=True)
+        gate.let_go()
         with pytest.raises(Expired if late else asyncio.CancelledError):
             await long
         await runtime.infer(texts("login"))
-    assert clock.asked == 2 + 2  # of the long one's six pieces, two had their turn
+    assert len(gate.batches) == 2 + 1  # of the long one's six rows, two had their turn
 
 
-async def test_by_default_every_row_goes_through_the_graph_alone(site: Site) -> None:
-    clock = HeldClock()
-    clock.let_go()
-    async with opened(Onnx(artifact="tiny"), site, clock) as runtime:
-        await runtime.infer(texts("card", "login", "money"))
-    assert clock.asked == 1 + 3  # short texts are tokenized together
+async def test_a_batch_that_fails_is_run_again_call_by_call(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = Gate(monkeypatch)
+    run = Session.run
+
+    def poisoned(session: Session, contents: Sequence[Any]) -> dict[str, Any]:
+        answer = run(session, contents)
+        if any(len(ids) == 4 for ids in contents):
+            raise Invalid("these can't be computed")
+        return answer
+
+    monkeypatch.setattr(Session, "run", poisoned)
+    async with opened(Onnx(artifact="tiny", batches=1), site) as runtime:
+        first = asyncio.create_task(runtime.infer(texts("card")))
+        await until(lambda: len(gate.batches) == 1)
+        good = [asyncio.create_task(runtime.infer(texts(word))) for word in ("refund", "login")]
+        bad = asyncio.create_task(runtime.infer(texts("my card")))
+        await until(lambda: runtime.load().waiting == 3)
+        gate.let_go()
+        with pytest.raises(Invalid):
+            await bad
+        replies = await asyncio.gather(first, *good)
+    assert [tiny.LABELS[int(it.outputs["scores"].argmax())] for it in replies] == ["card", "refund", "login"]
+    assert gate.batches == [1, 3, 1, 1, 1]
 
 
-async def test_closing_lets_calls_under_way_finish(site: Site) -> None:
-    clock = HeldClock()
-    runtime = Onnx(artifact="tiny", batch_max=1).build(site, clock=clock)
+async def test_a_worker_outlives_what_nobody_expected(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Session.run
+    faults = iter([MemoryError("of the text `card`")])
+
+    def failing(session: Session, contents: Sequence[Any]) -> dict[str, Any]:
+        for fault in faults:
+            raise fault
+        return run(session, contents)
+
+    monkeypatch.setattr(Session, "run", failing)
+    async with opened(ONE_BY_ONE, site) as runtime:
+        with pytest.raises(Unavailable, match=r"intent-0 failed on a batch of 1 rows \(MemoryError\)"):
+            await runtime.infer(texts("card"))
+        assert (await runtime.infer(texts("card"))).outputs["scores"].shape == (1, 3)
+
+
+CALLS = st.tuples(
+    st.lists(
+        st.sampled_from(["card", "my card please", "refund " * 20, "login " * 60, "money"]), min_size=1, max_size=9
+    ),
+    st.sampled_from("abc"),
+    st.sampled_from([False, False, True]),
+)
+"""Texts, whose they are, and whether their caller leaves."""
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(calls=st.lists(CALLS, min_size=1, max_size=12), batch_max=st.sampled_from([1, 3, 16]), batches=st.integers(1, 3))
+def test_together_calls_are_answered_as_each_alone(
+    calls: list[tuple[list[str], str, bool]], batch_max: int, batches: int, site: Site, session: Session
+) -> None:
+    async def all_of_them() -> list[InferReply | BaseException]:
+        async with opened(Onnx(artifact="tiny", batch_max=batch_max, batches=batches), site) as runtime:
+            tasks = []
+            for rows, flow, leaves in calls:
+                request = InferRequest({"text": np.array(rows, object)}, DEADLINE_S, flow)
+                tasks.append(asyncio.create_task(runtime.infer(request)))
+                await asyncio.sleep(0)
+                if leaves:
+                    tasks[-1].cancel()
+            found = await asyncio.gather(*tasks, return_exceptions=True)
+            assert runtime.load() == Load(running=0, waiting=0)
+            return found
+
+    for (rows, _, leaves), reply in zip(calls, asyncio.run(all_of_them()), strict=True):
+        if isinstance(reply, BaseException):
+            assert leaves and isinstance(reply, asyncio.CancelledError)
+            continue
+        alone = np.concatenate([session.run([ids])["scores"] for ids in ids_of(session, *rows)])
+        np.testing.assert_allclose(reply.outputs["scores"], alone, atol=1e-5)
+        assert reply.batch_rows_max <= batch_max
+
+
+async def test_closing_lets_calls_under_way_finish(site: Site, gate: Gate) -> None:
+    runtime = ONE_BY_ONE.build(site, clock=FakeClock())
     await runtime.open()
     call = asyncio.create_task(runtime.infer(texts("card", "login")))
     await until(lambda: runtime.load().running == 1)
@@ -276,7 +399,7 @@ async def test_closing_lets_calls_under_way_finish(site: Site) -> None:
     await asyncio.sleep(0)
     with pytest.raises(Unavailable):
         await runtime.infer(texts("card"))
-    clock.let_go()
+    gate.let_go()
     await closing
     assert (await call).outputs["scores"].shape == (2, 3)
 
@@ -361,7 +484,7 @@ def test_a_long_text_has_the_first_tokens_that_all_of_it_has(
 ) -> None:
     text = separator.join(words * repeats)[: CHARS_PER_TOKEN_MAX * tiny.TOKENS_MAX]
     whole = untruncated().encode(text).ids
-    [ids] = session.tokens({"text": np.array([text], object)})
+    [ids] = ids_of(session, text)
     # The end token is the last one in either case.
     assert ids.tolist() == [*whole[:-1][: tiny.TOKENS_MAX - 1], whole[-1]]
 
@@ -371,38 +494,33 @@ def test_where_a_long_text_is_cut_leaves_its_tokens_alone(word: str, session: Se
     for shift in range(2 * len(word)):  # every place in a word at which a first reading may end
         text = "x" * shift + f" {word}" * (CHARS_PER_TOKEN * tiny.TOKENS_MAX)
         whole = untruncated().encode(text).ids
-        [ids] = session.tokens({"text": np.array([text], object)})
+        [ids] = ids_of(session, text)
         assert ids.tolist() == [*whole[: tiny.TOKENS_MAX - 1], whole[-1]]
 
 
 def test_a_special_token_that_a_cut_goes_through_is_read_again(session: Session) -> None:
     unread = CHARS_PER_TOKEN * tiny.TOKENS_MAX - len("[SE")
     text = ("card " * (tiny.TOKENS_MAX - 3)).ljust(unread) + "[SEP]" + " card" * 100
-    [ids] = session.tokens({"text": np.array([text], object)})
+    [ids] = ids_of(session, text)
     assert ids.tolist() == [2, *[5] * (tiny.TOKENS_MAX - 3), 3, 3]
 
 
 def test_a_text_of_nothing_but_blanks_is_read_only_so_far(session: Session) -> None:
     blanks = " " * (CHARS_PER_TOKEN_MAX * tiny.TOKENS_MAX)
-    near, far = session.tokens({"text": np.array([f"{blanks[:-4]}card", f"{blanks}card"], object)})
+    near, far = ids_of(session, f"{blanks[:-4]}card", f"{blanks}card")
     assert (near.tolist(), far.tolist()) == ([2, 5, 3], [2, 3])
 
 
-@given(lengths=st.lists(st.integers(0, 2 * PIECE_CHARS), min_size=1, max_size=30))
-def test_pieces_hold_every_text_in_order_and_little_at_once(lengths: list[int]) -> None:
+@given(
+    lengths=st.lists(st.integers(0, 2 * PIECE_CHARS), min_size=1, max_size=30), rows_max=st.sampled_from([1, 5, 100])
+)
+def test_pieces_hold_every_text_in_order_and_little_at_once(
+    lengths: list[int], rows_max: int, session: Session
+) -> None:
     given_ = np.array(["x" * length for length in lengths], object)
-    found = [piece["text"].tolist() for piece in pieces({"text": given_})]
+    found = [piece["text"].tolist() for piece, _ in session.reading.pieces({"text": given_}, rows_max)]
     assert list(chain(*found)) == given_.tolist()
     assert all(len(piece) == 1 or sum(map(len, piece)) <= PIECE_CHARS for piece in found)
+    assert all(1 <= len(piece) <= rows_max for piece in found)
     # No two neighbours would fit into one.
-    assert all(sum(map(len, [*one, two[0]])) > PIECE_CHARS for one, two in pairwise(found))
-
-
-@given(lengths=st.lists(st.integers(1, 600), min_size=1, max_size=80), rows_max=st.integers(1, 40))
-def test_batches_hold_every_row_once_with_little_padding(lengths: list[int], rows_max: int) -> None:
-    plan = batches([np.zeros(length, np.int64) for length in lengths], rows_max=rows_max)
-    assert sorted(index for batch in plan for index in batch) == list(range(len(lengths)))
-    for batch in plan:
-        sizes = [lengths[index] for index in batch]
-        assert len(batch) <= rows_max
-        assert max(sizes) <= max(16, 2 * min(sizes))
+    assert all(len(one) == rows_max or sum(map(len, [*one, two[0]])) > PIECE_CHARS for one, two in pairwise(found))

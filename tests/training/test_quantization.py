@@ -1,8 +1,10 @@
 """Numbers: rounding against the plainest way to do it, graphs against torch, files against what wrote them."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -113,6 +115,41 @@ def test_int8_is_smaller_and_close(classifier: model.Classifier) -> None:
     (want,), (got,) = session(whole).run(None, inputs), session(small).run(None, inputs)
     assert len(small.content) < len(whole.content)
     assert (want * got).sum() > 0.99
+
+
+def test_int8_answers_a_row_alike_whatever_is_beside_it(classifier: model.Classifier) -> None:
+    small = session(quantization.dynamic_int8(quantization.export(classifier)))
+    ids, mask = model.tokenize(classifier.tokenizer, [*TEXTS[1], *TEXTS[2]], tokens_max=16)
+    (together,) = small.run(["logits"], {"input_ids": ids, "attention_mask": mask})
+    for row, answer in enumerate(together):
+        length = mask[row].sum()
+        alone = {"input_ids": ids[row : row + 1, :length], "attention_mask": mask[row : row + 1, :length]}
+        np.testing.assert_allclose(small.run(["logits"], alone)[0][0], answer, atol=1e-5)
+
+
+def test_int8_scales_each_token_by_its_own_largest(classifier: model.Classifier) -> None:
+    # Another provider, or a fusion, that took one scale for all would still be close; so layers are looked at by numpy.
+    weight = np.array([[1.0, -2.0], [0.5, 3.0], [-1.0, 0.25]], np.float32)
+    given = np.array([[[1.0, 2.0, 3.0], [100.0, 50.0, -25.0]]], np.float32)
+    whole = linear(weight)
+    answer = session(quantization.dynamic_int8(whole)).run(None, {"given": given})[0]
+    scale = np.abs(given).max(axis=-1, keepdims=True) / 127
+    weight_scale = np.abs(weight).max(axis=0) / 127
+    want = (np.round(given / scale) @ np.round(weight / weight_scale)) * scale * weight_scale
+    np.testing.assert_allclose(answer, want, rtol=1e-2, atol=2e-2)
+
+
+def linear(weight: np.ndarray[Any, np.dtype[np.float32]]) -> quantization.Graph:
+    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["given", "weight"], ["answer"])],
+        "linear",
+        [helper.make_tensor_value_info("given", kind, ["n", "tokens", weight.shape[0]])],
+        [helper.make_tensor_value_info("answer", kind, ["n", "tokens", weight.shape[1]])],
+        [onnx.numpy_helper.from_array(weight, "weight")],
+    )
+    opset = [helper.make_opsetid("", 17)]
+    return quantization.Graph(helper.make_model(graph, opset_imports=opset, ir_version=8).SerializeToString())
 
 
 def test_texts_longer_than_the_limit_are_cut_and_keep_their_special_tokens(classifier: model.Classifier) -> None:

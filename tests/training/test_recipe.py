@@ -27,7 +27,9 @@ def test_a_run_ends_with_a_verified_and_promoted_artifact(classify: Make, tmp_pa
     assert found.manifest == manifest
     assert manifest.labels == ("delivery", "payment")
     assert set(manifest.files) == {"model.onnx", "tokenizer.json"}
-    assert manifest.before.keys() == manifest.after.keys() == {"accuracy", "macro_f1"}
+    assert manifest.before.keys() == {"accuracy", "macro_f1"}
+    assert manifest.after.keys() == {"accuracy", "macro_f1", "batch_drift"}
+    assert (manifest.truncate, manifest.tolerance) == (False, None)
     assert manifest.lineage.base == "tiny-base 1.5 (PyPI)"
     assert manifest.lineage.rows_train + manifest.lineage.rows_test == 20
 
@@ -35,6 +37,13 @@ def test_a_run_ends_with_a_verified_and_promoted_artifact(classify: Make, tmp_pa
 def test_the_same_recipe_makes_the_same_version(classify: Make, tmp_path: Path) -> None:
     first = recipes.run(classify(), Shelf(tmp_path / "one"))
     assert recipes.run(classify(), Shelf(tmp_path / "two")).version == first.version
+
+
+def test_what_the_gate_allows_batches_to_do_is_in_the_manifest(classify: Make, tmp_path: Path) -> None:
+    recipe = classify(gate={"batch_drift_max": 1e-5}, truncate=True)
+    manifest = recipes.run(recipe, Shelf(tmp_path / "shelf"))
+    assert (manifest.truncate, manifest.tolerance) == (True, 1e-5)
+    assert manifest.after["batch_drift"] <= 1e-5
 
 
 def test_a_failed_gate_publishes_nothing(classify: Make, tmp_path: Path) -> None:
