@@ -256,8 +256,9 @@ class Grpc:
                 else:
                     said = await self._in_one_piece(caller, asked, wants)
                     await _send(context, _text(asked.model, wants, said, final=True))
-            except (Invalid, GatewayError) as error:
-                answer = {"error_message": str(error), "infer_response": {"id": id}}
+            except (Invalid, GatewayError) as fault:
+                error = bad(fault) if isinstance(fault, Invalid) else fault
+                answer = {"error_message": error.message, "infer_response": {"id": id}}
                 await context.write(_bytes(messages.ModelStreamInferResponse(**answer)))
 
     async def _tensors(self, caller: Caller, asked: kserve_grpc.Asked, body: bytes, *, final: bool | None) -> bytes:

@@ -27,6 +27,10 @@ log = logging.getLogger("headrace.edge")
 TENSORS, COMPLETIONS = "/v2/infer", "/v1/completions"
 
 
+#: Of a model's name, as OpenAI's routes have it.
+MODEL_CHARS_MAX = 256
+
+
 class Caller(NamedTuple):
     """Who asks, and from when to when."""
 
@@ -90,6 +94,8 @@ class Inference:
         await written.wait()
 
     def _call(self, caller: Caller, route: str, model: str, body: bytes) -> Call:
+        if len(model) > MODEL_CHARS_MAX:  # it goes on record whatever it is
+            raise BadRequest(f"model_name: no model's name is longer than {MODEL_CHARS_MAX} characters.", param="model")
         return Call(
             id=caller.id,
             route=route,

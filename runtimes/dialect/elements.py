@@ -191,7 +191,9 @@ def _decoded(part: Part) -> list[Any]:
         try:
             found: list[Any] = flat.decode(data)
         except msgspec.ValidationError:
-            found = msgspec.convert(_flattened(part, _NESTED.decode(data)), flat.type)
+            nested = _NESTED.decode(data)
+            is_nested = any(isinstance(row, list) for row in nested)
+            found = msgspec.convert(_flattened(part, nested) if is_nested else nested, flat.type)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         raise Invalid(
             f"input `{part.name}` must bring a list of {part.datatype} elements, flat or nested as its shape.",

@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, ClassVar
 
+import numpy as np
+
 from runtimes.contract import InferReply, InferRequest, Invalid, Predictor, Tensor
 from runtimes.dialect.elements import Encoded, Message, Part, Wanted, count, require_datatype
 from runtimes.dialect.tensors import array, listed, raw
@@ -89,26 +91,20 @@ def _admitted(part: Part, declared: dict[str, Tensor]) -> Array:
             param=part.name,
         )
     found = array(part).reshape(shape)
-    if datatype != "BYTES":
-        return found
-    return _texts(part.name, found) if part.name == "text" else _bytes(found)
+    return _texts(part.name, found) if datatype == "BYTES" else found
 
 
 def _texts(name: str, found: Array) -> Array:
-    for index, text in enumerate(found.flat):
-        if isinstance(text, bytes):
-            try:
-                found.flat[index] = text.decode()
-            except UnicodeDecodeError:
+    """BYTES as `str` if all of them are text, which the input `text` must be."""
+    texts = np.empty(found.shape, object)
+    for index, element in enumerate(found.flat):
+        try:
+            texts.flat[index] = element.decode() if isinstance(element, bytes) else element
+        except UnicodeDecodeError:
+            if name == "text":
                 raise Invalid(f"input `{name}`: entry {index} is not valid UTF-8.", param=name) from None
-    return found
-
-
-def _bytes(found: Array) -> Array:
-    for index, text in enumerate(found.flat):
-        if isinstance(text, str):
-            found.flat[index] = text.encode()
-    return found
+            return found
+    return texts
 
 
 def _names(tensors: Iterable[Tensor]) -> str:
