@@ -16,6 +16,7 @@ import httpx
 import pytest
 
 from gateway.edge.kserve import KServe
+from gateway.edge.schema import OIP
 from gateway.edge.server import Server
 from runtimes.contract import Broken
 from tests.fakes import Stages
@@ -77,6 +78,14 @@ async def test_health_is_told_to_everybody_and_nothing_else_is(site: Site) -> No
         refused(await site.get(path, key=None), 401)
     for path in ("/repository/index", "/models/llm/infer", "/models/llm/generate", "/repository/models/llm/load"):
         refused(await site.post(path, {}, key=None), 401)
+
+
+@pytest.mark.parametrize("path", OIP)
+async def test_whatever_is_documented_is_here(site: Site, path: str) -> None:
+    method, _ = OIP[path]
+    for versioned in (path, path.replace("{model}", "{model}/versions/1")):
+        answer = await site.client.request(method, versioned.replace("{model}", "llm"), headers=_headers("good"))
+        assert answer.status_code in (200, 400), answer.text
 
 
 async def test_a_gateway_about_to_stop_is_not_ready(site: Site) -> None:
