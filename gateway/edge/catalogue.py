@@ -81,10 +81,10 @@ class Catalogue:
         """As much of Triton's model configuration as means something here. `max_batch_size` is 0 because shapes are
         told whole, the batch's axis included. Raises as `metadata` does."""
         facts = self._facts(model, version, principal)
-        optional = [index > 0 for index in range(len(facts.inputs))] if facts.generates else []
         inputs = [_tensor(it) for it in facts.inputs]
-        for tensor, may_be_left_out in zip(inputs, optional, strict=False):
-            tensor["optional"] = may_be_left_out
+        if facts.generates:
+            for it in inputs[1:]:
+                it["optional"] = True
         return {
             "name": model,
             "platform": facts.platform,
@@ -109,7 +109,8 @@ class Catalogue:
         return found
 
     def statistics(self, model: str, version: str, principal: Principal) -> list[Json]:
-        """Of one model, or of all that the caller may use; of this process, since it began. Raises as `metadata`."""
+        """Of one model, or of all that the caller may use; of this process, since it began. Times are those of whole
+        calls, whatever came of them. Raises NotFound, Forbidden."""
         if model:
             return [self._statistics(self._target(model, version, principal))]
         return [self._statistics(target) for target in self.pipeline.route.visible(principal)]
@@ -123,7 +124,7 @@ class Catalogue:
         calls: dict[str, int] = {}
         for (_, outcome), number in per.calls.items():
             calls[outcome] = calls.get(outcome, 0) + number
-        served, all_s = calls.get("served", 0), per.total_s
+        served = calls.get("served", 0)
         up = [replica for replica in target.replicas if replica.state is State.ready]
         return {
             "name": target.name,
@@ -131,7 +132,7 @@ class Catalogue:
             "inference_count": served,
             "execution_count": served,
             "inference_stats": {
-                "success": {"count": served, "ns": int(all_s.sum * 1e9)},
+                "success": {"count": served, "ns": int(per.total_s.sum * 1e9)},
                 "fail": {"count": sum(calls.values()) - served, "ns": 0},
                 "queue": {"count": sum(per.queue_s.counts), "ns": int(per.queue_s.sum * 1e9)},
             },

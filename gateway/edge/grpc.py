@@ -1,6 +1,6 @@
 """The Open Inference Protocol over gRPC, `inference.GRPCInferenceService` as Triton has it, and `grpc.health.v1`.
 
-Messages arrive as bytes, and a call's answer leaves as the bytes its translation made. What is not here, such as
+Messages arrive as bytes, and a call's answer leaves as the bytes that its translation made. What is not here, such as
 shared memory, is UNIMPLEMENTED.
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
@@ -16,16 +15,17 @@ from types import MappingProxyType
 from typing import Any, NoReturn, Protocol
 
 import grpc
-from google.protobuf.message import DecodeError
 
 from gateway.call import Bounds, Principal
+from gateway.edge import grpc_facts
 from gateway.edge.catalogue import VERSION, Catalogue
-from gateway.edge.inference import IN_ONE_PIECE, Caller, Inference, bad, heard, whole
+from gateway.edge.grpc_facts import ANSWERS, SERVICE, encoded
+from gateway.edge.inference import IN_ONE_PIECE, Caller, Inference, bad, whole
 from gateway.edge.openai import presented_key, traceparent
 from gateway.edge.request import error_headers
 from gateway.edge.server import CLOSE_S_MAX
-from gateway.errors import BadRequest, GatewayError
-from gateway.meter import Receiver
+from gateway.edge.texts import Texts
+from gateway.errors import BadRequest, GatewayError, NotFound, RequestTimeout, TooManyConnections
 from gateway.pipeline import Pipeline
 from runtimes.clock import Clock
 from runtimes.contract import Invalid
@@ -35,32 +35,35 @@ from runtimes.dialect.generation import Generation, Said
 
 log = logging.getLogger("headrace.edge")
 
+Metadata = tuple[tuple[str, str | bytes], ...]
+
 
 class Context(Protocol):
     """What is used of grpc.aio's ServicerContext."""
 
-    async def abort(self, code: grpc.StatusCode, details: str, trailing_metadata: object = ()) -> NoReturn: ...
+    async def abort(self, code: grpc.StatusCode, details: str, trailing_metadata: Metadata) -> NoReturn: ...
     async def write(self, message: bytes) -> None: ...
     def invocation_metadata(self) -> Metadata | None: ...
     def set_trailing_metadata(self, trailing_metadata: Metadata) -> None: ...
     def time_remaining(self) -> float | None: ...
 
 
-Metadata = tuple[tuple[str, str | bytes], ...]
-Unary = Callable[[Principal, bytes, Context], Awaitable[bytes]]
+Requests = AsyncIterator[bytes]
+Action = Callable[[Requests, Context], Awaitable[bytes | None]]
 
-SERVICE, HEALTH = "inference.GRPCInferenceService", "grpc.health.v1.Health"
+INFER, STREAM = f"/{SERVICE}/ModelInfer", f"/{SERVICE}/ModelStreamInfer"
 #: Calls on one connection at once; further ones wait in its client.
 STREAMS_MAX = 1000
-#: How long a connection may lie idle, and how long after silence its other end is asked whether it still lives.
+#: Who watches the health at once: nobody needs a key for that.
+WATCHERS_MAX = 64
+#: How long a connection, or a stream between two requests, may lie idle, and how long a connection that is asked
+#: whether it still lives, which it is after so long a silence, may take to say so.
 IDLE_S_MAX = 300.0
 KEEPALIVE_S, KEEPALIVE_S_MAX = 60.0, 20.0
 #: How often a client may ask the same; who does so more often three times over is disconnected.
 PING_S_MIN = 10.0
 #: Of an error's message: it travels in a header.
 MESSAGE_CHARS_MAX = 1024
-#: Texts made ahead of a client that reads slowly, before the engine is made to wait.
-UNSENT_MAX = 64
 #: Pause between two looks of a health watcher.
 LOOK_S = 0.5
 
@@ -78,28 +81,16 @@ class Grpc:
         self.clock = clock
         self.running: set[asyncio.Task[Any]] = set()
         """Calls under way."""
+        self.watchers = 0
         self._open: Mapping[str, Any] = MappingProxyType(
             {
-                f"/{SERVICE}/ServerLive": grpc.unary_unary_rpc_method_handler(self._live),
-                f"/{SERVICE}/ServerReady": grpc.unary_unary_rpc_method_handler(self._ready),
-                f"/{HEALTH}/Check": grpc.unary_unary_rpc_method_handler(self._check),
-                f"/{HEALTH}/Watch": grpc.unary_stream_rpc_method_handler(self._watch),
+                f"/{SERVICE}/ServerLive": self._unary(self._live),
+                f"/{SERVICE}/ServerReady": self._unary(self._ready),
+                "/grpc.health.v1.Health/Check": self._unary(self._check),
+                "/grpc.health.v1.Health/Watch": self._stream(self._watch),
             }
         )
         """Answered without a key."""
-        self._unary: Mapping[str, Unary] = MappingProxyType(
-            {
-                f"/{SERVICE}/ServerMetadata": self._server_metadata,
-                f"/{SERVICE}/ModelReady": self._model_ready,
-                f"/{SERVICE}/ModelMetadata": self._model_metadata,
-                f"/{SERVICE}/ModelConfig": self._model_config,
-                f"/{SERVICE}/ModelStatistics": self._model_statistics,
-                f"/{SERVICE}/RepositoryIndex": self._repository_index,
-                f"/{SERVICE}/RepositoryModelLoad": self._repository_control,
-                f"/{SERVICE}/RepositoryModelUnload": self._repository_control,
-                f"/{SERVICE}/ModelInfer": self._model_infer,
-            }
-        )
 
     @asynccontextmanager
     async def serving(self, address: str) -> AsyncIterator[None]:
@@ -123,17 +114,17 @@ class Grpc:
         method = handler_call_details.method
         if method in self._open:
             return self._open[method]
-        unary = self._unary.get(method)
-        if unary is None and method != STREAM:
+        if method not in ANSWERS and method not in (INFER, STREAM):
             return None
         try:
             principal = self.pipeline.identify(presented_key(_fields(handler_call_details.invocation_metadata)))
         except GatewayError as error:
-            # As one that takes a stream, because such a one is not made to wait for a message.
-            return grpc.stream_unary_rpc_method_handler(partial(_refuse, error))
-        if unary is None:
-            return grpc.stream_stream_rpc_method_handler(partial(self._stream, principal))
-        return grpc.unary_unary_rpc_method_handler(partial(self._answer, unary, principal))
+            return self._unary(partial(_raise, error))
+        if method == STREAM:
+            return self._stream(partial(self._model_stream_infer, principal))
+        if method == INFER:
+            return self._unary(partial(self._model_infer, principal))
+        return self._unary(partial(self._told, method, principal))
 
     def _options(self) -> list[tuple[str, int]]:
         return [
@@ -152,83 +143,76 @@ class Grpc:
             ("grpc.http2.max_ping_strikes", 2),
         ]
 
-    # ---- health
+    # ---- one RPC, from its message to its end
 
-    async def _live(self, body: bytes, context: Context) -> bytes:
-        return _bytes(messages.ServerLiveResponse(live=True))
+    def _unary(self, action: Action) -> Any:
+        # As one that takes a stream: for the message of any other gRPC waits before it asks us, however long it takes.
+        return grpc.stream_unary_rpc_method_handler(partial(self._answer, action))
 
-    async def _ready(self, body: bytes, context: Context) -> bytes:
-        return _bytes(messages.ServerReadyResponse(ready=self.catalogue.ready))
+    def _stream(self, action: Action) -> Any:
+        return grpc.stream_stream_rpc_method_handler(partial(self._answer, action))
 
-    async def _check(self, body: bytes, context: Context) -> bytes:
-        status = self._status(body)
-        if status == "SERVICE_UNKNOWN":
-            await context.abort(grpc.StatusCode.NOT_FOUND, f"health is told of {SERVICE}, and of all by an empty name")
-        return _bytes(messages.HealthCheckResponse(status=status))
+    async def _answer(self, action: Action, requests: Requests, context: Context) -> bytes | None:
+        """Cancelled the moment the client has gone, or its deadline has passed."""
+        try:
+            return await action(requests, context)
+        except Exception as fault:  # noqa: BLE001 - what is nobody's fault is logged there
+            error = _error(fault)
+        headers = error_headers(error)
+        after_ms = headers.get("retry-after-ms", "-1") if error.retryable else "-1"
+        trailing = [(name, value) for name, value in headers.items() if name in RETRYING]
+        return await context.abort(
+            grpc.StatusCode[error.grpc],
+            error.message[:MESSAGE_CHARS_MAX],
+            (*trailing, ("grpc-retry-pushback-ms", after_ms)),
+        )
 
-    async def _watch(self, body: bytes, context: Context) -> None:
-        told = ""
-        while True:
-            status = self._status(body)
-            if status != told:
-                await context.write(_bytes(messages.HealthCheckResponse(status=status)))
-                told = status
-            await self.clock.sleep(LOOK_S)
-
-    def _status(self, body: bytes) -> str:
-        if _decoded(messages.HealthCheckRequest, body).service not in ("", SERVICE):
-            return "SERVICE_UNKNOWN"
-        return "SERVING" if self.catalogue.ready else "NOT_SERVING"
+    async def _message(self, requests: Requests) -> bytes:
+        """The only one of a call that has one."""
+        try:
+            async with asyncio.timeout(self.bounds.body_s_max):
+                return await anext(requests)
+        except TimeoutError:
+            raise RequestTimeout(f"The message did not arrive within {self.bounds.body_s_max:g} s.") from None
+        except StopAsyncIteration:
+            raise BadRequest("The call brings no message.") from None
 
     # ---- what there is
 
-    async def _server_metadata(self, principal: Principal, body: bytes, context: Context) -> bytes:
-        return _bytes(messages.ServerMetadataResponse(**self.catalogue.server()))
+    async def _live(self, requests: Requests, context: Context) -> bytes:
+        return grpc_facts.live(self.catalogue)
 
-    async def _model_ready(self, principal: Principal, body: bytes, context: Context) -> bytes:
-        asked = _decoded(messages.ModelReadyRequest, body)
-        ready = self.catalogue.model_ready(asked.name, asked.version, principal)
-        return _bytes(messages.ModelReadyResponse(ready=ready))
+    async def _ready(self, requests: Requests, context: Context) -> bytes:
+        return grpc_facts.ready(self.catalogue)
 
-    async def _model_metadata(self, principal: Principal, body: bytes, context: Context) -> bytes:
-        asked = _decoded(messages.ModelMetadataRequest, body)
-        return _bytes(messages.ModelMetadataResponse(**self.catalogue.metadata(asked.name, asked.version, principal)))
+    async def _check(self, requests: Requests, context: Context) -> bytes:
+        status = grpc_facts.health(self.catalogue, await self._message(requests))
+        if status == "SERVICE_UNKNOWN":
+            raise NotFound(f"Health is told of {SERVICE}, and of all by an empty name.")
+        return encoded(messages.HealthCheckResponse(status=status))
 
-    async def _model_config(self, principal: Principal, body: bytes, context: Context) -> bytes:
-        asked = _decoded(messages.ModelConfigRequest, body)
-        config = self.catalogue.config(asked.name, asked.version, principal)
-        return _bytes(messages.ModelConfigResponse(config=config))
+    async def _watch(self, requests: Requests, context: Context) -> None:
+        body, told = await self._message(requests), ""
+        if self.watchers >= WATCHERS_MAX:
+            raise TooManyConnections(f"{WATCHERS_MAX} watch the health already; check it instead.")
+        self.watchers += 1
+        try:
+            while True:
+                status = grpc_facts.health(self.catalogue, body)
+                if status != told:
+                    await context.write(encoded(messages.HealthCheckResponse(status=status)))
+                    told = status
+                await self.clock.sleep(LOOK_S)
+        finally:
+            self.watchers -= 1
 
-    async def _model_statistics(self, principal: Principal, body: bytes, context: Context) -> bytes:
-        asked = _decoded(messages.ModelStatisticsRequest, body)
-        found = self.catalogue.statistics(asked.name, asked.version, principal)
-        return _bytes(messages.ModelStatisticsResponse(model_stats=found))
-
-    async def _repository_index(self, principal: Principal, body: bytes, context: Context) -> bytes:
-        asked = _decoded(messages.RepositoryIndexRequest, body)
-        return _bytes(messages.RepositoryIndexResponse(models=self.catalogue.index(principal, ready=asked.ready)))
-
-    async def _repository_control(self, principal: Principal, body: bytes, context: Context) -> bytes:
-        raise self.catalogue.refuse_control()
+    async def _told(self, method: str, principal: Principal, requests: Requests, context: Context) -> bytes:
+        return ANSWERS[method](self.catalogue, principal, await self._message(requests))
 
     # ---- what is computed
 
-    async def _answer(self, action: Unary, principal: Principal, body: bytes, context: Context) -> bytes:
-        """Cancelled the moment the client has gone, or its deadline has passed."""
-        try:
-            return await action(principal, body, context)
-        except Invalid as fault:
-            error: GatewayError = bad(fault)
-        except GatewayError as fault:
-            error = fault
-        except grpc.aio.AbortError:
-            raise
-        except Exception as fault:
-            log.error("an RPC ended in a fault of the gateway", exc_info=fault)
-            error = GatewayError("The gateway failed; its log says why.")
-        return await _refuse(error, None, context)
-
-    async def _model_infer(self, principal: Principal, body: bytes, context: Context) -> bytes:
+    async def _model_infer(self, principal: Principal, requests: Requests, context: Context) -> bytes:
+        body = await self._message(requests)
         asked = kserve_grpc.read(body)
         caller = self._caller(principal, context)
         context.set_trailing_metadata((("x-request-id", caller.id),))
@@ -239,9 +223,9 @@ class Grpc:
             raise BadRequest("`stream` is true, but this is ModelInfer; ask ModelStreamInfer.", param="stream")
         return _text(asked.model, wants, await self._in_one_piece(caller, asked, wants), final=None)
 
-    async def _stream(self, principal: Principal, requests: AsyncIterator[bytes], context: Context) -> None:
+    async def _model_stream_infer(self, principal: Principal, requests: Requests, context: Context) -> None:
         """One request after the other, as they come; what goes wrong with one is told, and the next is taken."""
-        async for body in requests:
+        while (body := await self._next(requests)) is not None:
             id = ""
             try:
                 asked = kserve_grpc.read(body)
@@ -257,9 +241,16 @@ class Grpc:
                     said = await self._in_one_piece(caller, asked, wants)
                     await _send(context, _text(asked.model, wants, said, final=True))
             except (Invalid, GatewayError) as fault:
-                error = bad(fault) if isinstance(fault, Invalid) else fault
-                answer = {"error_message": error.message, "infer_response": {"id": id}}
-                await context.write(_bytes(messages.ModelStreamInferResponse(**answer)))
+                answer = {"error_message": _error(fault).message, "infer_response": {"id": id}}
+                await context.write(encoded(messages.ModelStreamInferResponse(**answer)))
+
+    async def _next(self, requests: Requests) -> bytes | None:
+        """A stream's next request, None after the last."""
+        try:
+            async with asyncio.timeout(IDLE_S_MAX):
+                return await anext(requests, None)
+        except TimeoutError:
+            raise RequestTimeout(f"No request came on this stream for {IDLE_S_MAX:g} s; open another.") from None
 
     async def _tensors(self, caller: Caller, asked: kserve_grpc.Asked, body: bytes, *, final: bool | None) -> bytes:
         self.catalogue.require_version(asked.model, asked.version, caller.principal)
@@ -312,71 +303,32 @@ class Grpc:
         return Caller(self.inference.ids.next(), principal, now_s, now_s + patience_s, traceparent(fields))
 
 
-class Texts:
-    """A Client that takes a generation's texts to be iterated over, all but the last one: what completes a call is told
-    once it is settled."""
-
-    def __init__(self) -> None:
-        self.last = Said("", finished=True)
-        self._texts: deque[Said] = deque()
-        self._closed = False
-        self._changed = asyncio.Event()
-        self._drained = asyncio.Event()
-
-    def close(self, _task: object) -> None:
-        self._closed = True
-        self._changed.set()
-
-    def begin(self, status: int, first: bytes) -> Receiver:
-        self.write(first)
-        return self
-
-    @property
-    def full(self) -> bool:
-        return len(self._texts) >= UNSENT_MAX
-
-    def write(self, part: bytes) -> None:
-        for said in heard(part):
-            if said.finished:
-                self.last = said
-            else:
-                self._texts.append(said)
-        self._changed.set()
-
-    async def drained(self) -> None:
-        while self.full:
-            self._drained.clear()
-            await self._drained.wait()
-
-    async def __aiter__(self) -> AsyncIterator[Said]:
-        while True:
-            while self._texts:
-                yield self._texts.popleft()
-                self._drained.set()
-            if self._closed:
-                return
-            self._changed.clear()
-            await self._changed.wait()
-
-
-STREAM = f"/{SERVICE}/ModelStreamInfer"
 #: Of a caller's metadata, what is looked at.
 LOOKED_AT = frozenset({"authorization", "x-api-key", "traceparent"})
-
-
-async def _refuse(error: GatewayError, _requests: object, context: Context) -> bytes:
-    headers = error_headers(error)
-    after_ms = headers.get("retry-after-ms", "-1")
-    trailing = [(name, value) for name, value in headers.items() if name in RETRYING]
-    await context.abort(
-        grpc.StatusCode[error.grpc],
-        error.message[:MESSAGE_CHARS_MAX],
-        (*trailing, ("grpc-retry-pushback-ms", after_ms if error.retryable else "-1")),
-    )
-
-
 #: What tells a client when to come back and whether to; `grpc-retry-pushback-ms` says both to gRPC's own retries.
 RETRYING = frozenset({"retry-after", "retry-after-ms", "x-should-retry"})
+
+
+def _fields(metadata: Metadata | None) -> dict[bytes, bytes]:
+    return {name.encode(): str(value).encode() for name, value in metadata or () if name in LOOKED_AT}
+
+
+async def _raise(error: GatewayError, requests: Requests, context: Context) -> NoReturn:
+    raise error
+
+
+def _error(fault: Exception) -> GatewayError:
+    if isinstance(fault, Invalid):
+        return bad(fault)
+    if isinstance(fault, GatewayError):
+        return fault
+    log.error("an RPC ended in a fault of the gateway", exc_info=fault)
+    return GatewayError("The gateway failed; its log says why.")
+
+
+def _text(model: str, wants: Generation, said: Said, *, final: bool | None) -> bytes:
+    output = Encoded("text_output", "BYTES", (1,), joined([said.text]))
+    return kserve_grpc.write([output], id=wants.id, model=model, version=VERSION, final=final)
 
 
 async def _send(context: Context, answer: bytes) -> None:
@@ -385,30 +337,9 @@ async def _send(context: Context, answer: bytes) -> None:
     await context.write(b"\x12" + _varint(len(answer)) + answer)
 
 
-def _text(model: str, wants: Generation, said: Said, *, final: bool | None) -> bytes:
-    output = Encoded("text_output", "BYTES", (1,), joined([said.text]))
-    return kserve_grpc.write([output], id=wants.id, model=model, version=VERSION, final=final)
-
-
-def _fields(metadata: Metadata | None) -> dict[bytes, bytes]:
-    return {name.encode(): str(value).encode() for name, value in metadata or () if name in LOOKED_AT}
-
-
-def _decoded(message: Any, body: bytes) -> Any:
-    try:
-        return message.FromString(body)
-    except DecodeError:
-        raise BadRequest(f"The message is no {message.DESCRIPTOR.full_name}.") from None
-
-
 def _varint(number: int) -> bytes:
     found = bytearray()
     while number > 0x7F:
         found.append(number & 0x7F | 0x80)
         number >>= 7
     return bytes((*found, number))
-
-
-def _bytes(message: Any) -> bytes:
-    body: bytes = message.SerializeToString()
-    return body

@@ -30,7 +30,7 @@ from gateway import (
     workers,
 )
 from gateway.config import Model, Server
-from gateway.edge import admin, connection, inference, server
+from gateway.edge import admin, connection, inference, server, texts
 from gateway.edge import grpc as edge_grpc
 from runtimes import Spec, onnx, process, remote, vllm, wire
 from runtimes import connection as upstream
@@ -197,17 +197,18 @@ ROWS = {
         f"{inference.MODEL_CHARS_MAX} characters", [f"{GRPC}::test_what_is_wrong_has_a_status_of_its_own"]
     ),
     "calls over gRPC": Row(
-        f"{B.connections_max:,}; {edge_grpc.STREAMS_MAX:,}",
+        f"{B.connections_max:,}; {edge_grpc.STREAMS_MAX:,}; {edge_grpc.WATCHERS_MAX}",
         [
             f"{GRPC}::test_calls_of_all_connections_are_bounded",
             f"{GRPC}::test_calls_of_one_connection_are_bounded_and_the_others_wait",
+            f"{GRPC}::test_watchers_are_bounded_because_they_need_no_key",
         ],
     ),
-    "a connection of gRPC": Row(
+    "a connection of gRPC, or a stream": Row(
         f"{edge_grpc.IDLE_S_MAX:g} s; {edge_grpc.KEEPALIVE_S_MAX:g} s; {edge_grpc.PING_S_MIN:g} s",
-        [f"{GRPC}::test_an_idle_connection_is_closed"],
+        [f"{GRPC}::test_an_idle_connection_is_closed", f"{GRPC}::test_a_stream_without_requests_is_ended"],
     ),
-    "texts made ahead": Row(f"{edge_grpc.UNSENT_MAX}", [f"{GRPC}::test_texts_that_nobody_takes_make_the_engine_wait"]),
+    "texts made ahead": Row(f"{texts.UNSENT_MAX}", [f"{GRPC}::test_texts_that_nobody_takes_make_the_engine_wait"]),
     "an error's message over gRPC": Row(
         f"{edge_grpc.MESSAGE_CHARS_MAX:,} characters", [f"{GRPC}::test_a_long_message_is_cut"]
     ),

@@ -16,7 +16,10 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 from gateway.app import Reservation
 from gateway.call import Bounds
 from gateway.edge import grpc as edge_grpc
-from gateway.edge.grpc import SERVICE, Grpc, Texts
+from gateway.edge import texts as edge_texts
+from gateway.edge.grpc import Grpc
+from gateway.edge.grpc_facts import SERVICE
+from gateway.edge.texts import Texts
 from runtimes.contract import Broken
 from tests.fakes import Stages
 from tests.gateway.oip import BOUNDS, chunk, parts
@@ -135,6 +138,13 @@ async def test_who_has_no_key_is_refused_before_the_message_is_read(site: Site) 
     assert await ask.code() is grpc.StatusCode.UNAUTHENTICATED
 
 
+async def test_a_message_that_does_not_come_is_not_waited_for(tmp_path: Path) -> None:
+    async with open_site(tmp_path, bounds=Bounds(body_s_max=0.1)) as site:
+        ask = site.channel.stream_unary(f"/{SERVICE}/ModelInfer")(metadata=KEY)
+        assert await ask.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        await refused(site.channel.stream_unary(f"/{SERVICE}/ModelInfer")(iter(()), metadata=KEY), "INVALID_ARGUMENT")
+
+
 async def test_the_key_may_come_as_anthropic_s_clients_send_it(site: Site) -> None:
     await site.inference.ModelInfer(asked(), metadata=(("x-api-key", "good"),))
 
@@ -188,6 +198,8 @@ async def test_what_is_wrong_has_a_status_of_its_own(site: Site, what: str) -> N
 
 
 async def test_a_message_that_is_none_is_refused(site: Site) -> None:
+    check = site.channel.unary_unary("/grpc.health.v1.Health/Check")
+    await refused(check(b"\xff\xff"), "INVALID_ARGUMENT", "The message is no grpc.health.v1.")
     for method in ("ModelInfer", "ModelMetadata", "ModelReady", "RepositoryIndex", "ModelStatistics", "ModelConfig"):
         ask = site.channel.unary_unary(f"/{SERVICE}/{method}")
         await refused(ask(b"\xff\xff", metadata=KEY), "INVALID_ARGUMENT", "The message is no inference.")
@@ -247,7 +259,7 @@ async def test_a_stream_that_is_cut_short_ends_in_an_error_and_the_next_request_
 
 async def test_texts_that_nobody_takes_make_the_engine_wait() -> None:
     texts = Texts()
-    for _ in range(edge_grpc.UNSENT_MAX):
+    for _ in range(edge_texts.UNSENT_MAX):
         assert not texts.full
         texts.write(chunk("word"))
     assert texts.full
@@ -296,6 +308,25 @@ async def test_calls_of_one_connection_are_bounded_and_the_others_wait(
         watch.cancel()
         async with asyncio.timeout(10):
             assert (await check).status == SERVING
+
+
+async def test_watchers_are_bounded_because_they_need_no_key(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(edge_grpc, "WATCHERS_MAX", 1)
+    first = site.health.Watch(health_pb2.HealthCheckRequest())
+    await first.read()
+    await refused(aiter(site.health.Watch(health_pb2.HealthCheckRequest())).__anext__(), "UNAVAILABLE", "check it")
+    first.cancel()
+    async with asyncio.timeout(10):
+        while site.door.watchers:
+            await asyncio.sleep(0.01)
+
+
+async def test_a_stream_without_requests_is_ended(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(edge_grpc, "IDLE_S_MAX", 0.2)
+    stream = site.inference.ModelStreamInfer(metadata=KEY)
+    await stream.write(asked())
+    assert (await stream.read()).infer_response.model_name == "classifier"
+    assert await stream.code() is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
 async def test_an_idle_connection_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
