@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from gateway.call import Principal, covered
-from gateway.errors import EngineUnavailable, Forbidden, NotFound
+from gateway.errors import EngineUnavailable, Forbidden, NotFound, Unsupported
 from gateway.pipeline import Pipeline
 from gateway.replica import Replica, State
 from gateway.route import Target
@@ -14,6 +14,8 @@ from runtimes.dialect import generation
 
 Json = dict[str, Any]
 
+#: The routes by which its calls are made, as keys' scopes and records name them.
+TENSORS, COMPLETIONS = "/v2/infer", "/v1/completions"
 #: What a model is versioned by where nothing better is known; also what asks for no version in particular.
 VERSION = "1"
 #: Of the protocol, by Triton's names for them.
@@ -47,16 +49,16 @@ class Catalogue:
         return {"name": "headrace", "version": self.version, "extensions": list(EXTENSIONS)}
 
     def generates(self, model: str) -> bool:
-        """Whether it speaks OpenAI's dialect; False of one that does not exist."""
+        """Whether it makes text of text; False of one that does not exist."""
         target = self.pipeline.route.targets.get(model)
-        return target is not None and target.replicas[0].generator is not None
+        return target is not None and _generates(target.replicas[0])
 
     def require_version(self, model: str, version: str, principal: Principal) -> None:
         """Raises NotFound unless the model, if the caller may know of it, has this version."""
         target = self.pipeline.route.targets.get(model)
         if version in ("", VERSION) or target is None or not covered(principal.models, model):
             return
-        known = {_facts(target, replica).version for replica in target.replicas if replica.state is State.ready}
+        known = {_version(replica) for replica in target.replicas if replica.state is State.ready}
         if known and version not in known:
             raise NotFound(
                 f"Model {model!r} has no version {version[:64]!r}; it has {', '.join(sorted(known))}.", param="version"
@@ -67,7 +69,7 @@ class Catalogue:
         return _up(self._target(model, version, principal))
 
     def metadata(self, model: str, version: str, principal: Principal) -> Json:
-        """Raises NotFound, Forbidden, EngineUnavailable."""
+        """Raises NotFound, Forbidden, EngineUnavailable; Unsupported if it speaks neither tensors nor text."""
         facts = self._facts(model, version, principal)
         return {
             "name": model,
@@ -101,7 +103,7 @@ class Catalogue:
         for target in self.pipeline.route.visible(principal):
             up = [replica for replica in target.replicas if replica.state is State.ready]
             if up:
-                version = _facts(target, up[0]).version
+                version = _version(up[0])
                 found.append({"name": target.name, "version": version, "state": "READY", "reason": ""})
             elif not ready:
                 reason = "; ".join(replica.reason for replica in target.replicas)
@@ -128,7 +130,7 @@ class Catalogue:
         up = [replica for replica in target.replicas if replica.state is State.ready]
         return {
             "name": target.name,
-            "version": _facts(target, up[0]).version if up else "",
+            "version": _version(up[0]) if up else "",
             "inference_count": served,
             "execution_count": served,
             "inference_stats": {
@@ -148,7 +150,7 @@ class Catalogue:
         target = self._target(model, version, principal)
         for replica in target.replicas:
             if replica.state is State.ready:
-                return _facts(target, replica)
+                return _facts(model, replica)
         states = ", ".join(f"{replica.name} is {replica.state}" for replica in target.replicas)
         raise EngineUnavailable(f"No engine of model {model!r} is up ({states}); retry later.", retry_after_s=2.0)
 
@@ -157,11 +159,23 @@ def _up(target: Target) -> bool:
     return any(replica.state is State.ready for replica in target.replicas)
 
 
-def _facts(target: Target, replica: Replica) -> Facts:
+def _generates(replica: Replica) -> bool:
+    return replica.generator is not None and COMPLETIONS in replica.generator.routes
+
+
+def _version(replica: Replica) -> str:
+    return VERSION if replica.generator is not None else replica.predictor.version or VERSION
+
+
+def _facts(model: str, replica: Replica) -> Facts:
+    version = _version(replica)
+    if _generates(replica):
+        return Facts(version, replica.kind, generation.INPUTS, generation.OUTPUTS, generates=True)
     if replica.generator is not None:
-        return Facts(VERSION, replica.kind, generation.INPUTS, generation.OUTPUTS, generates=True)
+        known = ", ".join(sorted(replica.generator.routes))
+        raise Unsupported(f"Model {model!r} answers {known}, not the Open Inference Protocol.", param="model")
     it = replica.predictor
-    return Facts(it.version or VERSION, it.platform, it.inputs, it.outputs, generates=False)
+    return Facts(version, it.platform, it.inputs, it.outputs, generates=False)
 
 
 def _tensor(tensor: Tensor) -> Json:

@@ -7,7 +7,7 @@ import logging
 from typing import TYPE_CHECKING, NamedTuple
 
 from gateway.call import Call, CallIds, Principal
-from gateway.edge.catalogue import Catalogue
+from gateway.edge.catalogue import COMPLETIONS, TENSORS, Catalogue
 from gateway.errors import BadRequest, Draining, EngineFailed, GatewayError
 from gateway.meter import Answer, Client, Receiver
 from gateway.pipeline import Pipeline
@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     from runtimes.dialect.kserve import Write
 
 log = logging.getLogger("headrace.edge")
-
-#: As keys' scopes and records name them.
-TENSORS, COMPLETIONS = "/v2/infer", "/v1/completions"
 
 
 #: Of a model's name, as OpenAI's routes have it.
@@ -112,7 +109,7 @@ class Inference:
 class InOnePiece:
     """A Client of calls that do not stream."""
 
-    def begin(self, status: int, first: bytes) -> Receiver:
+    def begin(self, status: int, first: bytes, *, events: bool = True) -> Receiver:
         raise EngineFailed("The engine streamed what was to come in one piece; retry.", retry_after_s=1.0)
 
 

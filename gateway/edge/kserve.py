@@ -210,7 +210,7 @@ class KServe:
     async def _wants(self, asked: Asked, request: Request) -> Generation:
         self.catalogue.require_version(asked.model, asked.version, asked.principal)
         if asked.model in self.pipeline.route.targets and not self.catalogue.generates(asked.model):
-            raise Unsupported(f"Model {asked.model!r} takes tensors; it does not answer /generate.", param="model")
+            raise Unsupported(f"Model {asked.model!r} does not generate text; ask its /infer.", param="model")
         body, _ = await self._body(request)
         return generation.from_json(body)
 
@@ -245,7 +245,7 @@ class Events:
         self.model = model
         self.id = id
 
-    def begin(self, status: int, first: bytes) -> Receiver:
+    def begin(self, status: int, first: bytes, *, events: bool = True) -> Receiver:
         self.write(first)
         return self
 

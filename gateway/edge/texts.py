@@ -42,7 +42,7 @@ class Texts:
 
     # ---- a Client of the pipeline
 
-    def begin(self, status: int, first: bytes) -> Receiver:
+    def begin(self, status: int, first: bytes, *, events: bool = True) -> Receiver:
         self.write(first)
         return self
 

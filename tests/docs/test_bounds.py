@@ -34,8 +34,7 @@ from gateway.edge import admin, connection, inference, server, texts
 from gateway.edge import grpc as edge_grpc
 from runtimes import Spec, onnx, process, remote, vllm, wire
 from runtimes import connection as upstream
-from runtimes.dialect import entries
-from runtimes.dialect import elements
+from runtimes.dialect import elements, entries
 
 ROOT = Path(__file__).parents[2]
 TABLE = (ROOT / "ARCHITECTURE.md").read_text().partition("## Bounds\n")[2].partition("\n## ")[0]

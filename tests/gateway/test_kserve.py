@@ -269,9 +269,16 @@ async def test_a_generation_that_can_t_be_asked_for_is_refused(site: Site, what:
     refused(await site.post("/models/team/llm:1/generate", body), 400, says)
 
 
+async def test_a_model_that_answers_only_openai_s_routes_says_so(site: Site) -> None:
+    refused(await site.get("/models/pooling"), 400, "/v1/embeddings")
+    refused(await site.post("/models/pooling/infer", INFER), 400, "/v1/embeddings")
+    refused(await site.post("/models/pooling/generate", {"text_input": "a"}), 400, "does not generate text")
+    assert (await site.get("/models/pooling/ready")).status_code == 200
+
+
 async def test_a_model_that_takes_tensors_generates_nothing(site: Site) -> None:
     for path in ("generate", "generate_stream"):
-        refused(await site.post(f"/models/classifier/{path}", {"text_input": "a"}), 400, "takes tensors")
+        refused(await site.post(f"/models/classifier/{path}", {"text_input": "a"}), 400, "does not generate text")
         refused(await site.post(f"/models/nobody/{path}", {"text_input": "a"}), 404)
 
 
