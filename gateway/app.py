@@ -226,7 +226,7 @@ class Listener:
         except (OSError, OverflowError) as error:
             self.socket.close()
             raise ConfigError(f"server.{field}: can't listen on {address}: {error}.") from None
-        self.address = address if port != "0" else f"{host}:{self.socket.getsockname()[1]}"
+        self.address = f"{address.removesuffix(port)}{self.socket.getsockname()[1]}"
 
     def __enter__(self) -> Listener:
         return self

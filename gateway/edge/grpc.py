@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from types import MappingProxyType
 from typing import Any, NoReturn, Protocol
@@ -161,11 +161,20 @@ class Grpc:
         headers = error_headers(error)
         after_ms = headers.get("retry-after-ms", "-1") if error.retryable else "-1"
         trailing = [(name, value) for name, value in headers.items() if name in RETRYING]
-        return await context.abort(
-            grpc.StatusCode[error.grpc],
-            error.message[:MESSAGE_CHARS_MAX],
-            (*trailing, ("grpc-retry-pushback-ms", after_ms)),
-        )
+        # To a client that does not read, this goes out when it does, or never; nothing of ours waits for that.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_S_MAX):
+                await context.abort(
+                    grpc.StatusCode[error.grpc],
+                    error.message[:MESSAGE_CHARS_MAX],
+                    (*trailing, ("grpc-retry-pushback-ms", after_ms)),
+                )
+        return None
+
+    async def _write(self, context: Context, message: bytes) -> None:
+        """A part of a stream. Raises TimeoutError if the client leaves it unread for too long."""
+        async with asyncio.timeout(self.bounds.write_s_max):
+            await context.write(message)
 
     async def _message(self, requests: Requests) -> bytes:
         """The only one of a call that has one."""
@@ -200,7 +209,7 @@ class Grpc:
             while True:
                 status = grpc_facts.health(self.catalogue, body)
                 if status != told:
-                    await context.write(encoded(messages.HealthCheckResponse(status=status)))
+                    await self._write(context, encoded(messages.HealthCheckResponse(status=status)))
                     told = status
                 await self.clock.sleep(LOOK_S)
         finally:
@@ -232,17 +241,17 @@ class Grpc:
                 id = asked.message.id
                 caller = self._caller(principal, context)
                 if not self.catalogue.generates(asked.model):
-                    await _send(context, await self._tensors(caller, asked, body, final=True))
+                    await self._write(context, _part(await self._tensors(caller, asked, body, final=True)))
                     continue
                 wants = generation.from_message(asked.message)
                 if wants.stream:
                     await self._texts(caller, asked, wants, context)
                 else:
                     said = await self._in_one_piece(caller, asked, wants)
-                    await _send(context, _text(asked.model, wants, said, final=True))
+                    await self._write(context, _part(_text(asked.model, wants, said, final=True)))
             except (Invalid, GatewayError) as fault:
                 answer = {"error_message": _error(fault).message, "infer_response": {"id": id}}
-                await context.write(encoded(messages.ModelStreamInferResponse(**answer)))
+                await self._write(context, encoded(messages.ModelStreamInferResponse(**answer)))
 
     async def _next(self, requests: Requests) -> bytes | None:
         """A stream's next request, None after the last."""
@@ -277,14 +286,14 @@ class Grpc:
         self.running.add(running)
         try:
             async for said in texts:
-                await _send(context, _text(asked.model, wants, said, final=False))
+                await self._write(context, _part(_text(asked.model, wants, said, final=False)))
             answer = await running
         finally:
             running.cancel()
             await asyncio.wait((running,))
             self.running.discard(running)
         said = texts.last if answer.events else whole(answer)
-        await _send(context, _text(asked.model, wants, said, final=True))
+        await self._write(context, _part(_text(asked.model, wants, said, final=True)))
 
     @contextmanager
     def _under_way(self) -> Iterator[None]:
@@ -322,6 +331,8 @@ def _error(fault: Exception) -> GatewayError:
         return bad(fault)
     if isinstance(fault, GatewayError):
         return fault
+    if isinstance(fault, TimeoutError):
+        return RequestTimeout("The client left its answer unread for too long.")
     log.error("an RPC ended in a fault of the gateway", exc_info=fault)
     return GatewayError("The gateway failed; its log says why.")
 
@@ -331,10 +342,10 @@ def _text(model: str, wants: Generation, said: Said, *, final: bool | None) -> b
     return kserve_grpc.write([output], id=wants.id, model=model, version=VERSION, final=final)
 
 
-async def _send(context: Context, answer: bytes) -> None:
-    """A ModelInferResponse as part of a stream: its field 2, as protobuf writes it, so that it is not taken apart to be
-    put together again."""
-    await context.write(b"\x12" + _varint(len(answer)) + answer)
+def _part(answer: bytes) -> bytes:
+    """A ModelInferResponse as part of a stream: field 2 of a ModelStreamInferResponse, as protobuf writes it, so that it
+    is not taken apart to be put together again."""
+    return b"\x12" + _varint(len(answer)) + answer
 
 
 def _varint(number: int) -> bytes:

@@ -207,7 +207,13 @@ ROWS = {
         f"{edge_grpc.IDLE_S_MAX:g} s; {edge_grpc.KEEPALIVE_S_MAX:g} s; {edge_grpc.PING_S_MIN:g} s",
         [f"{GRPC}::test_an_idle_connection_is_closed", f"{GRPC}::test_a_stream_without_requests_is_ended"],
     ),
-    "texts made ahead": Row(f"{texts.UNSENT_MAX}", [f"{GRPC}::test_texts_that_nobody_takes_make_the_engine_wait"]),
+    "texts made ahead": Row(
+        f"{texts.UNSENT_MAX}, {B.write_s_max:g} s",
+        [
+            f"{GRPC}::test_texts_that_nobody_takes_make_the_engine_wait",
+            f"{GRPC}::test_who_does_not_read_is_given_up_and_frees_the_engine",
+        ],
+    ),
     "an error's message over gRPC": Row(
         f"{edge_grpc.MESSAGE_CHARS_MAX:,} characters", [f"{GRPC}::test_a_long_message_is_cut"]
     ),

@@ -273,6 +273,21 @@ async def test_texts_that_nobody_takes_make_the_engine_wait() -> None:
         await waiting
 
 
+async def test_who_does_not_read_is_given_up_and_frees_the_engine(tmp_path: Path) -> None:
+    texts = [chunk("x" * 100_000) for _ in range(500)]
+    async with open_site(tmp_path, *texts, asyncio.Event(), bounds=Bounds(write_s_max=0.3)) as site:
+        stream = site.inference.ModelStreamInfer(iter([generation()]), metadata=KEY)
+        await stream.read()
+        async with asyncio.timeout(20):
+            while not site.stages.at_rest():
+                await asyncio.sleep(0.01)
+        (record,) = await site.stages.records()
+        assert (record.outcome, record.code) == ("cancelled", "client_left")
+        with pytest.raises(grpc.aio.AioRpcError, match="unread"):
+            while await stream.read() is not grpc.aio.EOF:
+                pass
+
+
 async def test_a_long_stream_arrives_whole_however_slowly_it_is_read(tmp_path: Path) -> None:
     texts = [chunk(f"{number} " * 1_000) for number in range(500)]
     async with open_site(tmp_path, *texts, chunk("", "stop"), b"data: [DONE]\n\n") as site:
