@@ -19,7 +19,7 @@ TRAIN_PYTHON := $(BIN)/python -c 'import os, pathlib; from runtimes.environment 
 MODELS := minilm support-intent smollm2
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test dev check load profile faults train machine
+.PHONY: help serve test dev check load profile proto faults train machine
 
 help: ## say what the targets do
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 12
@@ -46,6 +46,9 @@ load: dev ## measure the gateway beside its peers: tables, a page and JSON (four
 
 profile: dev ## what a call costs the gateway, stage by stage
 	@$(BIN)/python -m tests.profile
+
+proto: dev ## compile the messages of gRPC again
+	$(BIN)/python -m grpc_tools.protoc -Iruntimes/dialect --descriptor_set_out=runtimes/dialect/messages.binpb inference.proto health.proto
 
 faults: dev tests/e2e/node/node_modules/.package-lock.json ## make tests/e2e/fault_matrix.md again: what each fault ends in
 	$(BIN)/python -m tests.e2e.faults > tests/e2e/fault_matrix.md

@@ -64,9 +64,10 @@ async def _serve(config: Config, opening: Callable[[Config], AbstractAsyncContex
     stop = stop_signal()
     async with opening(config) as running:
         log.info(
-            "listening after %.2f s on http://%s/v1, admin on http://%s; models are being opened",
+            "listening after %.2f s on http://%s/v1 and grpc://%s, admin on http://%s; models are being opened",
             time.monotonic() - started_s,
             running.data.address,
+            running.grpc.address,
             running.admin.address,
         )
         stopping = asyncio.create_task(stop.wait())
@@ -74,9 +75,10 @@ async def _serve(config: Config, opening: Callable[[Config], AbstractAsyncContex
         await asyncio.wait((up, stopping), return_when=asyncio.FIRST_COMPLETED)
         if up.done():
             log.info(
-                "ready in %.1f s: http://%s/v1 serves %s; admin on http://%s",
+                "ready in %.1f s: http://%s/v1 and grpc://%s serve %s; admin on http://%s",
                 time.monotonic() - started_s,
                 running.data.address,
+                running.grpc.address,
                 ", ".join(model.name for model in config.models),
                 running.admin.address,
             )
@@ -94,6 +96,7 @@ class Running(NamedTuple):
     """A gateway that listens: addresses for people, `up` for whoever waits until every model can answer."""
 
     data: Listener
+    grpc: Reservation
     admin: Listener
     up: Callable[[], Coroutine[Any, Any, None]]
 
@@ -104,9 +107,14 @@ async def gateway(config: Config, clock: Clock | None = None) -> AsyncIterator[R
     clock = clock or SystemClock()
     state = config.state_path
     async with AsyncExitStack() as opened:
-        data, admin, store = await open_state(opened, config)
+        data, grpc, admin, store = await open_state(opened, config)
         plane = await open_plane(
-            opened, config, listening=data.socket, journal=state / "journal", store=store, clock=clock
+            opened,
+            at(config, grpc),
+            listening=data.socket,
+            journal=state / "journal",
+            store=store,
+            clock=clock,
         )
 
         async def report() -> Report:
@@ -114,20 +122,26 @@ async def gateway(config: Config, clock: Clock | None = None) -> AsyncIterator[R
 
         await open_admin(opened, config, listening=admin.socket, store=store, report=report, clock=clock)
         opened.push_async_callback(plane.drain, config.server)
-        yield Running(data, admin, plane.up)
+        yield Running(data, grpc, admin, plane.up)
 
 
-async def open_state(opened: AsyncExitStack, config: Config) -> tuple[Listener, Listener, Store]:
-    """What a gateway has once, however many processes it is: the state folder, its listening sockets, data's and
-    admin's, and the store. Raises ConfigError."""
+async def open_state(opened: AsyncExitStack, config: Config) -> tuple[Listener, Reservation, Listener, Store]:
+    """What a gateway has once, however many processes it is: the state folder, its listening sockets (data's, what is
+    kept for gRPC's, admin's) and the store. Raises ConfigError."""
     state = config.state_path
     opened.enter_context(owned(state))
     data = opened.enter_context(Listener(config.server.listen, "listen"))
+    grpc = opened.enter_context(Reservation(config.server.grpc, "grpc"))
     admin = opened.enter_context(Listener(config.server.admin, "admin"))
     store = SqliteStore(state / "headrace.db")
     await store.open()
     opened.push_async_callback(store.aclose)
-    return data, admin, store
+    return data, grpc, admin, store
+
+
+def at(config: Config, grpc: Reservation) -> Config:
+    """The configuration with the port that was found for gRPC, if any would do."""
+    return msgspec.structs.replace(config, server=msgspec.structs.replace(config.server, grpc=grpc.address))
 
 
 async def open_admin(
@@ -170,6 +184,31 @@ def owned(state: Path) -> Iterator[None]:
         yield
 
 
+class Reservation:
+    """A port that is known to be free before anything is started, and kept for those that share it: gRPC's servers, one
+    in each worker, open their listening sockets themselves. This one only binds, so it gets no connection."""
+
+    def __init__(self, address: str, field: str) -> None:
+        with Listener(address, field) as free:  # two gateways could share what is only bound
+            self.address = free.address
+        host, _, port = self.address.rpartition(":")
+        host = host.strip("[]")
+        self.socket = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        try:
+            self.socket.bind((host, int(port)))
+        except OSError as error:
+            self.socket.close()
+            raise ConfigError(f"server.{field}: can't listen on {address}: {error}.") from None
+
+    def __enter__(self) -> Reservation:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.close()
+
+
 class Listener:
     """A listening socket, so that a port in use is known before anything is started: bound alone, it could be
     shared with another that is bound too."""
@@ -187,7 +226,7 @@ class Listener:
         except (OSError, OverflowError) as error:
             self.socket.close()
             raise ConfigError(f"server.{field}: can't listen on {address}: {error}.") from None
-        self.address = address if port != "0" else f"{host}:{self.socket.getsockname()[1]}"
+        self.address = f"{address.removesuffix(port)}{self.socket.getsockname()[1]}"
 
     def __enter__(self) -> Listener:
         return self

@@ -30,9 +30,9 @@ class Server(Struct, frozen=True, forbid_unknown_fields=True):
     """`[server]`: the listeners. Port 0 takes a free one, which the ready line names."""
 
     listen: Address = "127.0.0.1:8000"
-    """OpenAI's HTTP API."""
+    """HTTP: OpenAI's API under `/v1`, the Open Inference Protocol under `/v2`."""
     grpc: Address = "127.0.0.1:8001"
-    """Kept for the Open Inference Protocol over gRPC, which this version does not serve yet."""
+    """The Open Inference Protocol over gRPC."""
     admin: Address = "127.0.0.1:8002"
     """Health, metrics and the admin API; never on the data listener."""
     workers: Annotated[int, Meta(ge=1, le=64)] = 1
@@ -117,8 +117,11 @@ def _contradictions(config: Config) -> Iterator[str]:
         address = getattr(server, field)
         if _endpoint(address)[1] > PORT_MAX:
             yield f"server.{field}: {address!r} has a port above {PORT_MAX}"
-    if _endpoint(server.listen) == _endpoint(server.admin) and _endpoint(server.admin)[1]:
-        yield f"server.admin: {server.admin!r} is server.listen's address too; give each its own"
+    for field, others in (("grpc", ("listen",)), ("admin", ("listen", "grpc"))):
+        address = getattr(server, field)
+        for other in others:
+            if _endpoint(address) == _endpoint(getattr(server, other)) and _endpoint(address)[1]:
+                yield f"server.{field}: {address!r} is server.{other}'s address too; give each its own"
     try:
         config.state_path  # noqa: B018  raises
     except RuntimeError:

@@ -23,7 +23,7 @@ GatewayError
 ├── JournalFull 503              usage can't be recorded, so nothing is served
 └── DeadlineExceeded 504         waited or ran too long
 
-The edge reads the attributes, nothing else: `status`, `type`, `code`, `param`, `retryable`, `retry_after_s`.
+The edge reads the attributes, nothing else: `status`, `grpc`, `type`, `code`, `param`, `retryable`, `retry_after_s`.
 `retryable` becomes `x-should-retry`, which OpenAI's SDKs obey over their own table of statuses.
 """
 
@@ -36,6 +36,8 @@ class GatewayError(Exception):
     """A refusal or failure with a message that is safe to show to the client."""
 
     status = 500
+    grpc = "INTERNAL"
+    """The name of a grpc.StatusCode."""
     type = "server_error"
     code = "internal_error"
     retryable = False
@@ -51,21 +53,25 @@ class GatewayError(Exception):
         error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
         return msgspec.json.encode({"type": "error", "error": error})
 
+    def plain_body(self) -> bytes:
+        """The Open Inference Protocol's error object."""
+        return msgspec.json.encode({"error": self.message})
+
 
 class BadRequest(GatewayError):
-    status, type, code = 400, "invalid_request_error", "invalid_request"
+    status, grpc, type, code = 400, "INVALID_ARGUMENT", "invalid_request_error", "invalid_request"
 
 
 class Unsupported(BadRequest):
-    code = "unsupported_route"
+    grpc, code = "UNIMPLEMENTED", "unsupported_route"
 
 
 class Unauthenticated(GatewayError):
-    status, type, code = 401, "invalid_request_error", "invalid_api_key"
+    status, grpc, type, code = 401, "UNAUTHENTICATED", "invalid_request_error", "invalid_api_key"
 
 
 class Forbidden(GatewayError):
-    status, type, code = 403, "permission_error", "insufficient_permissions"
+    status, grpc, type, code = 403, "PERMISSION_DENIED", "permission_error", "insufficient_permissions"
 
 
 class KeyExpired(Forbidden):
@@ -73,7 +79,7 @@ class KeyExpired(Forbidden):
 
 
 class NotFound(GatewayError):
-    status, type, code = 404, "invalid_request_error", "not_found"
+    status, grpc, type, code = 404, "NOT_FOUND", "invalid_request_error", "not_found"
 
 
 class ModelNotFound(NotFound):
@@ -81,23 +87,27 @@ class ModelNotFound(NotFound):
 
 
 class MethodNotAllowed(GatewayError):
-    status, type, code = 405, "invalid_request_error", "method_not_allowed"
+    status, grpc, type, code = 405, "UNIMPLEMENTED", "invalid_request_error", "method_not_allowed"
+
+    def __init__(self, message: str, *, allow: str = "POST") -> None:
+        super().__init__(message)
+        self.allow = allow
 
 
 class RequestTimeout(GatewayError):
-    status, type, code, retryable = 408, "invalid_request_error", "request_timeout", True
+    status, grpc, type, code, retryable = 408, "DEADLINE_EXCEEDED", "invalid_request_error", "request_timeout", True
 
 
 class TooLarge(GatewayError):
-    status, type, code = 413, "invalid_request_error", "request_too_large"
+    status, grpc, type, code = 413, "RESOURCE_EXHAUSTED", "invalid_request_error", "request_too_large"
 
 
 class HeaderTooLarge(GatewayError):
-    status, type, code = 431, "invalid_request_error", "header_too_large"
+    status, grpc, type, code = 431, "RESOURCE_EXHAUSTED", "invalid_request_error", "header_too_large"
 
 
 class QuotaExceeded(GatewayError):
-    status, type, code, retryable = 429, "rate_limit_error", "rate_limit_exceeded", True
+    status, grpc, type, code, retryable = 429, "RESOURCE_EXHAUSTED", "rate_limit_error", "rate_limit_exceeded", True
 
 
 class QuotaTooSmall(QuotaExceeded):
@@ -105,7 +115,7 @@ class QuotaTooSmall(QuotaExceeded):
 
 
 class EngineFailed(GatewayError):
-    status, type, code, retryable = 502, "server_error", "engine_failed", True
+    status, grpc, type, code, retryable = 502, "UNAVAILABLE", "server_error", "engine_failed", True
 
 
 class EngineTimeout(EngineFailed):
@@ -113,27 +123,27 @@ class EngineTimeout(EngineFailed):
 
 
 class EngineUnavailable(GatewayError):
-    status, type, code, retryable = 503, "server_error", "engine_unavailable", True
+    status, grpc, type, code, retryable = 503, "UNAVAILABLE", "server_error", "engine_unavailable", True
 
 
 class QueueFull(GatewayError):
-    status, type, code, retryable = 503, "server_error", "queue_full", True
+    status, grpc, type, code, retryable = 503, "UNAVAILABLE", "server_error", "queue_full", True
 
 
 class TooManyConnections(GatewayError):
-    status, type, code, retryable = 503, "server_error", "too_many_connections", True
+    status, grpc, type, code, retryable = 503, "UNAVAILABLE", "server_error", "too_many_connections", True
 
 
 class Draining(GatewayError):
-    status, type, code, retryable = 503, "server_error", "draining", True
+    status, grpc, type, code, retryable = 503, "UNAVAILABLE", "server_error", "draining", True
 
 
 class JournalFull(GatewayError):
-    status, type, code, retryable = 503, "server_error", "journal_full", True
+    status, grpc, type, code, retryable = 503, "UNAVAILABLE", "server_error", "journal_full", True
 
 
 class DeadlineExceeded(GatewayError):
-    status, type, code, retryable = 504, "server_error", "deadline_exceeded", False
+    status, grpc, type, code, retryable = 504, "DEADLINE_EXCEEDED", "server_error", "deadline_exceeded", False
 
 
 def field_error(message: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from gateway.call import NULL
-from gateway.errors import BadRequest, EngineFailed, GatewayError, QuotaExceeded
+from gateway.errors import BadRequest, EngineFailed, GatewayError, NotFound, QuotaExceeded, TooLarge
 from runtimes.contract import Reply
 
 LEFT_OUT = msgspec.Raw(b"")
@@ -82,6 +82,7 @@ def fault_of(error: bytes | msgspec.Raw, status: int | None) -> GatewayError:
     # A log says the status alone: the engine's words, which the client gets, may quote its prompt.
     fault: GatewayError = (BadRequest if status < 500 else EngineFailed)(f"the engine answered {status}")
     fault.status = status
+    fault.grpc = GRPC.get(status, fault.grpc)
     if status == QuotaExceeded.status:
         fault.type = QuotaExceeded.type
     fault.retryable = status in RETRYABLE
@@ -101,6 +102,7 @@ QUOTED = re.compile(r",? ?['\"]?input['\"]?: .*", re.DOTALL)
 CODE = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 #: Whole seconds, up to some eleven days; anything else is no advice.
 RETRY_AFTER_S = re.compile(rb"[0-9]{1,6}")
+GRPC = {refused.status: refused.grpc for refused in (NotFound, TooLarge, QuotaExceeded)}
 #: Statuses after which the same call may well succeed.
 RETRYABLE = frozenset({408, 409, 429, 500, 502, 503, 504})
 

@@ -13,7 +13,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import msgspec
 from prometheus_client import ProcessCollector
 
-from gateway.app import Running, open_admin, open_state
+from gateway.app import Running, at, open_admin, open_state
 from gateway.config import Config, Model
 from gateway.journal import Journal
 from gateway.plane import cancel, replica_of, sites
@@ -31,7 +31,7 @@ async def leading(config: Config, clock: Clock | None = None) -> AsyncIterator[R
     clock = clock or SystemClock()
     state = config.state_path
     async with AsyncExitStack() as opened:
-        data, admin, store = await open_state(opened, config)
+        data, grpc, admin, store = await open_state(opened, config)
         journal = Journal(folder=state / "journal", sink=store.append_usage, clock=clock)
         await journal.open()
         opened.push_async_callback(journal.aclose)
@@ -40,7 +40,9 @@ async def leading(config: Config, clock: Clock | None = None) -> AsyncIterator[R
         for engine in engines:
             opened.push_async_callback(engine.aclose)
             engine.start()
-        workers = Workers(config=_as_workers_see_it(config), listening=data.socket, shared=make(config), clock=clock)
+        workers = Workers(
+            config=_as_workers_see_it(at(config, grpc)), listening=data.socket, shared=make(config), clock=clock
+        )
 
         process = ProcessCollector(registry=None)
 
@@ -55,7 +57,7 @@ async def leading(config: Config, clock: Clock | None = None) -> AsyncIterator[R
         await open_admin(opened, config, listening=admin.socket, store=store, report=report, clock=clock)
         workers.start()
         opened.push_async_callback(workers.stop)
-        yield Running(data, admin, workers.up)
+        yield Running(data, grpc, admin, workers.up)
 
 
 def _engines(model: Model, config: Config, clock: Clock) -> list[Replica]:

@@ -30,8 +30,9 @@ AFTER_END_S_MAX = 1.0
 class Receiver(Protocol):
     """A client that has begun to get an answer."""
 
-    full: bool
-    """It has not yet taken what it was given."""
+    @property
+    def full(self) -> bool:
+        """It has not yet taken what it was given."""
 
     def write(self, part: bytes) -> None:
         """More of it."""

@@ -123,6 +123,7 @@ GAUGES = {
     "headrace_runtime_waiting": "Calls that wait inside the replica's runtime, by its own count",
     "headrace_runtime_connections": "Open connections of the replica's runtime, those kept for the next call included",
     "headrace_holds": "Calls that hold a reservation of their tenant's quota",
+    "headrace_grpc_running": "Calls under way that came over gRPC",
     "headrace_connections": "Open connections of clients",
     "headrace_tasks": "Tasks of the event loop",
     "headrace_journal_unfolded_bytes": "Usage records not yet in the store",

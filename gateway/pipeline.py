@@ -42,6 +42,8 @@ class Pipeline:
         self.fairness = fairness
         self.route = route
         self.clock = clock
+        self.leaving = False
+        """The gateway is about to stop: it says that it is not ready."""
         self.draining = False
         """No new calls."""
         self.stopped = False

@@ -6,6 +6,7 @@ import asyncio
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,10 @@ from gateway.acceptor import Acceptor
 from gateway.config import Config, Model, Tracing
 from gateway.config import Server as Settings
 from gateway.counters import SharedQuota
+from gateway.edge.catalogue import Catalogue
+from gateway.edge.front import Front
+from gateway.edge.inference import Inference
+from gateway.edge.kserve import KServe
 from gateway.edge.openai import OpenAI
 from gateway.edge.server import Server
 from gateway.fairness import Fairness, Line
@@ -40,6 +45,7 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Tracer
 
     import runtimes
+    from gateway.edge.grpc import Grpc
     from runtimes.dialect import Translation
 
 
@@ -51,6 +57,7 @@ class Plane:
         *,
         pipeline: Pipeline,
         server: Server,
+        grpc: Grpc,
         targets: Sequence[Target],
         lines: Mapping[str, Line],
         tenants: Tenants,
@@ -59,6 +66,7 @@ class Plane:
     ) -> None:
         self.pipeline = pipeline
         self.server = server
+        self.grpc = grpc
         self.targets = targets
         self.replicas = [replica for target in targets for replica in target.replicas]
         self.lines = lines
@@ -75,12 +83,13 @@ class Plane:
     async def drain(self, settings: Settings) -> None:
         """Be unready, then refuse what is new and let what is under way end, then cut it off with an error its client
         can see."""
-        self.server.leaving = True
+        self.server.leaving = self.pipeline.leaving = True
         await self.server.clock.sleep(settings.unready_s)
         self.pipeline.draining = True
-        await self.server.drain(settings.drain_s_max)
+        await self.server.drain(settings.drain_s_max, until=lambda: not self.grpc.running)
         self.pipeline.stopped = True
         self.server.cut_off()
+        self.grpc.cut_off()
 
     def agree(self) -> None:
         """Another worker has rung: what it gave up may be for a call that waits here."""
@@ -124,6 +133,7 @@ class Plane:
                 yield Gauge("headrace_runtime_waiting", labels, load.waiting)
                 yield Gauge("headrace_runtime_connections", labels, load.connections)
         yield Gauge("headrace_holds", {}, self.pipeline.quota.holds)
+        yield Gauge("headrace_grpc_running", {}, len(self.grpc.running))
         yield Gauge("headrace_connections", {"listener": "data"}, len(self.server.connections))
         yield Gauge("headrace_tasks", {}, len(asyncio.all_tasks()))
         yield Gauge("headrace_journal_unfolded_bytes", {}, self.journal.written_bytes - self.journal.folded_bytes)
@@ -172,16 +182,26 @@ async def open_plane(
         for replica in target.replicas:
             opened.push_async_callback(replica.aclose)
             replica.start()
-    doors = OpenAI(pipeline=pipeline, bounds=bounds, translations=_translations(config), clock=clock)
-    server = Server(door=doors, bounds=bounds, clock=clock)
+    catalogue = Catalogue(pipeline=pipeline, version=version("headrace"))
+    inference = Inference(pipeline=pipeline, catalogue=catalogue, clock=clock)
+    door = Front(
+        openai=OpenAI(pipeline=pipeline, bounds=bounds, translations=_translations(config), clock=clock),
+        kserve=KServe(pipeline=pipeline, catalogue=catalogue, inference=inference, bounds=bounds, clock=clock),
+    )
+    server = Server(door=door, bounds=bounds, clock=clock)
     if shared is None:
         await opened.enter_async_context(server.serving(listening))
     else:
         acceptor = Acceptor(server, listening, crowd=shared.crowd, worker=shared.worker)
         await opened.enter_async_context(server.accepting(acceptor))
+    from gateway.edge.grpc import Grpc  # it takes a moment, in which the first calls are served already
+
+    grpc = Grpc(pipeline=pipeline, catalogue=catalogue, inference=inference, bounds=bounds, clock=clock)
+    await opened.enter_async_context(grpc.serving(config.server.grpc))
     return Plane(
         pipeline=pipeline,
         server=server,
+        grpc=grpc,
         targets=targets,
         lines=lines,
         tenants=tenants,

@@ -245,9 +245,9 @@ def _require_route(replica: Replica, call: Call) -> None:
 
 #: What a model that speaks tensors answers, by its artifact's task.
 ROUTES_OF_TASK = {
-    "classify": "/v1/classify, /v1/moderations",
-    "embed": "/v1/embeddings, /v1/rerank, /v1/score",
-    "predict": "the Open Inference Protocol",
+    "classify": "/v1/classify, /v1/moderations, /v2/infer",
+    "embed": "/v1/embeddings, /v1/rerank, /v1/score, /v2/infer",
+    "predict": "/v2/infer",
 }
 
 

@@ -141,7 +141,7 @@ class Stream:
 
     def _looked_into(self, whole: bytes) -> bytes:
         call, event = self.call, whole[:-2]
-        payload = _payload(event)
+        payload = payload_of(event)
         if payload == b"[DONE]":
             self.end = whole
             return b""
@@ -241,7 +241,7 @@ LAST_OBJECT = re.compile(rb"\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\}\}\n\n")
 CLOSING = frozenset({"response.completed", "response.incomplete", "response.failed", "message_stop"})
 
 
-def _payload(event: bytes) -> bytes:
+def payload_of(event: bytes) -> bytes:
     """What an event's `data` lines say together (WHATWG HTML §9.2.6); empty for a comment."""
     if b"\n" not in event:
         return event[len(b"data:") :].strip() if event.startswith(b"data:") else b""

@@ -85,14 +85,18 @@ class Tenants:
 
     def authorize(self, principal: Principal, model: str, route: str) -> None:
         """Raises Forbidden (403) if the key's scopes leave out the model or the route."""
+        self.authorize_model(principal, model)
+        if not covered(principal.routes, route):
+            may = ", ".join(principal.routes) or "none"
+            raise Forbidden(f"Key {principal.key_id} may not use {route}; it may use: {may}.")
+
+    def authorize_model(self, principal: Principal, model: str) -> None:
+        """Raises Forbidden (403) if the key's scopes leave out the model."""
         if not covered(principal.models, model):
             may = ", ".join(principal.models) or "none"
             raise Forbidden(
                 f"Key {principal.key_id} may not use model {model[:200]!r}; it may use: {may}.", param="model"
             )
-        if not covered(principal.routes, route):
-            may = ", ".join(principal.routes) or "none"
-            raise Forbidden(f"Key {principal.key_id} may not use {route}; it may use: {may}.")
 
     async def refresh(self) -> None:
         """Take over what the store holds, if it has changed."""

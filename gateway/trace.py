@@ -29,6 +29,7 @@ OPERATIONS = {
     "/v1/rerank": "rerank",
     "/v1/classify": "classify",
     "/v1/moderations": "moderate",
+    "/v2/infer": "infer",
 }
 
 

@@ -158,6 +158,7 @@ def _headrace(*, limits: Sequence[str], trace: str) -> Callable[[Site], Start]:
 HEADRACE = """
 [server]
 listen = "127.0.0.1:{port}"
+grpc = "127.0.0.1:0"
 admin = "127.0.0.1:{other_port}"
 [state]
 path = "{state}"

@@ -16,6 +16,7 @@ from tests.e2e.upstream import KEY, MODEL, Upstream, upstream
 LISTEN = """
 [server]
 listen = "127.0.0.1:0"
+grpc = "127.0.0.1:0"
 admin = "127.0.0.1:0"
 """
 

@@ -281,9 +281,15 @@ class FakeTenants:
         return principal
 
     def authorize(self, principal: Principal, model: str, route: str) -> None:
-        for globs, name in ((principal.models, model), (principal.routes, route)):
-            if not any(fnmatchcase(name, glob) for glob in globs):
-                raise Forbidden(f"Key {principal.key_id} may not use {name}.")
+        self.authorize_model(principal, model)
+        self._require(principal, principal.routes, route)
+
+    def authorize_model(self, principal: Principal, model: str) -> None:
+        self._require(principal, principal.models, model)
+
+    def _require(self, principal: Principal, globs: tuple[str, ...], name: str) -> None:
+        if not any(fnmatchcase(name, glob) for glob in globs):
+            raise Forbidden(f"Key {principal.key_id} may not use {name}.")
 
 
 class Stages:

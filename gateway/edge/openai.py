@@ -132,7 +132,7 @@ class OpenAI:
             stream=bool(ask.stream),
             usage_asked=bool(options.include_usage),
             chunk_usage_asked=bool(options.include_usage and options.continuous_usage_stats),
-            traceparent=_traceparent(request.fields),
+            traceparent=traceparent(request.fields),
             translation=self.translations.get(route),
             tokens_out_max=0,
         )
@@ -311,7 +311,7 @@ def _prompts(prompt: msgspec.Raw) -> int:
 LIST_OF_LISTS, LIST_OF_STRINGS = re.compile(rb"\s*\[\s*\["), re.compile(rb'\s*\[\s*"')
 
 
-def _traceparent(headers: Mapping[bytes, bytes]) -> str | None:
+def traceparent(headers: Mapping[bytes, bytes]) -> str | None:
     """The caller's trace context (https://www.w3.org/TR/trace-context/), if it is well-formed."""
     value = headers.get(b"traceparent", b"")
     return value.decode() if TRACEPARENT.fullmatch(value) else None

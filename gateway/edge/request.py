@@ -110,12 +110,13 @@ class Request:
         self._connection.abort()
 
     def refuse(self, error: GatewayError) -> None:
-        """The whole answer, in OpenAI's shape."""
+        """The whole answer, in the shape of the protocol that is spoken under its path."""
         lines = [b"content-type: application/json\r\n"]
         lines += [b"%b: %b\r\n" % (name.encode(), value.encode()) for name, value in error_headers(error).items()]
         if self.id:
             lines.append(b"x-request-id: %b\r\n" % self.id.encode())
-        self.respond(error.status, b"".join(lines), error.body())
+        body = error.plain_body() if speaks_v2(self.path) else error.body()
+        self.respond(error.status, b"".join(lines), body)
 
     def _start(self, status: int, lines: bytes, body: bytes) -> None:
         self.begun = True
@@ -128,6 +129,11 @@ class Request:
     def _finish(self) -> None:
         self.complete = True
         self._connection.finished(self)
+
+
+def speaks_v2(path: bytes) -> bool:
+    """Whether what lies under a path is the Open Inference Protocol's."""
+    return path[:4] == b"/v2/" or path == b"/v2"
 
 
 def _chunk(part: bytes) -> bytes:
@@ -165,5 +171,5 @@ def error_headers(error: GatewayError) -> dict[str, str]:
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
     if isinstance(error, MethodNotAllowed):
-        headers["allow"] = "POST"
+        headers["allow"] = error.allow
     return headers

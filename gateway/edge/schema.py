@@ -137,6 +137,23 @@ POSTS: Mapping[str, tuple[str, type[msgspec.Struct]]] = {
     "/v1/moderations": ("What to flag in texts, by a classifier with thresholds", ModerationRequest),
 }
 
+OIP: Mapping[str, tuple[str, str]] = {
+    "/v2": ("get", "The server's name, version and extensions"),
+    "/v2/health/live": ("get", "Whether it runs; needs no key"),
+    "/v2/health/ready": ("get", "Whether every model can answer; needs no key"),
+    "/v2/models/stats": ("get", "How calls of each model went"),
+    "/v2/models/{model}": ("get", "What a model takes and gives"),
+    "/v2/models/{model}/ready": ("get", "Whether it can answer"),
+    "/v2/models/{model}/config": ("get", "Its configuration, as Triton has it"),
+    "/v2/models/{model}/stats": ("get", "How its calls went"),
+    "/v2/models/{model}/infer": ("post", "Tensors or texts in, tensors out; as JSON, or as bytes behind it"),
+    "/v2/models/{model}/generate": ("post", "`text_input` and parameters in, `text_output` out"),
+    "/v2/models/{model}/generate_stream": ("post", "The same, as server-sent events"),
+    "/v2/repository/index": ("post", "The models this key may use, and whether they can answer"),
+}
+"""The Open Inference Protocol: path → method, and what it is for. Behind a model's name there may be
+`/versions/{version}`. Refusals are `{"error": "…"}`."""
+
 ERRORS: Mapping[int, str] = {
     400: "Malformed JSON, a wrong type, or a model that does not answer this route",
     401: "No key, or not a valid one",
@@ -179,12 +196,15 @@ def openapi() -> Json:
             "parameters": [{"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}],
         }
     }
+    for path, (method, summary) in OIP.items():
+        paths[path] = {method: _oip(path, method, summary)}
     return {
         "openapi": "3.1.0",
         "info": {
             "title": "Headrace",
             "version": "1",
-            "description": "OpenAI's HTTP API in front of every model this gateway serves.",
+            "description": "OpenAI's HTTP API, and the Open Inference Protocol, in front of every model this gateway "
+            "serves.",
         },
         "paths": paths,
         "components": {"schemas": schemas, "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
@@ -210,6 +230,23 @@ def _get(summary: str, operation: str) -> Json:
         "operationId": operation,
         "responses": {"200": {"description": "Models"}} | _errors(asked),
     }
+
+
+def _oip(path: str, method: str, summary: str) -> Json:
+    name = path.removeprefix("/v2").replace("{model}", "model").replace("/", "_") or "_server"
+    content = {"application/json": {"schema": {"type": "object", "properties": {"error": {"type": "string"}}}}}
+    operation: Json = {
+        "summary": summary,
+        "operationId": f"oip{name}",
+        "responses": {"200": {"description": summary}, "default": {"description": "A refusal", "content": content}},
+    }
+    if "{model}" in path:
+        operation["parameters"] = [{"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}]
+    if path.startswith("/v2/health"):
+        operation["security"] = []
+    if method == "post":
+        operation["requestBody"] = {"content": {"application/json": {"schema": {"type": "object"}}}}
+    return operation
 
 
 def _errors(statuses: Mapping[int, str]) -> Json:
@@ -247,11 +284,12 @@ pre {{ background: #f4f4f4; padding: .8rem; overflow: auto; font-size: 13px; }}
 </style>
 <h1>Headrace</h1>
 <p>Send your key as <code>Authorization: Bearer hr_…</code>. Any OpenAI client works with <code>base_url</code> set to
-<code>/v1</code> of this address. For machines: <a href="/openapi.json">openapi.json</a>.</p>
+<code>/v1</code> of this address, and any client of the Open Inference Protocol (tritonclient, KServe's) with this
+address itself. For machines: <a href="/openapi.json">openapi.json</a>.</p>
 <table>{rows}</table>
 <h2>Refusals</h2>
-<p>Every one has OpenAI's error object and <code>x-should-retry</code>, and <code>retry-after</code> where waiting
-helps.</p>
+<p>Every one has OpenAI's error object, or under <code>/v2</code> the Open Inference Protocol's,
+<code>x-should-retry</code>, and <code>retry-after</code> where waiting helps.</p>
 <table>{errors}</table>
 <h2>Requests</h2>{schemas}
 </html>

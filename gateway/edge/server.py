@@ -79,9 +79,9 @@ class Server:
         """Connections with a request that is not answered yet."""
         return sum(connection.busy for connection in self.connections)
 
-    async def drain(self, drain_s_max: float) -> None:
-        """Wait until nothing is being answered, but no longer than that."""
-        await self._until(lambda: not self.busy, drain_s_max)
+    async def drain(self, drain_s_max: float, *, until: Callable[[], bool]) -> None:
+        """Wait until nothing is being answered, here or elsewhere, but no longer than that."""
+        await self._until(lambda: not self.busy and until(), drain_s_max)
 
     def cut_off(self) -> None:
         """End the calls under way; their doors say why."""

@@ -30,10 +30,11 @@ from gateway import (
     workers,
 )
 from gateway.config import Model, Server
-from gateway.edge import admin, connection, server
+from gateway.edge import admin, connection, inference, server, texts
+from gateway.edge import grpc as edge_grpc
 from runtimes import Spec, batch, onnx, process, remote, vllm, wire
 from runtimes import connection as upstream
-from runtimes.dialect import entries
+from runtimes.dialect import elements, entries
 
 ROOT = Path(__file__).parents[2]
 TABLE = (ROOT / "ARCHITECTURE.md").read_text().partition("## Bounds\n")[2].partition("\n## ")[0]
@@ -62,6 +63,7 @@ B = call.Bounds()
 CONNECTION, OPENAI = "gateway/test_connection.py", "gateway/test_openai.py"
 JOURNAL, WIRE, METER = "gateway/test_journal.py", "runtimes/test_wire.py", "gateway/test_meter.py"
 DIALECT = "runtimes/test_dialect_openai.py"
+KSERVE, GRPC = "gateway/test_kserve.py", "gateway/test_grpc.py"
 RETRIES, SLOW = "gateway/test_retries.py", "e2e/test_slow_clients.py"
 PROCESS, DRAIN = "runtimes/test_process.py", "e2e/test_drain.py"
 HERE = "docs/test_bounds_reached.py"
@@ -189,6 +191,43 @@ ROWS = {
     ),
     "a predictor's answer": Row(
         kib(route.WHOLE_BYTES_MAX), ["gateway/test_series.py::test_a_long_answer_begins_before_it_is_whole"]
+    ),
+    "a tensor: its axes": Row(
+        f"{elements.RANK_MAX}, 2^{elements.ELEMENTS_MAX.bit_length() - 1}; "
+        f"2^{elements.VALUES_MAX.bit_length() - 1}; {elements.STRINGS_MAX:,}",
+        ["runtimes/test_dialect_kserve.py::test_what_can_t_be_understood_is_refused_by_name"],
+    ),
+    "a compressed body": Row(
+        f"as long as a plain one, {mib(B.body_bytes_max)}",
+        [
+            f"{KSERVE}::test_a_short_body_that_becomes_a_long_one_is_refused",
+            f"{GRPC}::test_a_short_message_that_becomes_a_long_one_is_refused",
+        ],
+    ),
+    "a model's name": Row(
+        f"{inference.MODEL_CHARS_MAX} characters", [f"{GRPC}::test_what_is_wrong_has_a_status_of_its_own"]
+    ),
+    "calls over gRPC": Row(
+        f"{B.connections_max:,}; {edge_grpc.STREAMS_MAX:,}; {edge_grpc.WATCHERS_MAX}",
+        [
+            f"{GRPC}::test_calls_of_all_connections_are_bounded",
+            f"{GRPC}::test_calls_of_one_connection_are_bounded_and_the_others_wait",
+            f"{GRPC}::test_watchers_are_bounded_because_they_need_no_key",
+        ],
+    ),
+    "a connection of gRPC, or a stream": Row(
+        f"{edge_grpc.IDLE_S_MAX:g} s; {edge_grpc.KEEPALIVE_S_MAX:g} s; {edge_grpc.PING_S_MIN:g} s",
+        [f"{GRPC}::test_an_idle_connection_is_closed", f"{GRPC}::test_a_stream_without_requests_is_ended"],
+    ),
+    "texts made ahead": Row(
+        f"{texts.UNSENT_MAX}, {B.write_s_max:g} s",
+        [
+            f"{GRPC}::test_texts_that_nobody_takes_make_the_engine_wait",
+            f"{GRPC}::test_who_does_not_read_is_given_up_and_frees_the_engine",
+        ],
+    ),
+    "an error's message over gRPC": Row(
+        f"{edge_grpc.MESSAGE_CHARS_MAX:,} characters", [f"{GRPC}::test_a_long_message_is_cut"]
     ),
     "an answer that is not streamed": Row(
         f"{mib(meter.ANSWER_BYTES_MAX)}, {mib(stream.EVENT_BYTES_MAX)}",

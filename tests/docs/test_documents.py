@@ -16,7 +16,7 @@ import gateway.edge.admin
 import gateway.errors
 from gateway.config import Config, load
 from gateway.edge.openai import DECODERS
-from gateway.edge.schema import openapi
+from gateway.edge.schema import OIP, openapi
 
 ROOT = Path(__file__).parents[2]
 ARCHITECTURE = (ROOT / "ARCHITECTURE.md").read_text()
@@ -48,7 +48,7 @@ def test_every_metric_is_named_in_the_architecture():
 
 
 def test_the_openapi_document_lists_every_route_the_gateway_serves():
-    assert set(openapi()["paths"]) == {*DECODERS, "/v1/models", "/v1/models/{model}"}
+    assert set(openapi()["paths"]) == {*DECODERS, "/v1/models", "/v1/models/{model}", *OIP}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "deploy").glob("*.toml")), ids=lambda path: path.name)

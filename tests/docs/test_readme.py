@@ -16,11 +16,12 @@ from tests.e2e.servers import GatewayProcess, Key
 pytestmark = pytest.mark.engine
 
 ROOT = Path(__file__).parents[2]
-FIRST_CALLS = (ROOT / "README.md").read_text().partition("## First calls")[2].partition("\n## ")[0]
+FIRST_CALLS, OIP = "First calls", "The Open Inference Protocol"
 
 
-def block(language: str) -> str:
-    found = re.findall(rf"```{language}\n(.*?)```", FIRST_CALLS, re.DOTALL)
+def block(language: str, section: str = FIRST_CALLS) -> str:
+    text = (ROOT / "README.md").read_text().partition(f"## {section}\n")[2].partition("\n## ")[0]
+    found = re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
     assert len(found) == 1
     return found[0]
 
@@ -28,6 +29,7 @@ def block(language: str) -> str:
 def ran(program: list[str], text: str, gateway: GatewayProcess, key: Key, folder: Path) -> str:
     (folder / "demo.key").write_text(f"{key.text}\n")
     text = text.replace("127.0.0.1:8000", gateway.address).replace(".headrace/demo.key", str(folder / "demo.key"))
+    text = text.replace("127.0.0.1:8001", gateway.grpc)
     text = text.replace(".venv/bin/headrace", f"{sys.executable} -m gateway")
     known = {**os.environ, "HEADRACE_STATE": str(gateway.state), "HEADRACE_KEY": key.text}
     shown = subprocess.run([*program, text], cwd=ROOT, env=known, capture_output=True, text=True, timeout=300)
@@ -59,3 +61,24 @@ def test_the_python_example_answers(engine_gateway: GatewayProcess, engine_key: 
     assert "2 vectors of 384" in shown
     assert "Returns are free for 30 days." in shown
     assert shown.rstrip().endswith("order_status")
+
+
+def test_the_open_inference_protocol_s_shell_examples_answer(
+    engine_gateway: GatewayProcess, engine_key: Key, tmp_path: Path
+):
+    classification, stream = (
+        ran(["bash", "-euc"], it, engine_gateway, engine_key, tmp_path)
+        for it in re.split(r"\n\n", block("sh", OIP).strip())
+    )
+    labels = [it["data"] for it in json.loads(classification)["outputs"] if it["name"] == "label"]
+    assert labels == [["order_status"]]
+    events = [json.loads(event.removeprefix("data: ")) for event in stream.strip().split("\n\n")]
+    assert "Paris" in "".join(event["text_output"] for event in events)
+
+
+def test_the_open_inference_protocol_s_python_example_answers(
+    engine_gateway: GatewayProcess, engine_key: Key, tmp_path: Path
+):
+    shown = ran([sys.executable, "-c"], block("python", OIP), engine_gateway, engine_key, tmp_path)
+    assert "order_status" in shown
+    assert "(2, " in shown

@@ -109,7 +109,7 @@ def served(folder: Path) -> Iterator[tuple[GatewayProcess, Emulation]]:
             f'[[models]]\nname = "{case.model}"\nreplicas = [{engine}, {{ kind = "remote", url = "{other}/v1" }}]\n'
             for case in PAIRED
         ]
-        listen = '[server]\nlisten = "127.0.0.1:0"\nadmin = "127.0.0.1:0"\n'
+        listen = '[server]\nlisten = "127.0.0.1:0"\ngrpc = "127.0.0.1:0"\nadmin = "127.0.0.1:0"\n'
         bounds = f"[server.bounds]\ncall_s_max = {CALL_S_MAX}\n"
         gateway = GatewayProcess(folder, listen + bounds + "".join(models)).start()
         try:

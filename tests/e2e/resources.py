@@ -16,7 +16,7 @@ from tests.e2e.servers import GatewayProcess
 REST_S_MAX = 30.0
 
 HELD = re.compile(
-    r"headrace_(running|waiting|replica_running|runtime_running|runtime_waiting|runtime_connections|holds|connections|tasks)"
+    r"headrace_(running|waiting|replica_running|runtime_running|runtime_waiting|runtime_connections|holds|grpc_running|connections|tasks)"
     r"|process_open_fds"
 )
 
@@ -26,6 +26,7 @@ HELD_BY_CALLS = (
     "headrace_replica_running",
     "headrace_runtime",
     "headrace_holds",
+    "headrace_grpc_running",
     "headrace_connections data",
 )
 #: Pools that fill when they are first needed, and then stay: the store's three threads, each with a connection of two

@@ -27,7 +27,7 @@ STOP_S_MAX = 60.0
 #: Everything here is on loopback; a default context would read all of the system's authorities for each client.
 NO_TLS = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
-_ADDRESSES = re.compile(r"http://([\w.:\[\]-]+)/v1.*admin on http://([\w.:\[\]-]+)")
+_ADDRESSES = re.compile(r"http://([\w.:\[\]-]+)/v1 and grpc://([\w.:\[\]-]+).*admin on http://([\w.:\[\]-]+)")
 
 
 class GatewayProcess:
@@ -40,6 +40,7 @@ class GatewayProcess:
         self.config = folder / "headrace.toml"
         self.config.write_text(f'[state]\npath = "{self.state}"\n{config}')
         self.address = ""
+        self.grpc = ""
         self.admin = ""
         self.log: list[str] = []
         """What it said on stderr, over all its starts."""
@@ -101,7 +102,7 @@ class GatewayProcess:
             raise
         found = _ADDRESSES.search(line)
         assert found, f"the gateway's line {line!r} names no addresses"
-        self.address, self.admin = found.groups()
+        self.address, self.grpc, self.admin = found.groups()
         return self
 
     def wait_for(self, text: str, *, start_s_max: float = START_S_MAX, begin: int = 0) -> str:

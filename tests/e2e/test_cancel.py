@@ -32,6 +32,7 @@ AT_ONCE = 32
 CONFIG = """
 [server]
 listen = "127.0.0.1:0"
+grpc = "127.0.0.1:0"
 admin = "127.0.0.1:0"
 [[models]]
 name = "engine"

@@ -22,6 +22,7 @@ CALLS_MIN = 2_000
 CONFIG = """
 [server]
 listen = "127.0.0.1:0"
+grpc = "127.0.0.1:0"
 admin = "127.0.0.1:0"
 [[models]]
 name = "instant"

@@ -25,6 +25,7 @@ from tests.e2e.test_refusals import CHAT, require_refusal
 CONFIG = """
 [server]
 listen = "{listen}"
+grpc = "127.0.0.1:0"
 admin = "{admin}"
 unready_s = {unready_s}
 drain_s_max = {drain_s_max}

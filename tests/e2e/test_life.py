@@ -18,6 +18,7 @@ from tests.e2e.test_refusals import CHAT, COMPLETIONS, require_refusal
 ECHO = """
 [server]
 listen = "127.0.0.1:0"
+grpc = "127.0.0.1:0"
 admin = "127.0.0.1:0"
 drain_s_max = {drain_s_max}
 [[models]]

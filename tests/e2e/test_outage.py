@@ -20,6 +20,7 @@ from tests.e2e.test_refusals import CHAT, require_refusal
 CONFIG = """
 [server]
 listen = "127.0.0.1:0"
+grpc = "127.0.0.1:0"
 admin = "127.0.0.1:0"
 [[models]]
 name = "chat"

@@ -21,6 +21,7 @@ CALL_BYTES_MAX = 64 * 1024
 CONFIG = """
 [server]
 listen = "127.0.0.1:0"
+grpc = "127.0.0.1:0"
 admin = "127.0.0.1:0"
 [[models]]
 name = "chat"

@@ -259,6 +259,7 @@ async def test_a_model_without_a_live_replica_is_a_503_and_readiness_names_it(tm
         """
 [server]
 listen = "127.0.0.1:0"
+grpc = "127.0.0.1:0"
 admin = "127.0.0.1:0"
 [[models]]
 name = "away"

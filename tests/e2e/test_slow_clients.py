@@ -26,6 +26,7 @@ GOOD = 50
 CONFIG = """
 [server]
 listen = "127.0.0.1:0"
+grpc = "127.0.0.1:0"
 admin = "127.0.0.1:0"
 [server.bounds]
 header_s_max = 4

@@ -16,6 +16,7 @@ from tests.e2e.servers import GatewayProcess
 CONFIG = """
 [server]
 listen = "127.0.0.1:0"
+grpc = "127.0.0.1:0"
 admin = "127.0.0.1:0"
 [trace]
 otlp = "http://127.0.0.1:{port}/v1/traces"

@@ -31,6 +31,7 @@ PLACES = 3
 CONFIG = """
 [server]
 listen = "127.0.0.1:0"
+grpc = "127.0.0.1:0"
 admin = "127.0.0.1:0"
 workers = {workers}
 [[models]]
@@ -262,6 +263,7 @@ async def test_a_worker_that_can_not_start_is_tried_again_while_the_others_serve
 VLLM = """
 [server]
 listen = "127.0.0.1:0"
+grpc = "127.0.0.1:0"
 admin = "127.0.0.1:0"
 workers = 2
 [[models]]

@@ -24,6 +24,7 @@ ROOT = Path(__file__).parents[2]
 CONFIG = """
 [server]
 listen = "127.0.0.1:{listen}"
+grpc = "127.0.0.1:0"
 admin = "127.0.0.1:{admin}"
 [[models]]
 name = "chat"

@@ -32,6 +32,8 @@ def test_the_shortest_configuration_is_one_model(tmp_path: Path) -> None:
         ('[server]\nlisten = "127.0.0.1:9"\nadmin = "127.0.0.1:9"', "server.admin: .*server.listen"),
         ('[server]\nlisten = "Localhost:09"\nadmin = "localhost:9"', "server.admin: .*server.listen"),
         ('[server]\nlisten = "127.0.0.1:8002"', "server.admin: .*server.listen"),
+        ('[server]\nlisten = "127.0.0.1:8001"', "server.grpc: .*server.listen"),
+        ('[server]\ngrpc = "127.0.0.1:8002"', "server.admin: .*server.grpc"),
         ('[server]\nlisten = "127.0.0.1:65536"', "server.listen: .*65535"),
         ('[server]\nadmin = "127.0.0.1:99999"', "server.admin: .*65535"),
         ('[server]\ngrpc = "127.0.0.1:99999"', "server.grpc: .*65535"),
@@ -58,7 +60,7 @@ def test_what_can_not_be_used_is_refused_by_its_field(
 @pytest.mark.parametrize(
     "text",
     [
-        '[server]\nlisten = "127.0.0.1:0"\nadmin = "127.0.0.1:0"',
+        '[server]\nlisten = "127.0.0.1:0"\ngrpc = "127.0.0.1:0"\nadmin = "127.0.0.1:0"',
         '[server]\nlisten = "127.0.0.1:65535"',
         '[server]\nlisten = "127.0.0.2:8002"',
         '[trace]\notlp = "http://127.0.0.1:4318/v1/traces"',

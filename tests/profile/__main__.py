@@ -19,6 +19,7 @@ import uvloop
 
 from gateway.call import Bounds, Call, Limits
 from gateway.edge.connection import Connection
+from gateway.edge.front import Front
 from gateway.edge.openai import Asked, OpenAI, presented_key
 from gateway.edge.request import Handler, Request
 from gateway.edge.server import Server
@@ -133,7 +134,9 @@ class Rig:
             clock=clock,
         )
         self.door = OpenAI(pipeline=self.pipeline, bounds=Bounds(), translations={}, clock=clock)
-        self.server = Server(door=self.door, bounds=Bounds(), clock=clock)
+        # Nothing here is for the other door, so whatever it leads to would do.
+        front = Front(openai=self.door, kserve=self.door)
+        self.server = Server(door=front, bounds=Bounds(), clock=clock)
         self.request = (
             b"POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1:8000\r\nUser-Agent: profile\r\nAccept: */*\r\n"
             b"Content-Type: application/json\r\nAuthorization: Bearer %b\r\nContent-Length: %d\r\n\r\n%b"

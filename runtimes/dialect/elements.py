@@ -1,0 +1,215 @@
+"""What an inference request of the Open Inference Protocol says, whichever wire it came by, and its elements as plain
+values. Imports no numpy: a gateway whose models all generate text has no use for it.
+
+Datatypes and the framing of BYTES are the protocol's (https://kserve.github.io/website/latest/modelserving/data_plane/v2_protocol/):
+little-endian, row by row, each string behind its length in four bytes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple, get_args
+
+import msgspec
+
+from runtimes.contract import Datatype, Invalid
+
+WIDTHS: Mapping[str, int] = MappingProxyType(
+    {
+        **{"BOOL": 1, "UINT8": 1, "UINT16": 2, "UINT32": 4, "UINT64": 8, "INT8": 1, "INT16": 2, "INT32": 4, "INT64": 8},
+        **{"FP16": 2, "FP32": 4, "FP64": 8},
+    }
+)
+"""Bytes of an element, of the datatypes that have a fixed one."""
+RANK_MAX = 16
+"""Axes of a tensor."""
+ELEMENTS_MAX = 1 << 31
+"""Elements of a tensor, an empty axis counted as one."""
+VALUES_MAX = 1 << 20
+"""Elements of a tensor that come one by one, as JSON or protobuf's lists; as bytes they come all at once."""
+STRINGS_MAX = 1 << 16
+"""Elements of a tensor of BYTES."""
+
+
+class Part(NamedTuple):
+    """One input as it came: either `raw` bytes, or `values` one by one, in JSON or already decoded."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    raw: bytes | None = None
+    values: msgspec.Raw | Sequence[Any] = ()
+
+
+class Wanted(NamedTuple):
+    """One output that is asked for."""
+
+    name: str
+    binary: bool = False
+    """As bytes behind the JSON; gRPC's are bytes always."""
+
+
+class Message(NamedTuple):
+    """One request."""
+
+    id: str
+    parts: tuple[Part, ...]
+    outputs: tuple[Wanted, ...]
+    """Empty for all."""
+    parameters: Mapping[str, Any]
+    binary: bool = False
+    """Outputs that are not listed go as bytes."""
+
+
+class Encoded(NamedTuple):
+    """One output, ready for the wire: its bytes, or a list for JSON."""
+
+    name: str
+    datatype: Datatype
+    shape: tuple[int, ...]
+    data: bytes | list[Any]
+
+
+def require_datatype(part: Part) -> Datatype:
+    """Raises Invalid for one that nothing here can hold."""
+    for datatype in DATATYPES:
+        if datatype == part.datatype:
+            return datatype
+    if part.datatype == "BF16":
+        raise Invalid(f"input `{part.name}` is BF16, which is not served; send FP32.", param=part.name)
+    known = ", ".join(DATATYPES)
+    raise Invalid(f"input `{part.name}` has an unknown datatype; known are {known}.", param=part.name)
+
+
+DATATYPES: tuple[Datatype, ...] = get_args(Datatype)
+
+
+def count(part: Part) -> int:
+    """Elements that its shape promises. Raises Invalid for a shape that can't be."""
+    if len(part.shape) > RANK_MAX:
+        raise Invalid(f"input `{part.name}` has {len(part.shape)} axes; at most {RANK_MAX} are taken.", param=part.name)
+    if any(size < 0 for size in part.shape):
+        raise Invalid(f"input `{part.name}` has the shape {list(part.shape)}; no size is negative.", param=part.name)
+    if math.prod(max(size, 1) for size in part.shape) > ELEMENTS_MAX:
+        raise Invalid(
+            f"input `{part.name}` has the shape {list(part.shape)}, of more than {ELEMENTS_MAX} elements.",
+            param=part.name,
+        )
+    return math.prod(part.shape)
+
+
+def require_size(part: Part, expected: int) -> bytes:
+    """Its bytes. Raises Invalid unless there are so many."""
+    assert part.raw is not None
+    if len(part.raw) != expected:
+        raise Invalid(
+            f"input `{part.name}` brings {len(part.raw)} bytes; {part.datatype} of the shape {list(part.shape)} "
+            f"takes {expected}.",
+            param=part.name,
+        )
+    return part.raw
+
+
+def values(part: Part) -> Sequence[Any]:
+    """Its elements, row by row: `bytes` or `str` of BYTES. Of raw bytes only BYTES and BOOL are read here."""
+    elements = count(part)
+    most = STRINGS_MAX if part.datatype == "BYTES" else VALUES_MAX
+    if elements > most:
+        hint = "" if part.datatype == "BYTES" else "; send them as binary data"
+        raise Invalid(f"input `{part.name}` has {elements} elements; at most {most} are taken{hint}.", param=part.name)
+    if part.raw is not None:
+        return _strings(part, elements) if part.datatype == "BYTES" else _flags(part, elements)
+    found = _decoded(part) if isinstance(part.values, msgspec.Raw) else part.values
+    if len(found) != elements:
+        raise Invalid(
+            f"input `{part.name}` brings {len(found)} elements; the shape {list(part.shape)} has {elements}.",
+            param=part.name,
+        )
+    return found
+
+
+def joined(strings: Iterable[bytes | str]) -> bytes:
+    """A tensor of BYTES as its bytes."""
+    parts: list[bytes] = []
+    for string in strings:
+        text = string.encode() if isinstance(string, str) else string
+        parts += (len(text).to_bytes(4, "little"), text)
+    return b"".join(parts)
+
+
+def _strings(part: Part, elements: int) -> list[bytes]:
+    raw, found, at = part.raw or b"", [], 0
+    for _ in range(elements):
+        start = at + 4
+        at = start + int.from_bytes(raw[at:start], "little")
+        if at > len(raw) or start > len(raw):
+            raise Invalid(
+                f"input `{part.name}` ends within one of its {elements} strings; each stands behind its length in four "
+                "bytes, little-endian.",
+                param=part.name,
+            )
+        found.append(raw[start:at])
+    if at != len(raw):
+        raise Invalid(
+            f"input `{part.name}` brings {len(raw) - at} bytes more than its {elements} strings.", param=part.name
+        )
+    return found
+
+
+def _flags(part: Part, elements: int) -> list[bool]:
+    raw = require_size(part, elements)
+    if raw.translate(None, b"\0\1"):
+        raise Invalid(f"input `{part.name}` is BOOL; each of its bytes must be 0 or 1.", param=part.name)
+    return [byte == 1 for byte in raw]
+
+
+# ---- values in JSON ----------------------------------------------------------------------------------------
+
+_NESTED = msgspec.json.Decoder(list[Any])
+_FLAT: Mapping[str, msgspec.json.Decoder[Any]] = MappingProxyType(
+    {
+        **{name: msgspec.json.Decoder(list[int]) for name in WIDTHS if "INT" in name},
+        **{name: msgspec.json.Decoder(list[float]) for name in WIDTHS if "FP" in name},
+        "BOOL": msgspec.json.Decoder(list[bool]),
+        "BYTES": msgspec.json.Decoder(list[str]),
+    }
+)
+
+
+def _decoded(part: Part) -> list[Any]:
+    """Flat, or nested as the shape is."""
+    data = bytes(part.values)
+    datatype = require_datatype(part)
+    if datatype != "BYTES" and data.count(b",") >= VALUES_MAX:
+        raise Invalid(
+            f"input `{part.name}` brings more than {VALUES_MAX} elements; send them as binary data.", param=part.name
+        )
+    flat = _FLAT[datatype]
+    try:
+        try:
+            found: list[Any] = flat.decode(data)
+        except msgspec.ValidationError:
+            nested = _NESTED.decode(data)
+            is_nested = any(isinstance(row, list) for row in nested)
+            found = msgspec.convert(_flattened(part, nested) if is_nested else nested, flat.type)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        raise Invalid(
+            f"input `{part.name}` must bring a list of {part.datatype} elements, flat or nested as its shape.",
+            param=part.name,
+        ) from None
+    return found
+
+
+def _flattened(part: Part, nested: list[Any]) -> list[Any]:
+    rows: list[Any] = [nested]
+    for size in part.shape:
+        if not all(isinstance(row, list) and len(row) == size for row in rows):
+            raise Invalid(
+                f"input `{part.name}` is ragged, or not of the shape {list(part.shape)}; rows of an axis have one "
+                "length.",
+                param=part.name,
+            )
+        rows = [element for row in rows for element in row]
+    return rows

@@ -1,0 +1,178 @@
+"""Text generation as Triton's backends for language models have it, and as a completion in OpenAI's dialect. Pure.
+
+`text_input` becomes the prompt, a completion's text `text_output`; parameters go on by their names, unknown ones
+included, as they would on `/v1/completions`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import msgspec
+
+from runtimes.contract import Invalid, Tensor
+from runtimes.dialect import decoded
+from runtimes.dialect.elements import Message, Part, count, require_datatype, values
+
+INPUTS = (
+    Tensor("text_input", "BYTES", (1,)),
+    Tensor("stream", "BOOL", (1,)),
+    Tensor("sampling_parameters", "BYTES", (1,)),
+    Tensor("exclude_input_in_output", "BOOL", (1,)),
+)
+"""All but the first may be left out."""
+OUTPUTS = (Tensor("text_output", "BYTES", (-1,)),)
+
+
+class Generation(NamedTuple):
+    """What is asked for."""
+
+    id: str
+    prompt: str
+    stream: bool
+    parameters: Mapping[str, Any]
+
+    @property
+    def tokens_out_max(self) -> int | None:
+        found: int | None = self.parameters.get("max_tokens")
+        return found
+
+    def body(self, model: str, *, stream: bool) -> bytes:
+        """For `/v1/completions`."""
+        return msgspec.json.encode({"model": model, "prompt": self.prompt, "stream": stream, **self.parameters})
+
+
+class Said(NamedTuple):
+    """What a completion, or a chunk of one, says."""
+
+    text: str
+    finished: bool
+
+
+def from_json(body: bytes) -> Generation:
+    """Triton's generate extension: inputs and parameters are fields of one object. Raises Invalid."""
+    fields = decoded(_FIELDS, body)
+    id, parameters = fields.pop("id", ""), fields.pop("parameters", {})
+    if not isinstance(id, str):
+        raise Invalid("`id` must be a string.", param="id")
+    if not isinstance(parameters, dict):
+        raise Invalid("`parameters` must be an object.", param="parameters")
+    return _asked(id, fields | parameters)
+
+
+def from_message(message: Message) -> Generation:
+    """The same as tensors of one element each. Raises Invalid."""
+    declared = {tensor.name: tensor for tensor in INPUTS}
+    fields: dict[str, Any] = {}
+    for part in message.parts:
+        tensor = declared.get(part.name)
+        if tensor is None:
+            raise Invalid(
+                f"input `{part.name}` is none of the model's; it takes {', '.join(declared)}.", param=part.name
+            )
+        if part.name in fields:
+            raise Invalid(f"input `{part.name}` is given twice.", param=part.name)
+        fields[part.name] = _only(part, tensor)
+    for wanted in message.outputs:
+        if wanted.name != OUTPUTS[0].name:
+            raise Invalid(f"output `{wanted.name}` is none of the model's; it gives `text_output`.", param=wanted.name)
+    sampling = fields.pop("sampling_parameters", None)
+    if sampling is not None:
+        given: dict[str, Any] = decoded(_FIELDS, sampling.encode())
+        fields |= given
+    return _asked(message.id, {**fields, **message.parameters})
+
+
+def said(completion: bytes) -> Said | None:
+    """Of a completion's first choice; None if it has none, as a chunk that only says usage. Raises Invalid if it is no
+    completion."""
+    choices = decoded(_COMPLETION, completion).choices
+    return Said(choices[0].text or "", choices[0].finish_reason is not None) if choices else None
+
+
+def _only(part: Part, tensor: Tensor) -> Any:
+    """The one element of an input of the shape [1] or [1, 1]."""
+    if require_datatype(part) != tensor.datatype:
+        raise Invalid(f"input `{part.name}` is {part.datatype}; the model takes {tensor.datatype}.", param=part.name)
+    if count(part) != 1:
+        raise Invalid(f"input `{part.name}` must hold one element; its shape is {list(part.shape)}.", param=part.name)
+    (element,) = values(part)
+    if not isinstance(element, bytes):
+        return element
+    try:
+        return element.decode()
+    except UnicodeDecodeError:
+        raise Invalid(f"input `{part.name}` is not valid UTF-8.", param=part.name) from None
+
+
+def _asked(id: str, fields: dict[str, Any]) -> Generation:
+    prompt = fields.pop("text_input", None)
+    if isinstance(prompt, list) and len(prompt) == 1:
+        (prompt,) = prompt
+    if not isinstance(prompt, str):
+        raise Invalid("`text_input` must be one string.", param="text_input")
+    stream = fields.pop("stream", None)
+    if stream not in (None, True, False):
+        raise Invalid("`stream` must be true or false.", param="stream")
+    excludes = fields.pop("exclude_input_in_output", None)
+    if excludes is False:
+        fields["echo"] = True
+    for name in OURS:
+        fields.pop(name, None)
+    parameters: dict[str, Any] = {}
+    for name, value in fields.items():
+        if name in REFUSED:
+            raise Invalid(f"`{name}` is not taken here: {REFUSED[name]}.", param=name)
+        parameters[RENAMED.get(name, name)] = _number(name, value)
+    return Generation(id, prompt, stream is True, parameters)
+
+
+def _number(name: str, value: Any) -> Any:
+    """Triton's clients send numbers as strings now and then; engines want them as numbers."""
+    kind = NUMBERS.get(RENAMED.get(name, name))
+    if kind is None or value is None:
+        return value
+    try:
+        return msgspec.convert(value, kind, strict=False)
+    except msgspec.ValidationError:
+        raise Invalid(f"`{name}` must be a number.", param=name) from None
+
+
+NUMBERS: Mapping[str, type] = MappingProxyType(
+    {
+        **dict.fromkeys(("max_tokens", "min_tokens", "seed", "top_k"), int),
+        **dict.fromkeys(("temperature", "top_p", "min_p"), float),
+        **dict.fromkeys(("presence_penalty", "frequency_penalty", "repetition_penalty"), float),
+    }
+)
+#: As TensorRT-LLM's backend calls them.
+RENAMED: Mapping[str, str] = MappingProxyType({"stop_words": "stop", "random_seed": "seed"})
+#: Triton's own, about how a request is handled and not about what is generated.
+OURS = (
+    *("triton_enable_empty_final_response", "binary_data_output", "timeout", "priority"),
+    *("sequence_id", "sequence_start", "sequence_end"),
+)
+REFUSED: Mapping[str, str] = MappingProxyType(
+    {
+        "model": "the model is named by the request's path, or model_name",
+        "prompt": "the prompt is `text_input`",
+        "stream_options": "usage is recorded by the gateway",
+        "n": "one `text_output` is made for a request",
+        "best_of": "one `text_output` is made for a request",
+    }
+)
+
+
+class _Choice(msgspec.Struct):
+    text: str | None = None
+    finish_reason: str | None = None
+
+
+class _Completion(msgspec.Struct):
+    choices: list[_Choice] = []
+
+
+_FIELDS = msgspec.json.Decoder(dict[str, Any])
+_COMPLETION = msgspec.json.Decoder(_Completion)

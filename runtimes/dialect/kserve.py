@@ -1,0 +1,111 @@
+"""Requests of the Open Inference Protocol for models that speak tensors: what they give held against what the model
+takes, and its answer. Pure; the two wires are `kserve_rest` and `kserve_grpc`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from runtimes.contract import InferReply, InferRequest, Invalid, Predictor, Tensor
+from runtimes.dialect.elements import Encoded, Message, Part, Wanted, count, require_datatype
+from runtimes.dialect.tensors import array, listed, raw
+
+if TYPE_CHECKING:
+    from runtimes.contract import Array
+
+Write = Callable[[list[Encoded], str], bytes]
+"""Puts outputs, and the model's version, on the wire."""
+
+
+class Tensors:
+    """The Translation of one call, whose message has been read from its wire already."""
+
+    tasks: ClassVar[frozenset[str]] = frozenset({"classify", "embed", "predict"})
+
+    def __init__(self, message: Message, write: Write) -> None:
+        self.message = message
+        self.write = write
+
+    def parse(self, body: bytes, *, predictor: Predictor, deadline_s: float, flow: str) -> Asked:
+        message = self.message
+        declared = {tensor.name: tensor for tensor in predictor.inputs}
+        inputs: dict[str, Array] = {}
+        for part in message.parts:
+            if part.name in inputs:
+                raise Invalid(f"input `{part.name}` is given twice.", param=part.name)
+            inputs[part.name] = _admitted(part, declared)
+        if not inputs:
+            raise Invalid(f"no inputs are given; the model takes {_names(predictor.inputs)}.", param="inputs")
+        outputs = message.outputs or tuple(Wanted(tensor.name, message.binary) for tensor in predictor.outputs)
+        if len({wanted.name for wanted in outputs}) != len(outputs):
+            raise Invalid("an output is asked for twice.", param="outputs")
+        known = {tensor.name for tensor in predictor.outputs}
+        for wanted in outputs:
+            if wanted.name not in known:
+                raise Invalid(
+                    f"output `{wanted.name}` is none of the model's; it gives {_names(predictor.outputs)}.",
+                    param=wanted.name,
+                )
+        request = InferRequest(inputs, deadline_s, flow, tuple(wanted.name for wanted in outputs))
+        return Asked(request, outputs, self.write)
+
+
+class Asked:
+    """See runtimes.dialect.Asked."""
+
+    def __init__(self, request: InferRequest, outputs: tuple[Wanted, ...], write: Write) -> None:
+        self.request = request
+        self.outputs = outputs
+        self.write = write
+
+    def answer(self, reply: InferReply, *, model: str, predictor: Predictor, id: str, created_s: int) -> bytes:
+        datatypes = {tensor.name: tensor.datatype for tensor in predictor.outputs}
+        outputs = []
+        for name, binary in self.outputs:
+            found, datatype = reply.outputs[name], datatypes[name]
+            outputs.append(Encoded(name, datatype, found.shape, (raw if binary else listed)(found, datatype)))
+        return self.write(outputs, predictor.version)
+
+
+def _admitted(part: Part, declared: dict[str, Tensor]) -> Array:
+    tensor = declared.get(part.name)
+    if tensor is None:
+        raise Invalid(
+            f"input `{part.name}` is none of the model's; it takes {_names(declared.values())}.", param=part.name
+        )
+    datatype = require_datatype(part)
+    if datatype != tensor.datatype:
+        raise Invalid(f"input `{part.name}` is {datatype}; the model takes {tensor.datatype}.", param=part.name)
+    count(part)
+    shape = part.shape
+    if datatype == "BYTES" and shape[-1:] == (1,) and len(shape) == len(tensor.shape) + 1:
+        shape = shape[:-1]  # Triton's clients send a batch of strings so, one to a row
+    if len(shape) != len(tensor.shape) or any(
+        size not in (-1, given) for size, given in zip(tensor.shape, shape, strict=True)
+    ):
+        raise Invalid(
+            f"input `{part.name}` has the shape {list(part.shape)}; the model takes {list(tensor.shape)}, -1 being any "
+            "size.",
+            param=part.name,
+        )
+    found = array(part).reshape(shape)
+    return _texts(part.name, found) if datatype == "BYTES" else found
+
+
+def _texts(name: str, found: Array) -> Array:
+    """BYTES as `str` if all of them are text, which the input `text` must be."""
+    texts = np.empty(found.shape, object)
+    for index, element in enumerate(found.flat):
+        try:
+            texts.flat[index] = element.decode() if isinstance(element, bytes) else element
+        except UnicodeDecodeError:
+            if name == "text":
+                raise Invalid(f"input `{name}`: entry {index} is not valid UTF-8.", param=name) from None
+            return found
+    return texts
+
+
+def _names(tensors: Iterable[Tensor]) -> str:
+    return ", ".join(f"`{tensor.name}`" for tensor in tensors)

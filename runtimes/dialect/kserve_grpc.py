@@ -1,0 +1,107 @@
+"""The Open Inference Protocol's gRPC wire: protobuf, with tensors as raw bytes or as typed lists. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from google.protobuf.message import DecodeError
+
+from runtimes.contract import Invalid
+from runtimes.dialect.elements import Encoded, Message, Part, Wanted, require_datatype
+from runtimes.dialect.kserve_rest import ELSEWHERE
+from runtimes.dialect.messages import ModelInferRequest, ModelInferResponse
+
+#: Where each datatype's elements are, if they come as a typed list. FP16 has none.
+CONTENTS: Mapping[str, str] = MappingProxyType(
+    {
+        "BOOL": "bool_contents",
+        **dict.fromkeys(("INT8", "INT16", "INT32"), "int_contents"),
+        "INT64": "int64_contents",
+        **dict.fromkeys(("UINT8", "UINT16", "UINT32"), "uint_contents"),
+        "UINT64": "uint64_contents",
+        "FP32": "fp32_contents",
+        "FP64": "fp64_contents",
+        "BYTES": "bytes_contents",
+    }
+)
+
+
+class Asked(NamedTuple):
+    """A request, and whom it is for."""
+
+    model: str
+    version: str
+    message: Message
+
+
+def read(body: bytes) -> Asked:
+    """Raises Invalid."""
+    try:
+        asked = ModelInferRequest.FromString(body)
+    except DecodeError:
+        raise Invalid("The message is no inference.ModelInferRequest.") from None
+    return Asked(asked.model_name, asked.model_version, _message(asked))
+
+
+def write(outputs: Sequence[Encoded], *, id: str, model: str, version: str, final: bool | None = None) -> bytes:
+    """A ModelInferResponse. `final` is for streams: whether another one follows for the same request."""
+    told = [
+        {"name": name, "datatype": datatype, "shape": [*map(int, shape)]} for name, datatype, shape, _data in outputs
+    ]
+    answer = ModelInferResponse(
+        model_name=model,
+        model_version=version,
+        id=id,
+        outputs=told,
+        raw_output_contents=[data for *_, data in outputs],
+        parameters={} if final is None else {"triton_final_response": {"bool_param": final}},
+    )
+    body: bytes = answer.SerializeToString()
+    return body
+
+
+def _message(asked: Any) -> Message:
+    raws = asked.raw_input_contents
+    if raws and len(raws) != len(asked.inputs):
+        raise Invalid(f"{len(raws)} raw_input_contents were sent for {len(asked.inputs)} inputs; send one for each.")
+    parts = tuple(_part(given, raws[index] if raws else None) for index, given in enumerate(asked.inputs))
+    outputs = tuple(_wanted(output) for output in asked.outputs)
+    return Message(asked.id, parts, outputs, _plain(asked.parameters), binary=True)
+
+
+def _part(given: Any, raw: bytes | None) -> Part:
+    name = given.name
+    for parameter in ELSEWHERE:
+        if parameter in given.parameters:
+            raise Invalid(f"input `{name}`: `{parameter}` is not served; send the tensor itself.", param=name)
+    part = Part(name, given.datatype, tuple(given.shape))
+    listed = {field.name: values for field, values in given.contents.ListFields()}
+    if raw is not None:
+        if listed:
+            raise Invalid(f"input `{name}` brings contents beside raw_input_contents; send one of them.", param=name)
+        return part._replace(raw=raw)
+    datatype = require_datatype(part)
+    expected = CONTENTS.get(datatype)
+    if expected is None:
+        raise Invalid(f"input `{name}` is {datatype}, which goes as raw_input_contents only.", param=name)
+    if listed.keys() - {expected}:
+        raise Invalid(f"input `{name}` is {datatype}, whose elements go as {expected}.", param=name)
+    return part._replace(values=listed.get(expected, ()))
+
+
+def _wanted(output: Any) -> Wanted:
+    for parameter in (*ELSEWHERE, "classification"):
+        if parameter in output.parameters:
+            raise Invalid(f"output `{output.name}`: `{parameter}` is not served; leave it out.", param=output.name)
+    return Wanted(output.name, binary=True)
+
+
+def _plain(parameters: Any) -> dict[str, Any]:
+    found = {}
+    for name, value in parameters.items():
+        kind = value.WhichOneof("parameter_choice")
+        if kind is not None:
+            found[name] = getattr(value, kind)
+    return found

@@ -1,0 +1,70 @@
+"""Tensors of the Open Inference Protocol ⇄ numpy arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+
+from runtimes.contract import Datatype, Invalid
+from runtimes.dialect.elements import WIDTHS, Part, count, joined, require_datatype, require_size, values
+
+if TYPE_CHECKING:
+    from runtimes.contract import Array
+
+DTYPES: Mapping[str, np.dtype[Any]] = MappingProxyType(
+    {
+        "BOOL": np.dtype(np.bool_),
+        **{f"UINT{8 * width}": np.dtype(f"<u{width}") for width in (1, 2, 4, 8)},
+        **{f"INT{8 * width}": np.dtype(f"<i{width}") for width in (1, 2, 4, 8)},
+        **{f"FP{8 * width}": np.dtype(f"<f{width}") for width in (2, 4, 8)},
+        "BYTES": np.dtype(object),
+    }
+)
+
+
+def array(part: Part) -> Array:
+    """The input as an array of its own shape; BYTES as objects, `bytes` or `str` as they came. Raises Invalid, naming
+    the input."""
+    datatype = require_datatype(part)
+    if part.raw is not None and datatype not in ("BOOL", "BYTES"):
+        raw = require_size(part, count(part) * WIDTHS[datatype])
+        return np.frombuffer(raw, DTYPES[datatype]).reshape(part.shape)
+    found = values(part)
+    if datatype == "BYTES":
+        strings = np.empty(len(found), object)
+        strings[:] = found
+        return strings.reshape(part.shape)
+    try:
+        with np.errstate(over="ignore"):
+            numbers = np.array(found, DTYPES[datatype])
+    except OverflowError:
+        raise _too_large(part) from None
+    if datatype.startswith("FP") and isinstance(part.values, msgspec.Raw) and not np.isfinite(numbers).all():
+        raise _too_large(part)
+    return numbers.reshape(part.shape)
+
+
+def raw(found: Array, datatype: Datatype) -> bytes:
+    """An output as its bytes, row by row."""
+    if datatype == "BYTES":
+        return joined(found.ravel())
+    return found.astype(DTYPES[datatype], copy=False).tobytes()
+
+
+def listed(found: Array, datatype: Datatype) -> list[Any]:
+    """An output for JSON. Raises Invalid if it holds bytes that are no text, which JSON can't say."""
+    flat: list[Any] = found.ravel().tolist()
+    if datatype != "BYTES":
+        return flat
+    try:
+        return [element.decode() if isinstance(element, bytes) else element for element in flat]
+    except UnicodeDecodeError:
+        raise Invalid("an output holds bytes that are not UTF-8; ask for it as binary data.") from None
+
+
+def _too_large(part: Part) -> Invalid:
+    return Invalid(f"input `{part.name}` holds a number that {part.datatype} can't.", param=part.name)

@@ -1,0 +1,337 @@
+"""The Open Inference Protocol's wires and numpy: what the stock client serializes is what arrives, and what can't be is
+refused with its name."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import pytest
+import tritonclient.grpc
+import tritonclient.http
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from tritonclient.grpc import service_pb2
+from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
+
+from runtimes.contract import InferReply, InferRequest, Invalid
+from runtimes.dialect import kserve_grpc, kserve_rest, messages
+from runtimes.dialect.elements import RANK_MAX, STRINGS_MAX, VALUES_MAX, Encoded, Message, Part, joined
+from runtimes.dialect.kserve import Tensors
+from runtimes.dialect.tensors import DTYPES, array, listed, raw
+from tests.tensors import EVERYTHING, Everything, bodies, declared, requests
+
+NUMBERS = [name for name in DTYPES if name != "BYTES"]
+SHAPES = arrays.array_shapes(min_dims=1, max_dims=4, min_side=0, max_side=4)
+TEXTS = st.lists(st.text(), max_size=6)
+
+
+def anything(datatype: str) -> st.SearchStrategy[Any]:
+    return arrays.arrays(DTYPES[datatype], SHAPES)
+
+
+def understood(message: Message) -> InferRequest:
+    return (
+        Tensors(message, lambda outputs, version: b"")
+        .parse(b"", predictor=Everything(), deadline_s=1, flow="acme")
+        .request
+    )
+
+
+# ---- round trips -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("datatype", NUMBERS)
+@given(st.data())
+def test_numbers_go_out_and_come_in_unchanged(datatype: str, data: st.DataObject) -> None:
+    found = data.draw(anything(datatype))
+    back = array(Part("x", datatype, found.shape, raw=raw(found, datatype)))  # type: ignore[arg-type]
+    np.testing.assert_array_equal(back, found)
+    assert back.dtype == found.dtype
+
+
+@pytest.mark.parametrize("datatype", NUMBERS)
+@given(st.data())
+def test_numbers_are_the_same_in_json_as_in_bytes(datatype: str, data: st.DataObject) -> None:
+    elements = {"allow_nan": False, "allow_infinity": False} if datatype.startswith("FP") else {}
+    found = data.draw(arrays.arrays(DTYPES[datatype], SHAPES, elements=elements or None))
+    for values in (listed(found, datatype), found.tolist()):  # type: ignore[arg-type]
+        body = json.dumps({"inputs": [{"name": "x", "datatype": datatype, "shape": found.shape, "data": values}]})
+        (part,) = kserve_rest.read(body.encode(), None).parts
+        np.testing.assert_array_equal(array(part), found)
+
+
+@given(TEXTS)
+def test_strings_are_framed_as_the_stock_client_frames_them(texts: list[str]) -> None:
+    found = np.array(texts, object)
+    expected = serialize_byte_tensor(found).item() if texts else b""
+    assert joined(texts) == expected
+    back = array(Part("x", "BYTES", (len(texts),), raw=expected))
+    assert [it.decode() for it in back] == texts
+    assert list(deserialize_bytes_tensor(joined(texts))) == [text.encode() for text in texts]
+
+
+@given(TEXTS)
+def test_strings_are_the_same_in_json(texts: list[str]) -> None:
+    body = json.dumps({"inputs": [{"name": "x", "datatype": "BYTES", "shape": [len(texts)], "data": texts}]})
+    (part,) = kserve_rest.read(body.encode(), None).parts
+    assert array(part).tolist() == texts
+
+
+@pytest.mark.parametrize("binary", [True, False])
+@pytest.mark.parametrize("name", [name for name in EVERYTHING if name != "FP16"])
+def test_the_stock_http_client_is_understood(name: str, binary: bool) -> None:
+    head = declared(name)
+    found = EVERYTHING[name].reshape(head["shape"])
+    given_ = tritonclient.http.InferInput(name, head["shape"], head["datatype"])
+    given_.set_data_from_numpy(found, binary_data=binary)
+    body, json_bytes = tritonclient.http.InferenceServerClient.generate_request_body([given_], request_id="7")
+    message = kserve_rest.read(bytes(body) if isinstance(body, bytes) else body.encode(), json_bytes)
+    assert message.id == "7"
+    np.testing.assert_array_equal(understood(message).inputs[name], found)
+
+
+@pytest.mark.parametrize("name", EVERYTHING)
+def test_the_stock_grpc_client_is_understood(name: str) -> None:
+    head = declared(name)
+    found = EVERYTHING[name].reshape(head["shape"])
+    given_ = tritonclient.grpc.InferInput(name, head["shape"], head["datatype"])
+    given_.set_data_from_numpy(found)
+    request = service_pb2.ModelInferRequest(id="7", inputs=[given_._get_tensor()])
+    request.raw_input_contents.append(given_._get_content())
+    asked = kserve_grpc.read(request.SerializeToString())
+    assert asked.message.id == "7"
+    np.testing.assert_array_equal(understood(asked.message).inputs[name], found)
+
+
+def sound() -> Iterable[Message]:
+    yield from (kserve_rest.read(body, json_bytes) for body, json_bytes in bodies())
+    yield from (kserve_grpc.read(body).message for body in requests())
+
+
+@pytest.mark.parametrize("message", [*sound()])
+def test_every_datatype_is_understood_on_both_wires(message: Message) -> None:
+    request = understood(message)
+    assert request.inputs
+    for name, found in request.inputs.items():
+        np.testing.assert_array_equal(found.ravel(), EVERYTHING[name])
+        assert found.dtype == EVERYTHING[name].dtype
+    assert (request.deadline_s, request.flow, request.outputs) == (1, "acme", tuple(EVERYTHING))
+
+
+def test_a_column_of_texts_is_a_list_of_texts() -> None:
+    message = Message("", (Part("text", "BYTES", (2, 1), raw=joined(["a", "b"])),), (), {})
+    assert understood(message).inputs["text"].tolist() == ["a", "b"]
+
+
+def test_bytes_that_are_no_text_stay_bytes() -> None:
+    message = Message("", (Part("BYTES", "BYTES", (1, 2), raw=joined([b"\xff", b"a"])),), (), {})
+    assert understood(message).inputs["BYTES"].tolist() == [[b"\xff", b"a"]]
+
+
+# ---- answers -----------------------------------------------------------------------------------------------
+
+OUTPUTS = [
+    Encoded("FP32", "FP32", (2,), b"\0\0\x80?\0\0\0\0"),
+    Encoded("text", "BYTES", (1,), joined(["ü"])),
+]
+
+
+def test_an_answer_in_bytes_is_read_by_the_stock_http_client() -> None:
+    told = kserve_rest.write(OUTPUTS, id="7", model="m", version="v1")
+    result = tritonclient.http.InferResult.from_response_body(told.body, False, told.json_bytes)
+    assert result.as_numpy("FP32").tolist() == [1, 0]
+    assert result.as_numpy("text").tolist() == ["ü".encode()]
+    head = result.get_response()
+    assert (head["id"], head["model_name"], head["model_version"]) == ("7", "m", "v1")
+
+
+def test_an_answer_in_json_is_read_by_the_stock_http_client() -> None:
+    outputs = [Encoded("FP32", "FP32", (2,), [1.0, 0.0]), Encoded("text", "BYTES", (1,), ["ü"])]
+    told = kserve_rest.write(outputs, id="", model="m", version="v1")
+    assert told.json_bytes is None
+    result = tritonclient.http.InferResult.from_response_body(told.body)
+    assert (result.as_numpy("FP32").tolist(), result.as_numpy("text").tolist()) == ([1, 0], ["ü"])
+    assert "id" not in result.get_response()
+
+
+def test_an_answer_over_grpc_is_read_by_the_stock_client() -> None:
+    answer = service_pb2.ModelInferResponse.FromString(kserve_grpc.write(OUTPUTS, id="7", model="m", version="v1"))
+    result = tritonclient.grpc.InferResult(answer)
+    assert (result.as_numpy("FP32").tolist(), result.as_numpy("text").tolist()) == ([1, 0], ["ü".encode()])
+    assert (answer.id, answer.model_name, answer.model_version) == ("7", "m", "v1")
+
+
+@pytest.mark.parametrize("wanted", [["FP32"], ["BYTES", "FP32"], list(EVERYTHING)])
+def test_only_what_is_asked_for_is_answered_in_the_order_it_is_asked_for(wanted: list[str]) -> None:
+    outputs = [{"name": name} for name in wanted]
+    body = {"inputs": [declared("BOOL") | {"data": [True, False]}], "outputs": outputs}
+    written: list[str] = []
+
+    def write(outputs: list[Encoded], version: str) -> bytes:
+        written.extend(it.name for it in outputs)
+        return version.encode()
+
+    predictor = Everything()
+    asked = Tensors(kserve_rest.read(json.dumps(body).encode(), None), write).parse(
+        b"", predictor=predictor, deadline_s=0, flow=""
+    )
+    assert asked.request.outputs == tuple(wanted)
+    reply = InferReply(dict(EVERYTHING), 0)
+    assert asked.answer(reply, model="m", predictor=predictor, id="", created_s=0) == b"v7"
+    assert written == wanted
+
+
+def test_an_output_that_is_no_text_goes_as_bytes_only() -> None:
+    with pytest.raises(Invalid, match="UTF-8"):
+        listed(np.array([b"\xff"], object), "BYTES")
+
+
+# ---- what is refused ---------------------------------------------------------------------------------------
+
+
+def rest(changes: dict[str, Any], name: str = "INT64") -> Callable[[], InferRequest]:
+    body = {"inputs": [declared(name) | {"data": [1, 2]} | changes]}
+    return lambda: understood(kserve_rest.read(json.dumps(body).encode(), None))
+
+
+def binary(size: Any, *, json_bytes: int | None = None, tail: bytes = bytes(16)) -> Callable[[], InferRequest]:
+    head = json.dumps({"inputs": [declared("INT64") | {"parameters": {"binary_data_size": size}}]}).encode()
+    said = len(head) if json_bytes is None else json_bytes
+    return lambda: understood(kserve_rest.read(head + tail, said))
+
+
+def body(text: bytes, json_bytes: int | None = None) -> Callable[[], InferRequest]:
+    return lambda: understood(kserve_rest.read(text, json_bytes))
+
+
+def grpc(*raws: bytes, **changes: Any) -> Callable[[], InferRequest]:
+    name = changes.get("name", "INT64")
+    request = messages.ModelInferRequest(inputs=[declared(name) | changes], raw_input_contents=raws)
+    return lambda: understood(kserve_grpc.read(request.SerializeToString()).message)
+
+
+def strings(framed: bytes, count: int = 2) -> Callable[[], InferRequest]:
+    return lambda: understood(Message("", (Part("text", "BYTES", (count,), raw=framed),), (), {}))
+
+
+DEEP = b"[" * 90 + b"]" * 90
+REFUSED: dict[str, tuple[Callable[[], InferRequest], str | None, str]] = {
+    # what is wrong: (the request, the field that is named, what is said)
+    "no JSON": (body(b"{"), None, "not valid JSON"),
+    "JSON that is no UTF-8": (body(b'{"inputs":[{"name":"\xff"}]}'), None, "UTF-8"),
+    "no inputs": (body(b'{"inputs":[]}'), "inputs", "no inputs"),
+    "inputs left out": (body(b"{}"), "inputs", "inputs"),
+    "inputs of another type": (body(b'{"inputs":5}'), "inputs", "array"),
+    "a name of another type": (rest({"name": 5}), "inputs", "str"),
+    "an unknown input": (rest({"name": "nobody"}), "nobody", "none of the model's"),
+    "an unknown datatype": (rest({"datatype": "INT128"}), "INT64", "unknown datatype"),
+    "BF16": (rest({"datatype": "BF16"}), "INT64", "BF16"),
+    "another datatype": (rest({"datatype": "INT32"}), "INT64", "INT32; the model takes INT64"),
+    "another rank": (rest({"shape": [2]}), "INT64", r"\[2\]; the model takes \[-1, 2\]"),
+    "another size": (rest({"shape": [2, 1]}), "INT64", r"takes \[-1, 2\]"),
+    "a negative size": (rest({"shape": [-1, 2]}), "INT64", "negative"),
+    "a size beyond all memory": (rest({"shape": [2**62, 2]}), "INT64", "more than"),
+    "a product that overflows": (rest({"shape": [2**32, 2**32]}), "INT64", "more than"),
+    "an empty axis beside a huge one": (rest({"shape": [0, 2**40]}), "INT64", "more than"),
+    "a size that is no integer": (rest({"shape": [1.5, 2]}), "inputs", "int"),
+    "a size beyond any integer": (rest({"shape": [10**400, 2]}), "INT64", "more than"),
+    "very many axes": (rest({"shape": [1] * (RANK_MAX + 1)}), "INT64", "axes"),
+    "too few elements": (rest({"data": [1]}), "INT64", "1 elements"),
+    "too many elements": (rest({"data": [1, 2, 3]}), "INT64", "3 elements"),
+    "ragged rows": (rest({"shape": [2, 2], "data": [[1, 2], [3]]}), "INT64", "ragged"),
+    "rows beside elements": (rest({"shape": [2, 2], "data": [[1, 2], 3]}), "INT64", "ragged"),
+    "rows nested too deeply": (rest({"data": [[[1, 2]]]}), "INT64", "ragged"),
+    "rows nested without end": (
+        body(b'{"inputs":[{"name":"INT64","datatype":"INT64","shape":[1,2],"data":%b}]}' % DEEP), "INT64", "ragged"
+    ),
+    "data that is no list": (rest({"data": 5}), "INT64", "list of INT64"),
+    "null": (rest({"data": [1, None]}), "INT64", "list of INT64"),
+    "a fraction where ids are wanted": (rest({"data": [1, 2.5]}), "INT64", "list of INT64"),
+    "a boolean where ids are wanted": (rest({"data": [1, True]}), "INT64", "list of INT64"),
+    "NaN where ids are wanted": (
+        body(b'{"inputs":[{"name":"INT64","datatype":"INT64","shape":[1,2],"data":[1,NaN]}]}'), None, "not valid JSON"
+    ),
+    "an integer too large": (rest({"data": [1, 2**63]}), "INT64", "number that INT64 can't"),
+    "an integer too small": (rest({"data": [1, -1]}, "UINT8"), "UINT8", "number that UINT8 can't"),
+    "a number too large for FP32": (rest({"data": [1, 1e300]}, "FP32"), "FP32", "number that FP32 can't"),
+    "a number too large for FP16": (rest({"data": [1, 1e6]}, "FP16"), "FP16", "number that FP16 can't"),
+    "a number too large for any": (
+        body(b'{"inputs":[{"name":"FP64","datatype":"FP64","shape":[1,2],"data":[1,1e999]}]}'), "FP64", "list of FP64"
+    ),
+    "a number as BOOL": (rest({"data": [1, 0]}, "BOOL"), "BOOL", "list of BOOL"),
+    "a number as text": (rest({"data": ["a", 5]}, "text"), "text", "list of BYTES"),
+    "half a character": (
+        body(b'{"inputs":[{"name":"text","datatype":"BYTES","shape":[1],"data":["\\ud800"]}]}'), None, "not valid JSON"
+    ),
+    "very many strings": (rest({"shape": [STRINGS_MAX + 1], "data": []}, "text"), "text", "at most"),
+    "very many numbers in JSON": (rest({"shape": [VALUES_MAX, 2], "data": []}), "INT64", "binary data"),
+    "more numbers than can be": (rest({"data": [0] * (VALUES_MAX + 1)}), "INT64", "more than"),
+    "neither data nor bytes": (body(b'{"inputs":[{"name":"a","datatype":"INT8","shape":[1]}]}'), "a", "neither"),
+    "both of them": (rest({"parameters": {"binary_data_size": 1}}), "INT64", "both"),
+    "shared memory": (rest({"parameters": {"shared_memory_region": "x"}}), "INT64", "not served"),
+    "an input twice": (
+        body(json.dumps({"inputs": [declared("INT64") | {"data": [1, 2]}] * 2}).encode()), "INT64", "twice"
+    ),
+    "an unknown output": (
+        body(json.dumps({"inputs": [declared("INT64") | {"data": [1, 2]}], "outputs": [{"name": "x"}]}).encode()),
+        "x",
+        "none of the model's",
+    ),
+    "an output twice": (
+        body(
+            json.dumps(
+                {"inputs": [declared("INT64") | {"data": [1, 2]}], "outputs": [{"name": "FP32"}, {"name": "FP32"}]}
+            ).encode()
+        ),
+        "outputs",
+        "twice",
+    ),
+    "classes of an output": (
+        body(b'{"inputs":[],"outputs":[{"name":"x","parameters":{"classification":3}}]}'), "x", "not served"
+    ),
+    "fewer bytes than the shape takes": (binary(8, tail=bytes(8)), "INT64", "brings 8 bytes; INT64 .* takes 16"),
+    "bytes that are not there": (binary(17), "INT64", "16 are left"),
+    "a negative number of bytes": (binary(-1), "INT64", "must be a number of bytes"),
+    "a number of bytes that is none": (binary("16"), "INT64", "must be a number of bytes"),
+    "bytes that belong to nobody": (binary(16, tail=bytes(20)), None, "4 bytes behind its JSON"),
+    "a JSON length beyond the body": (binary(16, json_bytes=10_000), None, "Inference-Header-Content-Length"),
+    "a JSON length amid the JSON": (binary(16, json_bytes=10), None, "not valid JSON"),
+    "a JSON length amid the bytes": (binary(16, json_bytes=120), None, "not valid JSON"),
+    "a JSON length of nothing": (binary(16, json_bytes=0), None, "not valid JSON"),
+    "a string's length without its end": (strings(b"\5\0\0\0abcd"), "text", "ends within"),
+    "half a string's length": (strings(b"\1\0\0\0a\1\0"), "text", "ends within"),
+    "a string's length of four billion": (strings(b"\xff\xff\xff\xff"), "text", "ends within"),
+    "a string too few": (strings(joined(["a"])), "text", "ends within"),
+    "a string too many": (strings(joined(["a"] * 3)), "text", "5 bytes more"),
+    "a text that is no UTF-8": (strings(joined([b"a", b"\xff"])), "text", "entry 1 is not valid UTF-8"),
+    "a BOOL of two": (grpc(b"\1\2", name="BOOL"), "BOOL", "0 or 1"),
+    "no message": (lambda: understood(kserve_grpc.read(b"\xff\xff").message), None, "no inference.ModelInferRequest"),
+    "raw contents for fewer inputs": (grpc(bytes(16), bytes(16)), None, "2 raw_input_contents"),
+    "contents beside raw contents": (grpc(bytes(16), contents={"int64_contents": [1, 2]}), "INT64", "beside"),
+    "contents of another datatype": (grpc(contents={"fp32_contents": [1, 2]}), "INT64", "go as int64_contents"),
+    "contents too few": (grpc(contents={"int64_contents": [1]}), "INT64", "1 elements"),
+    "FP16 as a list": (grpc(name="FP16", contents={"fp32_contents": [1, 2]}), "FP16", "raw_input_contents only"),
+    "an INT8 of 300": (grpc(name="INT8", contents={"int_contents": [1, 300]}), "INT8", "number that INT8 can't"),
+    "a raw length that lies": (grpc(bytes(15)), "INT64", "brings 15 bytes"),
+    "gRPC's BF16": (grpc(bytes(4), datatype="BF16"), "INT64", "BF16"),
+    "gRPC's shared memory": (
+        grpc(parameters={"shared_memory_region": {"string_param": "x"}}), "INT64", "not served"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_can_t_be_understood_is_refused_by_name(what: str) -> None:
+    ask, param, says = REFUSED[what]
+    with pytest.raises(Invalid, match=says) as refused:
+        ask()
+    assert refused.value.param == param
+
+
+def test_a_number_that_is_none_may_be_given_as_a_float() -> None:
+    part = Part("x", "FP32", (2,), raw=np.array([np.nan, np.inf], "<f4").tobytes())
+    np.testing.assert_array_equal(array(part), [np.nan, np.inf])
