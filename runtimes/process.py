@@ -8,11 +8,13 @@ are told apart by what /proc says of them, because a number alone may by now bel
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import random
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
@@ -23,13 +25,19 @@ import msgspec
 
 from runtimes import keeper
 from runtimes.clock import Clock
-from runtimes.contract import Unavailable
+from runtimes.contract import Site, Unavailable
 from runtimes.pids import PidFile, Session, boot_id, end, exit_of, start_ticks
 
 Phase = Literal["stopped", "starting", "ready", "restarting", "failed"]
 
 #: What an engine may inherit of the gateway's environment. Everything else stays here: provider keys, above all.
 ENVIRONMENT_KEPT = ("PATH", "HOME", "USER", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "LD_PRELOAD")
+
+
+SOCKET_BYTES_MAX = 107
+"""Longest path that the kernel takes for a Unix socket; see unix(7)."""
+SOCKET_NAME_BYTES = 37
+"""Of that, an engine may use so many for its sockets' names: vLLM's processes do."""
 
 
 class Dead(Unavailable):
@@ -44,6 +52,8 @@ class Command(msgspec.Struct, frozen=True):
     """The whole environment; see `environment`."""
     scratch: Path | None = None
     """A folder for its sockets and temporary files, closed to other users, made anew before each start."""
+    fill: Callable[[Path], None] = lambda _: None
+    """Puts into it what the engine is to find there."""
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -201,6 +211,7 @@ class Process:
         if self._command.scratch is not None:
             shutil.rmtree(self._command.scratch, ignore_errors=True)
             self._command.scratch.mkdir(mode=0o700)
+            self._command.fill(self._command.scratch)
         child = self._spawn()
         session = Session(child.pid, start_ticks(child.pid) or 0, boot_id())
         self._pid_file.write(session)
@@ -291,6 +302,15 @@ async def first(*waits: Awaitable[Any]) -> Any:
 def backoff_s(failures: int, limits: Limits) -> float:
     """Pause after so many failures in a row."""
     return float(min(limits.restart_s_max, limits.restart_s * 2 ** (failures - 1)))
+
+
+def scratch(site: Site) -> Path:
+    """Where an engine's sockets will be. In a deep state folder their names would be too long."""
+    folder = site.state.absolute() / "run" / site.replica
+    if len(os.fsencode(folder)) + SOCKET_NAME_BYTES <= SOCKET_BYTES_MAX:
+        return folder
+    name = hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
+    return Path(tempfile.gettempdir()) / f"headrace-{os.getuid()}-{name}"
 
 
 def environment(extra: Mapping[str, str], *, kept: Iterable[str] = ENVIRONMENT_KEPT) -> dict[str, str]:
