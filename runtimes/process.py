@@ -54,6 +54,8 @@ class Command(msgspec.Struct, frozen=True):
     """A folder for its sockets and temporary files, closed to other users, made anew before each start."""
     fill: Callable[[Path], None] = lambda _: None
     """Puts into it what the engine is to find there."""
+    folder: Path | None = None
+    """Where it is started; None is where the gateway was."""
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -269,6 +271,7 @@ class Process:
                 str(self.log), str(limits.log_bytes_max), str(limits.stop_s_max), *self._command.argv,
             ],
             env=dict(self._command.env),
+            cwd=self._command.folder,
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -319,16 +322,14 @@ def environment(extra: Mapping[str, str], *, kept: Iterable[str] = ENVIRONMENT_K
 
 
 def last_line(log: Path) -> str:
-    """The engine's last words, cut to 300 characters."""
+    """The engine's last words of its last start, or its last line that says `error:`, cut to 300 characters."""
     try:
         with log.open("rb") as file:
             file.seek(max(0, log.stat().st_size - 8192))
             lines = file.read().splitlines()
     except FileNotFoundError:
         return "none"
-    for line in reversed(lines):
-        if line.startswith(keeper.START):
-            break
-        if line.strip():
-            return line.decode(errors="replace").strip()[:300]
-    return "none"
+    since = max((at + 1 for at, line in enumerate(lines) if line.startswith(keeper.START)), default=0)
+    said = [line for line in lines[since:] if line.strip()]
+    errors = [line for line in said if line.startswith(b"error:")]
+    return next(iter(errors[-1:] or said[-1:]), b"none").decode(errors="replace").strip()[:300]

@@ -21,7 +21,7 @@ from runtimes.clock import Clock, SystemClock
 from runtimes.contract import Expired, InferReply, InferRequest, Load, Predictor, Site, Tensor, Unavailable
 from runtimes.environment import EnvironmentFault, Environments
 from runtimes.integrity import ShelfFault
-from runtimes.process import Limits, Process, Snapshot, first, scratch
+from runtimes.process import Dead, Limits, Process, Snapshot, first, scratch
 from runtimes.remote import authorization
 from runtimes.triton_command import MODEL, command, served
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 Count = Annotated[int, msgspec.Meta(ge=1)]
 
-STARTED_HERE = frozenset({"artifact", "threads", "batch_max", "start_s_max", "drain_s_max"})
+STARTED_HERE = frozenset({"artifact", "threads", "batch_max", "start_s_max"})
 RUNS_ELSEWHERE = frozenset({"url", "model", "version", "task", "labels", "key_env"})
 """Settings that only a server has that is started here, or that is not. The others mean something to both."""
 
@@ -65,7 +65,7 @@ class Triton(msgspec.Struct, tag="triton", tag_field="kind", frozen=True, forbid
     start_s_max: Annotated[float, msgspec.Meta(gt=0)] = 120.0
     """From start to the first answer."""
     drain_s_max: Annotated[float, msgspec.Meta(ge=0)] = 30.0
-    """How long calls under way may go on when the server is to stop."""
+    """How long calls under way may go on when the replica is to stop."""
 
     def __post_init__(self) -> None:
         if (self.artifact is None) == (self.url is None):
@@ -116,6 +116,8 @@ class TritonRuntime:
         self._client: Client | None = None
         self._described: Described | None = None
         self._known = False
+        self._dead: Dead | None = None
+        """What a call found out and the server does not say when it is asked."""
         self._running = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -148,7 +150,7 @@ class TritonRuntime:
             name=self._site.replica,
             state=self._site.state.absolute(),
             command=command(what, engine, scratch(self._site)),
-            probe=self._probe,
+            probe=self._alive,
             clock=self._clock,
             limits=Limits(start_s_max=self._spec.start_s_max),
         )
@@ -159,6 +161,9 @@ class TritonRuntime:
         self._idle.clear()
         try:
             return await client.infer(described, request, self._left_s)
+        except Dead as error:
+            self._dead = error
+            raise
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if self._closing and task is not None and not task.cancelling():
@@ -213,6 +218,13 @@ class TritonRuntime:
     async def _probe(self) -> None:
         assert self._client is not None
         await self._client.ready()
+
+    async def _alive(self) -> None:
+        """What its supervisor asks."""
+        dead, self._dead = self._dead, None
+        if dead is not None:
+            raise dead
+        await self._probe()
 
     async def _describe(self) -> None:
         assert self._client is not None

@@ -26,6 +26,7 @@ from runtimes.contract import (
 )
 from runtimes.dialect import messages, tensors
 from runtimes.dialect.elements import Part
+from runtimes.process import Dead
 from runtimes.triton_command import PARAMETER, TOKENS, Served
 
 if TYPE_CHECKING:
@@ -253,6 +254,9 @@ def fault_of(code: grpc.StatusCode, said: str, who: str, inputs: Iterable[str] =
             return Unavailable(f"{who}: its server cannot be reached, or does not have the model ready")
         case grpc.StatusCode.NOT_FOUND:
             return Unavailable(f"{who}: its server knows no such model, or no such version of it")
+        case grpc.StatusCode.INTERNAL if said.startswith("Stub process"):
+            # It says so of every call from now on, and goes on saying that the model is ready.
+            return Dead(f"{who}: the process that runs its model is dead")
         case grpc.StatusCode.UNAUTHENTICATED | grpc.StatusCode.PERMISSION_DENIED:
             return Unavailable(f"{who}: its server refused the gateway's own credentials; see `key_env`")
         case _:

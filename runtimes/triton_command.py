@@ -52,13 +52,12 @@ def command(served: Served, engine: Path, scratch: Path) -> Command:
     environment; what it returns fills the scratch folder."""
     packages = next(engine.glob("lib/python3*/site-packages"))
     server = packages / "pytriton" / "tritonserver"
-    memory = f"headrace_{hashlib.sha256(os.fsencode(scratch)).hexdigest()[:16]}_"
     options = {
         "--model-repository": str(scratch / "models"),
         "--backend-directory": str(scratch / "backends"),
         "--model-control-mode": "explicit",
         "--load-model": MODEL,
-        "--backend-config": f"python,shm-region-prefix-name={memory}",
+        "--backend-config": f"python,shm-region-prefix-name={memory_prefix(scratch)}",
         "--allow-http": "false",
         "--allow-metrics": "false",
         "--grpc-address": f"unix:{scratch / 'grpc'}",
@@ -70,12 +69,11 @@ def command(served: Served, engine: Path, scratch: Path) -> Command:
         # The stub takes its packages from the first Python on it.
         "PATH": f"{engine / 'bin'}:{os.environ.get('PATH', os.defpath)}",
         "PYTHONNOUSERSITE": "1",
-        "PYTHONSAFEPATH": "1",
         "TMPDIR": str(scratch),
     }
 
     def fill(folder: Path) -> None:
-        for left in SHARED_MEMORY.glob(f"{memory}*"):  # by one that was killed
+        for left in SHARED_MEMORY.glob(f"{memory_prefix(scratch)}*"):  # by one that was killed
             left.unlink(missing_ok=True)
         write(served, folder)
         backend = folder / "backends" / "python"
@@ -84,7 +82,13 @@ def command(served: Served, engine: Path, scratch: Path) -> Command:
             (backend / part.name).symlink_to(part)
 
     argv = (str(server / "bin" / "tritonserver"), *(f"{name}={value}" for name, value in options.items()))
-    return Command(argv, environment(env), scratch, fill)
+    # The stub imports whatever lies where it was started before what is installed.
+    return Command(argv, environment(env), scratch, fill, folder=scratch)
+
+
+def memory_prefix(scratch: Path) -> str:
+    """Of the names of this server's files in SHARED_MEMORY."""
+    return f"headrace_{hashlib.sha256(os.fsencode(scratch)).hexdigest()[:16]}_"
 
 
 def stub(server: Path, packages: Path) -> Path:
