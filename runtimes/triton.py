@@ -57,7 +57,7 @@ class Triton(msgspec.Struct, tag="triton", tag_field="kind", frozen=True, forbid
     """The environment variable with the key that it wants as a bearer token."""
     threads: Count = 1
     """Cores that one batch may use."""
-    batch_max: Count = 1
+    batch_max: Count | None = None
     """Rows that go through the graph at once; see `onnx`."""
     running_max: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 64
     """Calls that the server has at once and makes batches of; what comes on top waits in the gateway, where it is

@@ -53,7 +53,7 @@ class Described(msgspec.Struct, frozen=True):
     rows_max: int
     """That one request may have; 0 for a model without batches, whose first axis may be anything."""
     columns: frozenset[str]
-    """Tensors that are [n, 1] on the wire and [n] to everybody else."""
+    """Tensors that have a last axis of 1 on the wire, and to nobody else."""
     counts_tokens: bool
 
 
@@ -88,11 +88,11 @@ class Client:
                 message.raw_input_contents.append(packed(name, datatype, array))
             if message.ByteSize() > MESSAGE_BYTES_MAX:
                 raise Invalid(f"the inputs take {message.ByteSize()} bytes; {MESSAGE_BYTES_MAX} go at once")
-            answer = await self._call(self._infer, message, left_s(request.deadline_s), inputs)
+            answer = await self._call(self._infer, message, left_s(request.deadline_s), (*inputs, *request.outputs))
             parts.append(self._arrays(answer))
         outputs = parts[0] if len(parts) == 1 else {it: np.concatenate([part[it] for part in parts]) for it in parts[0]}
         for name in model.columns & outputs.keys():
-            outputs[name] = outputs[name].reshape(-1)
+            outputs[name] = outputs[name].reshape(outputs[name].shape[:-1])
         if "label" in outputs:
             outputs["label"] = _strings(outputs["label"])
         tokens_in = int(outputs.pop(TOKENS).sum()) if model.counts_tokens else 0
@@ -128,11 +128,11 @@ class Client:
         except RuntimeFault as fault:
             raise Unavailable(str(fault)) from None
 
-    async def _call(self, method: Any, message: Any, timeout_s: float | None, inputs: Iterable[str] = ()) -> Any:
+    async def _call(self, method: Any, message: Any, timeout_s: float | None, names: Iterable[str] = ()) -> Any:
         try:
             return await method(message, timeout=timeout_s, metadata=self._metadata)
         except grpc.aio.AioRpcError as error:
-            fault = fault_of(error.code(), error.details() or "", self._replica, inputs)
+            fault = fault_of(error.code(), error.details() or "", self._replica, names)
         # Outside of the clause: what the server said may quote the call, and would go along as the context.
         raise fault
 
@@ -156,18 +156,18 @@ def described(metadata: Any, config: Any, *, task: str, labels: tuple[str, ...])
     if PARAMETER in config.parameters:
         ours = msgspec.json.decode(config.parameters[PARAMETER].string_value, type=Served)
     columns = frozenset(it.name for it in (*config.input, *config.output) if it.HasField("reshape")) if ours else ()
-    outputs = tuple(_tensor(it, columns) for it in metadata.outputs)
+    outputs = tuple(_tensor(it, columns) for it in metadata.outputs if not (ours and it.name == TOKENS))
     return Described(
         task=ours.task if ours else task,
         labels=ours.labels if ours else labels,
         thresholds=ours.thresholds if ours else {},
         inputs=tuple(_tensor(it, columns) for it in metadata.inputs),
-        outputs=tuple(it for it in outputs if not (ours and it.name == TOKENS)),
+        outputs=outputs,
         platform=metadata.platform,
         version=ours.version if ours else max(metadata.versions, key=lambda it: (len(it), it), default="1"),
         rows_max=config.max_batch_size,
         columns=frozenset(columns),
-        counts_tokens=ours is not None,
+        counts_tokens=ours is not None and len(outputs) < len(metadata.outputs),
     )
 
 
@@ -175,7 +175,7 @@ def _tensor(said: Any, columns: Iterable[str]) -> Tensor:
     if said.datatype not in tensors.DTYPES:
         raise ValueError(f"`{said.name}` holds {said.datatype}, which Headrace cannot pass on")
     shape = tuple(said.shape)
-    return Tensor(said.name, said.datatype, shape[:1] if said.name in columns else shape)
+    return Tensor(said.name, said.datatype, shape[:-1] if said.name in columns else shape)
 
 
 # ---- arrays on the wire ------------------------------------------------------------------------------------
@@ -203,7 +203,7 @@ def fitted(model: Described, inputs: Mapping[str, Array], who: str) -> Fitted:
         ):
             raise Invalid(f"`{name}` must have the shape {list(tensor.shape)}; got {list(array.shape)}", param=name)
         if name in model.columns:
-            array = array.reshape(-1, 1)
+            array = array.reshape(*array.shape, 1)
         found[name] = (tensor.datatype, array.astype(dtype, copy=False))
     if not found:
         raise Invalid(f"{who} was given no input; it takes {', '.join(known)}")
@@ -239,13 +239,13 @@ def _strings(array: Array) -> Array:
 # ---- gRPC --------------------------------------------------------------------------------------------------
 
 
-def fault_of(code: grpc.StatusCode, said: str, who: str, inputs: Iterable[str] = ()) -> RuntimeFault:
+def fault_of(code: grpc.StatusCode, said: str, who: str, names: Iterable[str] = ()) -> RuntimeFault:
     """The server's words are passed on only where they are about the request, to whoever made it."""
     match code:
         case grpc.StatusCode.INVALID_ARGUMENT:
             said = said.removeprefix("[request id: <id_unknown>] ")[:SAID_CHARS_MAX]
             quoted = re.findall(r"['\"`]([^'\"`]+)['\"`]", said)
-            return Invalid(said, param=next((name for name in quoted if name in inputs), None))
+            return Invalid(said, param=next((name for name in quoted if name in names), None))
         case grpc.StatusCode.DEADLINE_EXCEEDED:
             return Expired(f"{who} did not finish before the call's deadline")
         case grpc.StatusCode.RESOURCE_EXHAUSTED:

@@ -26,10 +26,10 @@ MODEL = "model"
 """What each server calls its only model. Names that clients use may hold what a folder's name may not."""
 PARAMETER = "headrace"
 """Of `config.pbtxt`: holds a Served as JSON, by which the model knows what to load and the runtime what it is."""
-TOKENS = "tokens"
+TOKENS = "headrace_tokens"
 """An output beside the artifact's own: how many tokens the model read of each row."""
 ROWS_MAX = 8
-"""Rows that reach the model together, at least: more would only wait longer for each other's answers."""
+"""Rows that may reach a model together that takes fewer at once: more would only wait for each other's answers."""
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where the Python backend and its stub exchange tensors
 
@@ -42,7 +42,7 @@ class Served(msgspec.Struct, frozen=True):
     version: str
     task: str
     threads: int
-    batch_max: int
+    batch_max: int | None
     labels: tuple[str, ...] = ()
     thresholds: Mapping[str, float] = {}
 
@@ -97,7 +97,7 @@ def stub(server: Path, packages: Path) -> Path:
     return server / "python_backend_stubs" / version / "triton_python_backend_stub"
 
 
-def served(artifact: Artifact, *, threads: int, batch_max: int) -> Served:
+def served(artifact: Artifact, *, threads: int, batch_max: int | None) -> Served:
     manifest = artifact.manifest
     return Served(
         artifact=str(artifact.path),
@@ -121,15 +121,13 @@ def write(served: Served, folder: Path) -> None:
 
 
 def config(served: Served) -> str:
-    """`config.pbtxt`. Inputs and outputs are not in it: the model says them when it is loaded."""
+    """`config.pbtxt`. What goes in and out, and how many rows at once, the model itself says when it is loaded."""
     value = msgspec.json.encode(served).decode().replace("\\", "\\\\").replace('"', '\\"')
-    return CONFIG.format(rows_max=max(served.batch_max, ROWS_MAX), name=PARAMETER, value=value)
+    return CONFIG.format(name=PARAMETER, value=value)
 
 
 CONFIG = """\
 backend: "python"
-max_batch_size: {rows_max}
-dynamic_batching {{ }}
 instance_group [ {{ kind: KIND_CPU count: 1 }} ]
 parameters {{ key: "{name}" value: {{ string_value: "{value}" }} }}
 """

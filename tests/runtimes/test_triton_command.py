@@ -45,13 +45,7 @@ def test_what_is_served_is_what_the_manifest_says(tmp_path: Path) -> None:
 
 def test_the_queue_has_no_rules_but_the_gateways() -> None:
     text = config(SERVED)
-    assert "dynamic_batching { }" in text
     assert not any(it in text for it in ("priority", "timeout", "queue_size", "delay", "policy"))
-
-
-@pytest.mark.parametrize(("batch_max", "rows"), [(1, 8), (8, 8), (32, 32)])
-def test_a_batch_of_the_graphs_fits_into_one_of_tritons(batch_max: int, rows: int) -> None:
-    assert f"max_batch_size: {rows}\n" in config(msgspec.structs.replace(SERVED, batch_max=batch_max))
 
 
 def test_labels_of_any_spelling_survive_the_configuration() -> None:

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from runtimes.artifact import Shelf
-from runtimes.triton_command import served
+from runtimes.contract import Invalid, Unavailable
+from runtimes.triton_command import ROWS_MAX, TOKENS, served
 from tests import tiny
 
 
@@ -68,16 +69,30 @@ def asked(*texts: bytes | str) -> Any:
     return SimpleNamespace(inputs=lambda: [FakeTensor("text", rows)])
 
 
+class FakeConfig:
+    def __init__(self, known: dict[str, Any]) -> None:
+        self.as_dict = lambda: known
+        self.rows_max = 0
+        self.dynamic = False
+
+    def set_max_batch_size(self, rows: int) -> None:
+        self.rows_max = rows
+
+    def set_dynamic_batching(self) -> None:
+        self.dynamic = True
+
+
 def test_it_says_what_goes_in_and_out(module: Any, config: dict[str, Any]) -> None:
-    known = module.TritonPythonModel.auto_complete_config(SimpleNamespace(as_dict=lambda: config))
-    assert known.as_dict() is config
+    told = FakeConfig(config)
+    assert module.TritonPythonModel.auto_complete_config(told) is told
     inputs, outputs = ({it["name"]: it for it in config[side]} for side in ("input", "output"))
     assert all(it["optional"] for it in inputs.values()), "text or token ids, never both"
     assert (inputs["text"]["data_type"], inputs["text"]["dims"]) == ("TYPE_STRING", [1])
     assert inputs["text"]["reshape"] == {"shape": []}
     assert (inputs["input_ids"]["data_type"], inputs["input_ids"]["dims"]) == ("TYPE_INT64", [-1])
     assert outputs["scores"]["dims"] == [len(tiny.LABELS)]
-    assert outputs.keys() == {"logits", "scores", "label", "tokens"}
+    assert outputs.keys() == {"logits", "scores", "label", TOKENS}
+    assert (told.rows_max, told.dynamic) == (ROWS_MAX, True)
 
 
 def test_calls_together_get_their_own_answers(model: Any) -> None:
@@ -86,7 +101,7 @@ def test_calls_together_get_their_own_answers(model: Any) -> None:
     found = [[tiny.LABELS[row.argmax()] for row in it.outputs["scores"]] for it in answers]
     assert found == [["refund"], ["login", "card", "refund"], ["card"]]
     assert [it.outputs["label"].tolist() for it in answers] == found
-    assert [it.outputs["tokens"].tolist() for it in answers] == [[3], [3, 3, 4], [3]]
+    assert [it.outputs[TOKENS].tolist() for it in answers] == [[3], [3, 3, 4], [3]]
 
 
 @pytest.mark.parametrize(
@@ -101,3 +116,25 @@ def test_one_that_is_refused_harms_none_of_the_others(model: Any, wrong: Any) ->
 
 def test_calls_that_are_all_refused_are_all_answered(model: Any) -> None:
     assert [it.error.code for it in model.execute([asked(b"\xff")] * 3)] == [FakeError.INVALID_ARG] * 3
+
+
+def test_a_batch_that_cannot_be_computed_is_tried_call_by_call(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = model._session.run
+
+    def failing(contents: Any) -> Any:
+        if any(tiny.WORDS.index("login") in ids for ids in contents):
+            raise Invalid("inputs like these cannot be computed")
+        return run(contents)
+
+    monkeypatch.setattr(model._session, "run", failing)
+    first, failed, last = model.execute([asked("card"), asked("login"), asked("refund")])
+    assert failed.error.code == FakeError.INVALID_ARG
+    assert [it.outputs["label"].tolist() for it in (first, last)] == [["card"], ["refund"]]
+
+
+def test_a_failure_of_the_model_is_no_fault_of_the_calls(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(_: Any) -> Any:
+        raise Unavailable("no memory")
+
+    monkeypatch.setattr(model._session, "run", failing)
+    assert [it.error.code for it in model.execute([asked("card")])] == [FakeError.UNAVAILABLE]
