@@ -56,6 +56,10 @@ class Described(msgspec.Struct, frozen=True):
     """Tensors that have a last axis of 1 on the wire, and to nobody else."""
     counts_tokens: bool
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(it.name for it in (*self.inputs, *self.outputs))
+
 
 class Client:
     """Safe to use concurrently, in the event loop that made it. Calls that are left are cancelled where they run."""
@@ -88,7 +92,9 @@ class Client:
                 message.raw_input_contents.append(packed(name, datatype, array))
             if message.ByteSize() > MESSAGE_BYTES_MAX:
                 raise Invalid(f"the inputs take {message.ByteSize()} bytes; {MESSAGE_BYTES_MAX} go at once")
-            answer = await self._call(self._infer, message, left_s(request.deadline_s), (*inputs, *request.outputs))
+            answer = await self._call(
+                self._infer, message, left_s(request.deadline_s), (*model.names, *request.outputs)
+            )
             parts.append(self._arrays(answer))
         outputs = parts[0] if len(parts) == 1 else {it: np.concatenate([part[it] for part in parts]) for it in parts[0]}
         for name in model.columns & outputs.keys():
@@ -125,6 +131,8 @@ class Client:
     async def _ask(self, method: Any, message: Any) -> Any:
         try:
             return await self._call(method, message, PROBE_S_MAX)
+        except Expired:
+            raise Unavailable(f"{self._replica} did not answer a probe within {PROBE_S_MAX:g} s") from None
         except RuntimeFault as fault:
             raise Unavailable(str(fault)) from None
 
@@ -244,7 +252,7 @@ def fault_of(code: grpc.StatusCode, said: str, who: str, names: Iterable[str] = 
     match code:
         case grpc.StatusCode.INVALID_ARGUMENT:
             said = said.removeprefix("[request id: <id_unknown>] ")[:SAID_CHARS_MAX]
-            quoted = re.findall(r"['\"`]([^'\"`]+)['\"`]", said)
+            quoted = re.findall(r"['\"`]([^'\"`]+)['\"`]", said.rpartition("missing")[2])
             return Invalid(said, param=next((name for name in quoted if name in names), None))
         case grpc.StatusCode.DEADLINE_EXCEEDED:
             return Expired(f"{who} did not finish before the call's deadline")

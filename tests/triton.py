@@ -32,6 +32,8 @@ class FakeTriton:
         self.rows_max = rows_max
         self.versions = ["1"]
         self.ready = True
+        self.silent = False
+        """Says nothing to whoever asks whether it is ready."""
         self.trouble: tuple[grpc.StatusCode, str] | None = None
         """What every inference ends in; None while all is well."""
         self.nonsense: bytes | None = None
@@ -76,6 +78,8 @@ class FakeTriton:
             await server.stop(0)
 
     async def _ready(self, _request: Any, _context: Any) -> Any:
+        if self.silent:
+            await asyncio.get_running_loop().create_future()
         return messages.ModelReadyResponse(ready=self.ready)
 
     async def _metadata(self, request: Any, context: Any) -> Any:

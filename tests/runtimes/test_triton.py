@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from runtimes import triton_client
 from runtimes.artifact import Shelf
 from runtimes.contract import (
     Expired,
@@ -26,7 +27,7 @@ from runtimes.contract import (
 )
 from runtimes.process import scratch
 from runtimes.triton import Triton, TritonRuntime
-from runtimes.triton_client import MESSAGE_BYTES_MAX, fault_of
+from runtimes.triton_client import MESSAGE_BYTES_MAX, SAID_CHARS_MAX, fault_of
 from tests import tiny
 from tests.fakes import FakeClock, work
 from tests.triton import FakeTriton, address
@@ -336,6 +337,10 @@ async def test_its_errors_are_ours(
     [
         ("[request id: <id_unknown>] unexpected shape for input 'text' for model 'cls'. Expected [-1,1]", "text"),
         ("`text` is not UTF-8", "text"),
+        (
+            "expected 2 inputs but got 1 inputs. Got input(s) ['text'], but missing required input(s) ['weight'].",
+            "weight",
+        ),
         ("inference request batch-size must be <= 8 for 'cls'", None),
     ],
 )
@@ -343,6 +348,20 @@ def test_a_refusal_names_the_input_if_the_servers_words_do(said: str, param: str
     fault = fault_of(grpc.StatusCode.INVALID_ARGUMENT, said, "cls-0", ("text", "weight"))
     assert isinstance(fault, Invalid)
     assert (fault.param, "request id" in str(fault)) == (param, False)
+
+
+def test_long_words_about_a_bad_request_are_cut() -> None:
+    fault = fault_of(grpc.StatusCode.INVALID_ARGUMENT, "wrong " * SAID_CHARS_MAX, "cls-0")
+    assert len(str(fault)) == SAID_CHARS_MAX
+
+
+async def test_a_server_that_does_not_say_whether_it_is_ready_is_not(
+    runtime: TritonRuntime, triton: FakeTriton, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(triton_client, "PROBE_S_MAX", 0.05)
+    triton.silent = True
+    with pytest.raises(Unavailable, match="cls-0 did not answer a probe"):
+        await runtime.ready()
 
 
 async def test_an_answer_that_is_none_is_the_servers_failure(runtime: TritonRuntime, triton: FakeTriton) -> None:
