@@ -52,7 +52,7 @@ class Command(msgspec.Struct, frozen=True):
     """The whole environment; see `environment`."""
     scratch: Path | None = None
     """A folder for its sockets and temporary files, closed to other users, made anew before each start."""
-    fill: Callable[[Path], None] = lambda _: None
+    fill: Callable[[Path], object] = lambda _: None
     """Puts into it what the engine is to find there."""
     folder: Path | None = None
     """Where it is started; None is where the gateway was."""

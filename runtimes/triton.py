@@ -21,9 +21,10 @@ from runtimes.clock import Clock, SystemClock
 from runtimes.contract import Expired, InferReply, InferRequest, Load, Predictor, Site, Tensor, Unavailable
 from runtimes.environment import EnvironmentFault, Environments
 from runtimes.integrity import ShelfFault
+from runtimes.pids import Session, lives, youngest
 from runtimes.process import Dead, Limits, Process, Snapshot, first, scratch
 from runtimes.remote import authorization
-from runtimes.triton_command import MODEL, command, served
+from runtimes.triton_command import MODEL, STUB, command, served
 
 if TYPE_CHECKING:
     from runtimes.triton_client import Client, Described
@@ -116,8 +117,8 @@ class TritonRuntime:
         self._client: Client | None = None
         self._described: Described | None = None
         self._known = False
-        self._dead: Dead | None = None
-        """What a call found out and the server does not say when it is asked."""
+        self._model: tuple[Session, int] | None = None
+        """The process that runs the model, and the start of the server that it belongs to."""
         self._running = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -161,9 +162,6 @@ class TritonRuntime:
         self._idle.clear()
         try:
             return await client.infer(described, request, self._left_s)
-        except Dead as error:
-            self._dead = error
-            raise
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if self._closing and task is not None and not task.cancelling():
@@ -220,11 +218,15 @@ class TritonRuntime:
         await self._client.ready()
 
     async def _alive(self) -> None:
-        """What its supervisor asks."""
-        dead, self._dead = self._dead, None
-        if dead is not None:
-            raise dead
+        """What its supervisor asks. Triton goes on calling a model ready whose process is dead, and fails each call."""
         await self._probe()
+        assert self._process is not None
+        session = self._process.session()
+        assert session is not None
+        if self._model is None or self._model[0] != session:
+            self._model = session, youngest(session, STUB) or 0
+        if not lives(*self._model):
+            raise Dead(f"{self._site.replica}: the process that runs its model is dead")
 
     async def _describe(self) -> None:
         assert self._client is not None

@@ -26,8 +26,7 @@ from runtimes.contract import (
 )
 from runtimes.dialect import messages, tensors
 from runtimes.dialect.elements import Part
-from runtimes.process import Dead
-from runtimes.triton_command import PARAMETER, TOKENS, Served
+from runtimes.triton_command import PARAMETER, REFUSAL, TOKENS, Served
 
 if TYPE_CHECKING:
     from runtimes.contract import Array
@@ -252,6 +251,9 @@ def fault_of(code: grpc.StatusCode, said: str, who: str, names: Iterable[str] = 
     match code:
         case grpc.StatusCode.INVALID_ARGUMENT:
             said = said.removeprefix("[request id: <id_unknown>] ")[:SAID_CHARS_MAX]
+            if said.startswith(REFUSAL):
+                param, _, said = said.removeprefix(REFUSAL).partition(" ")
+                return Invalid(said, param=param or None)
             quoted = re.findall(r"['\"`]([^'\"`]+)['\"`]", said.rpartition("missing")[2])
             return Invalid(said, param=next((name for name in quoted if name in names), None))
         case grpc.StatusCode.DEADLINE_EXCEEDED:
@@ -262,9 +264,6 @@ def fault_of(code: grpc.StatusCode, said: str, who: str, names: Iterable[str] = 
             return Unavailable(f"{who}: its server cannot be reached, or does not have the model ready")
         case grpc.StatusCode.NOT_FOUND:
             return Unavailable(f"{who}: its server knows no such model, or no such version of it")
-        case grpc.StatusCode.INTERNAL if said.startswith("Stub process"):
-            # It says so of every call from now on, and goes on saying that the model is ready.
-            return Dead(f"{who}: the process that runs its model is dead")
         case grpc.StatusCode.UNAUTHENTICATED | grpc.StatusCode.PERMISSION_DENIED:
             return Unavailable(f"{who}: its server refused the gateway's own credentials; see `key_env`")
         case _:

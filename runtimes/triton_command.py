@@ -28,9 +28,12 @@ PARAMETER = "headrace"
 """Of `config.pbtxt`: holds a Served as JSON, by which the model knows what to load and the runtime what it is."""
 TOKENS = "headrace_tokens"
 """An output beside the artifact's own: how many tokens the model read of each row."""
+REFUSAL = "headrace:"
+"""Begins what our own model says is wrong with a call; the name of the input at fault, a blank and the words follow."""
 ROWS_MAX = 8
 """Rows that may reach a model together that takes fewer at once: more would only wait for each other's answers."""
 
+STUB = "triton_python_backend_stub"
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where the Python backend and its stub exchange tensors
 
 
@@ -94,7 +97,7 @@ def memory_prefix(scratch: Path) -> str:
 def stub(server: Path, packages: Path) -> Path:
     """What runs the model: a program that embeds the environment's version of Python."""
     version = packages.parent.name.removeprefix("python")
-    return server / "python_backend_stubs" / version / "triton_python_backend_stub"
+    return server / "python_backend_stubs" / version / STUB
 
 
 def served(artifact: Artifact, *, threads: int, batch_max: int | None) -> Served:

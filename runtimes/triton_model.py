@@ -19,7 +19,7 @@ from runtimes.artifact import Artifact, open_folder
 from runtimes.batch import Batcher, Job, Policy, Row
 from runtimes.contract import Invalid, RuntimeFault, Tensor
 from runtimes.session import Session
-from runtimes.triton_command import PARAMETER, ROWS_MAX, TOKENS, Served
+from runtimes.triton_command import PARAMETER, REFUSAL, ROWS_MAX, TOKENS, Served
 
 if TYPE_CHECKING:
     from runtimes.contract import Array
@@ -107,9 +107,7 @@ class _Call(Job):
 
     def response(self, session: Session) -> Any:
         if self.fault is not None:
-            errors = triton.TritonError
-            code = errors.INVALID_ARG if isinstance(self.fault, Invalid) else errors.UNAVAILABLE
-            return triton.InferenceResponse(error=errors(str(self.fault), code))
+            return triton.InferenceResponse(error=_error(self.fault))
         rows = [self.found[index] for index in range(len(self.costs))]
         if session.reading.batched:
             outputs = {name: np.concatenate([batch[name][at : at + 1] for batch, at in rows]) for name in rows[0][0]}
@@ -118,6 +116,12 @@ class _Call(Job):
         if session.reading.counts_tokens:
             outputs[TOKENS] = np.array(self.costs, np.int32)
         return triton.InferenceResponse([triton.Tensor(name, array) for name, array in outputs.items()])
+
+
+def _error(fault: RuntimeFault) -> Any:
+    if isinstance(fault, Invalid):
+        return triton.TritonError(f"{REFUSAL}{fault.param or ''} {fault}", triton.TritonError.INVALID_ARG)
+    return triton.TritonError(str(fault), triton.TritonError.UNAVAILABLE)
 
 
 def _served(config: dict[str, Any]) -> Served:

@@ -120,8 +120,8 @@ def engine_gateway(engine_state: Path, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture(scope="session")
 def triton_gateway(engine_state: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
-    """A gateway with a tiny classifier on a real Triton."""
-    gateway = GatewayProcess(tmp_path_factory.mktemp("t"), LISTEN + TRITON)
+    """A gateway with a tiny classifier on a real Triton, which its two workers share."""
+    gateway = GatewayProcess(tmp_path_factory.mktemp("t"), LISTEN + "workers = 2\n" + TRITON)
     gateway.state.mkdir(mode=0o700)
     (gateway.state / "engines").symlink_to(engine_state / "engines")
     tiny.publish(Shelf(gateway.state / "shelf"), tmp_path_factory.mktemp("tiny"))
