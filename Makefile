@@ -28,6 +28,7 @@ serve: machine $(HEADRACE_STATE)/demo.key ## run the gateway with a real LLM, an
 	@exec $(HEADRACE) serve --config deploy/local.toml
 
 test: check machine tests/e2e/node/node_modules/.package-lock.json ## run every test, those against real engines included
+	@$(HEADRACE) engine install triton
 	$(BIN)/python -m pytest --ignore tests/training
 	$$($(TRAIN_PYTHON)) -m pytest --confcutdir=tests/training tests/training
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TypeGuard
 
 import msgspec
 from prometheus_client import ProcessCollector
 
+import runtimes
 from gateway.app import Running, at, open_admin, open_state
 from gateway.config import Config, Model
 from gateway.journal import Journal
@@ -22,6 +24,7 @@ from gateway.report import Report, families
 from gateway.shared import make
 from gateway.workers import Workers
 from runtimes.clock import Clock, SystemClock
+from runtimes.triton import Triton
 from runtimes.vllm import Vllm
 
 
@@ -64,15 +67,19 @@ def _engines(model: Model, config: Config, clock: Clock) -> list[Replica]:
     """Those of its replicas that are engines to be started here; workers reach them, and the leader never calls
     them."""
     replicas = zip(model.replicas, sites(model, config.state_path), strict=True)
-    return [replica_of(spec, site, clock) for spec, site in replicas if isinstance(spec, Vllm) and spec.url is None]
+    return [replica_of(spec, site, clock) for spec, site in replicas if _is_engine(spec)]
 
 
 def _as_workers_see_it(config: Config) -> Config:
     models = []
     for model in config.models:
         replicas = [
-            spec.attached(site) if isinstance(spec, Vllm) and spec.url is None else spec
+            spec.attached(site) if _is_engine(spec) else spec
             for spec, site in zip(model.replicas, sites(model, config.state_path), strict=True)
         ]
         models.append(msgspec.structs.replace(model, replicas=tuple(replicas)))
     return msgspec.structs.replace(config, models=tuple(models))
+
+
+def _is_engine(spec: runtimes.Spec) -> TypeGuard[Vllm | Triton]:
+    return isinstance(spec, Vllm | Triton) and spec.url is None

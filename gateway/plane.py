@@ -270,7 +270,7 @@ def _line(model: Model, shared: Shared | None, clock: Clock) -> Line:
 def _translations(config: Config) -> Mapping[str, Translation]:
     """Only where a model speaks tensors: the translations bring numpy with them."""
     kinds = {type(spec).__struct_config__.tag for model in config.models for spec in model.replicas}
-    if "onnx" not in kinds:
+    if kinds.isdisjoint({"onnx", "triton"}):
         return {}
     from runtimes.dialect.openai import TRANSLATIONS
 

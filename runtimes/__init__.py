@@ -7,6 +7,7 @@ Importing this package imports none of the libraries that run models.
 from runtimes.echo import Echo
 from runtimes.onnx import Onnx
 from runtimes.remote import Remote
+from runtimes.triton import Triton
 from runtimes.vllm import Vllm
 
-Spec = Echo | Onnx | Vllm | Remote
+Spec = Echo | Onnx | Triton | Vllm | Remote

@@ -1,4 +1,4 @@
-"""Environments of their own for what must not share one with the gateway: the vLLM engine, and training.
+"""Environments of their own for what must not share one with the gateway: the engines vLLM and Triton, and training.
 
     <state>/engines/<name>-<version>/          a virtual environment; complete once it holds `.ready`
     <state>/logs/install-<name>.log            what pip said
@@ -89,11 +89,22 @@ class Plan(msgspec.Struct, frozen=True):
     """Modules that must import."""
     project: bool = False
     """Headrace itself is importable there."""
+    embeds: tuple[str, ...] = ()
+    """Versions of Python that what is installed can load as a shared library; empty if it loads none."""
 
     def digest(self) -> str:
         lock = (LOCKS / self.lock).read_bytes() if self.lock else b""
         return hashlib.sha256(msgspec.json.encode(self) + lock).hexdigest()
 
+
+TRITON = Plan(
+    version="0.7.0",
+    torch=None,
+    lock="triton.txt",
+    proves=("httptools", "msgspec", "numpy", "onnxruntime", "tokenizers"),
+    embeds=("3.11", "3.12"),
+)
+"""Named by the package that brings the server. ONNX Runtime is its CPU build everywhere."""
 
 PLANS: dict[tuple[str, Device], Plan] = {
     ("vllm", "cpu"): Plan(
@@ -130,6 +141,8 @@ PLANS: dict[tuple[str, Device], Plan] = {
         proves=("torch", "transformers", "onnx", "onnxruntime", "tokenizers", "training.recipe"),
         project=True,
     ),
+    ("triton", "cpu"): TRITON,
+    ("triton", "cuda"): TRITON,
 }
 
 
@@ -278,9 +291,29 @@ class Installation:
         """Return the versions that the proof imported."""
         self._do("create the environment", [sys.executable, "-m", "venv", str(self._home)])
         self._forget_halves()
-        self._install_torch(torch_index)
+        if self._plan.embeds:
+            self._find_python()
+        else:
+            self._install_torch(torch_index)
         self._install_rest()
         return self._prove()
+
+    def _find_python(self) -> None:
+        """Before half a gigabyte is fetched: a server that loads no Python runs no model."""
+        mine = f"{sys.version_info.major}.{sys.version_info.minor}"
+        if mine not in self._plan.embeds:
+            raise EnvironmentFault(
+                f"{self._name} can run models in Python {' or '.join(self._plan.embeds)} only, and this is {mine}: "
+                "install Headrace with one of those, e.g. `make PYTHON=/usr/bin/python3.11 dev`"
+            )
+        library = f"libpython{mine}.so.1.0"
+        code = f"import ctypes; ctypes.CDLL({library!r})"
+        if not self._do(f"find {library}", [self._python, "-c", code], fatal=False):
+            raise EnvironmentFault(
+                f"{self._name} runs models in {library}, which this machine does not have. Install it (Debian and "
+                f"Ubuntu: `apt install libpython{mine}`; Fedora: `dnf install python{mine}-libs`), or add the folder "
+                "that holds it to $LD_LIBRARY_PATH; then run the same command again."
+            )
 
     def _install_torch(self, index: str | None) -> None:
         torch = self._plan.torch

@@ -103,6 +103,22 @@ def members(session: Session) -> list[int]:
     ]
 
 
+def youngest(session: Session, program: str) -> int | None:
+    """Of its live processes, the last that was started of those that run this program; None if none does."""
+    found = [(it[3], pid) for pid in members(session) if (it := stat(pid)) and it[0] == program[:NAME_CHARS]]
+    return max(found)[1] if found else None
+
+
+NAME_CHARS = 15
+"""Of a program's name, as much as the kernel keeps."""
+
+
+def lives(session: Session, pid: int) -> bool:
+    """Whether this process of it does. Cheap, unlike what looks for any."""
+    it = stat(pid)
+    return it is not None and it[1] not in "ZX" and it[2] == session.pid
+
+
 def processes() -> Iterable[tuple[int, tuple[str, str, int, int]]]:
     for folder in Path("/proc").iterdir():
         if folder.name.isdecimal() and (it := stat(int(folder.name))):

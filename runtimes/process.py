@@ -8,11 +8,13 @@ are told apart by what /proc says of them, because a number alone may by now bel
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import random
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
@@ -23,13 +25,19 @@ import msgspec
 
 from runtimes import keeper
 from runtimes.clock import Clock
-from runtimes.contract import Unavailable
+from runtimes.contract import Site, Unavailable
 from runtimes.pids import PidFile, Session, boot_id, end, exit_of, start_ticks
 
 Phase = Literal["stopped", "starting", "ready", "restarting", "failed"]
 
 #: What an engine may inherit of the gateway's environment. Everything else stays here: provider keys, above all.
 ENVIRONMENT_KEPT = ("PATH", "HOME", "USER", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "LD_PRELOAD")
+
+
+SOCKET_BYTES_MAX = 107
+"""Longest path that the kernel takes for a Unix socket; see unix(7)."""
+SOCKET_NAME_BYTES = 37
+"""Of that, an engine may use so many for its sockets' names: vLLM's processes do."""
 
 
 class Dead(Unavailable):
@@ -44,6 +52,10 @@ class Command(msgspec.Struct, frozen=True):
     """The whole environment; see `environment`."""
     scratch: Path | None = None
     """A folder for its sockets and temporary files, closed to other users, made anew before each start."""
+    fill: Callable[[Path], object] = lambda _: None
+    """Puts into it what the engine is to find there."""
+    folder: Path | None = None
+    """Where it is started; None is where the gateway was."""
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -201,6 +213,7 @@ class Process:
         if self._command.scratch is not None:
             shutil.rmtree(self._command.scratch, ignore_errors=True)
             self._command.scratch.mkdir(mode=0o700)
+            self._command.fill(self._command.scratch)
         child = self._spawn()
         session = Session(child.pid, start_ticks(child.pid) or 0, boot_id())
         self._pid_file.write(session)
@@ -258,6 +271,7 @@ class Process:
                 str(self.log), str(limits.log_bytes_max), str(limits.stop_s_max), *self._command.argv,
             ],
             env=dict(self._command.env),
+            cwd=self._command.folder,
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -293,22 +307,29 @@ def backoff_s(failures: int, limits: Limits) -> float:
     return float(min(limits.restart_s_max, limits.restart_s * 2 ** (failures - 1)))
 
 
+def scratch(site: Site) -> Path:
+    """Where an engine's sockets will be. In a deep state folder their names would be too long."""
+    folder = site.state.absolute() / "run" / site.replica
+    if len(os.fsencode(folder)) + SOCKET_NAME_BYTES <= SOCKET_BYTES_MAX:
+        return folder
+    name = hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
+    return Path(tempfile.gettempdir()) / f"headrace-{os.getuid()}-{name}"
+
+
 def environment(extra: Mapping[str, str], *, kept: Iterable[str] = ENVIRONMENT_KEPT) -> dict[str, str]:
     """What an engine gets to see: some of ours by name, and what it is given."""
     return {name: os.environ[name] for name in kept if name in os.environ} | dict(extra)
 
 
 def last_line(log: Path) -> str:
-    """The engine's last words, cut to 300 characters."""
+    """The engine's last words of its last start, or its last line that says `error:`, cut to 300 characters."""
     try:
         with log.open("rb") as file:
             file.seek(max(0, log.stat().st_size - 8192))
             lines = file.read().splitlines()
     except FileNotFoundError:
         return "none"
-    for line in reversed(lines):
-        if line.startswith(keeper.START):
-            break
-        if line.strip():
-            return line.decode(errors="replace").strip()[:300]
-    return "none"
+    since = max((at + 1 for at, line in enumerate(lines) if line.startswith(keeper.START)), default=0)
+    said = [line for line in lines[since:] if line.strip()]
+    errors = [line for line in said if line.startswith(b"error:")]
+    return next(iter(errors[-1:] or said[-1:]), b"none").decode(errors="replace").strip()[:300]

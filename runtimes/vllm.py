@@ -33,9 +33,9 @@ from runtimes.contract import (
 )
 from runtimes.environment import EnvironmentFault, Environments
 from runtimes.integrity import ShelfFault
-from runtimes.process import Dead, Limits, Process, Snapshot, first
+from runtimes.process import Dead, Limits, Process, Snapshot, first, scratch
 from runtimes.remote import authorization
-from runtimes.vllm_command import REFUSED, command, scratch
+from runtimes.vllm_command import REFUSED, command
 from runtimes.wire import Head, Wire
 
 FAILED = (b'data: {"error"', b"event: error")

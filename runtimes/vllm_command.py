@@ -8,9 +8,7 @@ which saves a third of the start and half a gigabyte.
 
 from __future__ import annotations
 
-import hashlib
 import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,11 +24,6 @@ if TYPE_CHECKING:
 
 MODULE = "vllm.entrypoints.launchers.api_server.entry"
 """The `vllm` command does not work in the CPU distribution, which has another name."""
-
-SOCKET_BYTES_MAX = 107
-"""Longest path that the kernel takes for a Unix socket; see unix(7)."""
-SOCKET_NAME_BYTES = 37
-"""Of that, vLLM's processes use so many for the names of the sockets between them."""
 
 HUB_ENVIRONMENT = ("HF_HOME", "HF_TOKEN", "HF_ENDPOINT", "HTTPS_PROXY", "https_proxy", "NO_PROXY", "no_proxy")
 """What an engine that fetches its model gets to see in addition."""
@@ -50,15 +43,6 @@ REFUSED = frozenset(
         *("--enable-log-requests", "--enable-log-outputs", "--enable-log-deltas"),
     }
 )
-
-
-def scratch(site: Site) -> Path:
-    """Where the engine's sockets will be. In a deep state folder their names would be too long."""
-    folder = site.state.absolute() / "run" / site.replica
-    if len(os.fsencode(folder)) + SOCKET_NAME_BYTES <= SOCKET_BYTES_MAX:
-        return folder
-    name = hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]
-    return Path(tempfile.gettempdir()) / f"headrace-{os.getuid()}-{name}"
 
 
 def command(

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from runtimes.artifact import Shelf
+from tests import tiny
 from tests.e2e.servers import ENGINE_START_S_MAX, REPOSITORY, GatewayProcess, Key, processes_of
 from tests.e2e.upstream import KEY, MODEL, Upstream, upstream
 
@@ -61,7 +63,14 @@ name = "support-intent"
 replicas = [{ kind = "onnx", artifact = "support-intent@stable" }]
 """
 
-PREPARED = ("engines/vllm-*/.ready", "shelf/smollm2", "shelf/minilm", "shelf/support-intent")
+#: A server beside the others, because tests end it, and because starting it takes three seconds only.
+TRITON = """
+[[models]]
+name = "tiny"
+replicas = [{ kind = "triton", artifact = "tiny@stable" }]
+"""
+
+PREPARED = ("engines/vllm-*/.ready", "engines/triton-*/.ready", "shelf/smollm2", "shelf/minilm", "shelf/support-intent")
 
 
 @pytest.fixture(scope="session")
@@ -93,7 +102,7 @@ def engine_state() -> Path:
     missing = [pattern for pattern in PREPARED if not any(state.glob(pattern))]
     if missing:
         if platform.system() != "Linux" or platform.machine() not in ("x86_64", "aarch64"):
-            pytest.skip("there is no vLLM for this platform")
+            pytest.skip("there are no engines for this platform")
         pytest.fail(f"{state} has no {', '.join(missing)}: `make test` prepares it")
     return state
 
@@ -106,6 +115,16 @@ def engine_gateway(engine_state: Path, tmp_path_factory: pytest.TempPathFactory)
     for shared in ("engines", "shelf", "cache"):
         (engine_state / shared).mkdir(exist_ok=True)
         (gateway.state / shared).symlink_to(engine_state / shared)
+    yield from _running(gateway, start_s_max=ENGINE_START_S_MAX)
+
+
+@pytest.fixture(scope="session")
+def triton_gateway(engine_state: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
+    """A gateway with a tiny classifier on a real Triton, which its two workers share."""
+    gateway = GatewayProcess(tmp_path_factory.mktemp("t"), LISTEN + "workers = 2\n" + TRITON)
+    gateway.state.mkdir(mode=0o700)
+    (gateway.state / "engines").symlink_to(engine_state / "engines")
+    tiny.publish(Shelf(gateway.state / "shelf"), tmp_path_factory.mktemp("tiny"))
     yield from _running(gateway, start_s_max=ENGINE_START_S_MAX)
 
 

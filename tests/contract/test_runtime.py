@@ -29,8 +29,9 @@ from runtimes.contract import (
 from runtimes.echo import Echo
 from runtimes.onnx import Onnx
 from runtimes.remote import Remote
+from runtimes.triton import Triton
 from runtimes.vllm import Vllm
-from tests import tiny
+from tests import tiny, triton
 from tests.e2e.engine import MODEL, socket
 from tests.fakes import FakeClock, until, work
 from tests.loopback import serving
@@ -40,8 +41,10 @@ NEVER_S, LONG_AGO_S = math.inf, 0.0
 SECRET = "xyzzy"
 
 VLLM = pytest.param("vllm", marks=pytest.mark.engine)
-RUNTIMES = ["echo", "remote", "onnx", VLLM]
+TRITON = pytest.param("triton", marks=pytest.mark.engine)
+RUNTIMES = ["echo", "remote", "onnx", TRITON, VLLM]
 GENERATORS = ["echo", "remote", VLLM]
+PREDICTORS = ["onnx", TRITON]
 PACED = ["echo", "remote"]
 
 
@@ -56,8 +59,14 @@ class Stage(NamedTuple):
 
 @pytest.fixture
 def engine(kind: str, request: pytest.FixtureRequest) -> str:
-    """Where the session's real vLLM answers, for the kind that is one; nowhere for the others."""
-    return f"unix:{socket(request.getfixturevalue('engine_gateway'))}" if kind == "vllm" else ""
+    """Where the session's real engine of this kind answers; nowhere for the others."""
+    match kind:
+        case "vllm":
+            return f"unix:{socket(request.getfixturevalue('engine_gateway'))}"
+        case "triton":
+            return triton.socket(request.getfixturevalue("triton_gateway"))
+        case _:
+            return ""
 
 
 @asynccontextmanager
@@ -78,6 +87,8 @@ async def staged(kind: str, folder: Path, pace: Echo | None = None, engine: str 
             (folder / "folder").mkdir()
             tiny.publish(shelf, folder / "folder")
             yield Stage(Onnx(artifact="tiny").build(site), None, clock)
+        case "triton":
+            yield Stage(Triton(url=engine, model="model").build(site), None, clock)
         case "vllm":
             yield Stage(Vllm(url=engine).build(site), None, clock)
 
@@ -291,11 +302,13 @@ async def test_calls_at_the_same_time_get_their_own_answers(kind: str, generator
 
 
 @pytest.fixture
-async def predictor(tmp_path: Path) -> AsyncIterator[Predictor]:
-    async with opened("onnx", tmp_path) as stage:
+async def predictor(kind: str, engine: str, tmp_path: Path) -> AsyncIterator[Predictor]:
+    """One of each kind, open."""
+    async with opened(kind, tmp_path, engine=engine) as stage:
         yield stage.runtime
 
 
+@pytest.mark.parametrize("kind", PREDICTORS)
 async def test_a_batch_answers_as_its_rows_do_and_in_their_order(predictor: Predictor) -> None:
     rows = ["my card " * 20, "login", "money", "my password please", "the " * 30]
     together = await predictor.infer(texts(*rows))
@@ -308,6 +321,7 @@ async def test_a_batch_answers_as_its_rows_do_and_in_their_order(predictor: Pred
     assert together.tokens_in == sum(it.tokens_in for it in alone)
 
 
+@pytest.mark.parametrize("kind", PREDICTORS)
 async def test_a_predictor_says_what_it_answers(predictor: Predictor) -> None:
     reply = await predictor.infer(texts("my card"))
     assert predictor.task == "classify"
@@ -326,6 +340,7 @@ async def test_a_predictor_says_what_it_answers(predictor: Predictor) -> None:
     ],
     ids=["type", "shape", "mixed", "floats", "name"],
 )
+@pytest.mark.parametrize("kind", PREDICTORS)
 async def test_what_does_not_fit_is_invalid_names_the_input_and_quotes_nothing(
     predictor: Predictor, inputs: dict[str, Any]
 ) -> None:
@@ -336,6 +351,7 @@ async def test_what_does_not_fit_is_invalid_names_the_input_and_quotes_nothing(
     assert work(predictor) == IDLE
 
 
+@pytest.mark.parametrize("kind", PREDICTORS)
 async def test_calls_to_a_predictor_at_the_same_time_get_their_own_answers(predictor: Predictor) -> None:
     words = ["refund", "card", "login"] * 5
     replies: list[InferReply] = await asyncio.gather(*(predictor.infer(texts(word)) for word in words))
@@ -343,12 +359,14 @@ async def test_calls_to_a_predictor_at_the_same_time_get_their_own_answers(predi
     assert work(predictor) == IDLE
 
 
+@pytest.mark.parametrize("kind", PREDICTORS)
 async def test_a_late_call_to_a_predictor_expires_and_holds_nothing(predictor: Predictor) -> None:
     with pytest.raises(Expired):
         await asked(predictor, deadline_s=LONG_AGO_S)
     assert work(predictor) == IDLE
 
 
+@pytest.mark.parametrize("kind", PREDICTORS)
 async def test_a_cancelled_call_to_a_predictor_frees_its_place(predictor: Predictor) -> None:
     calls = [asyncio.create_task(predictor.infer(texts("card"))) for _ in range(3)]
     await until(lambda: sum(work(predictor)) == 3)

@@ -32,7 +32,7 @@ from gateway import (
 from gateway.config import Model, Server
 from gateway.edge import admin, connection, inference, server, texts
 from gateway.edge import grpc as edge_grpc
-from runtimes import Spec, batch, onnx, process, remote, vllm, wire
+from runtimes import Spec, batch, onnx, process, remote, triton_client, vllm, wire
 from runtimes import connection as upstream
 from runtimes.dialect import elements, entries
 
@@ -66,6 +66,7 @@ DIALECT = "runtimes/test_dialect_openai.py"
 KSERVE, GRPC = "gateway/test_kserve.py", "gateway/test_grpc.py"
 RETRIES, SLOW = "gateway/test_retries.py", "e2e/test_slow_clients.py"
 PROCESS, DRAIN = "runtimes/test_process.py", "e2e/test_drain.py"
+TRITON = "runtimes/test_triton.py"
 HERE = "docs/test_bounds_reached.py"
 
 ROWS = {
@@ -166,6 +167,19 @@ ROWS = {
     "rows in line of one call": Row(
         "those of two batches for each worker",
         ["runtimes/test_onnx.py::test_ten_thousand_rows_are_answered_in_their_order_and_few_of_them_wait_at_once"],
+    ),
+    "a message to or from Triton": Row(
+        f"{mib(triton_client.MESSAGE_BYTES_MAX)}; {triton_client.SAID_CHARS_MAX} characters; "
+        f"{triton_client.PROBE_S_MAX:g} s",
+        [
+            f"{TRITON}::test_a_request_that_is_too_large_for_a_message_is_refused",
+            f"{TRITON}::test_long_words_about_a_bad_request_are_cut",
+            f"{TRITON}::test_a_server_that_does_not_say_whether_it_is_ready_is_not",
+        ],
+    ),
+    "rows of one message to Triton": Row(
+        "its model's `max_batch_size`",
+        [f"{TRITON}::test_more_rows_than_the_model_takes_go_in_pieces_and_come_back_in_order"],
     ),
     "a replica's faults": Row(
         f"{replica.FAILURES_MAX}; {replica.EJECTIONS_S[0]:g} to {replica.EJECTIONS_S[-1]:g} s",

@@ -150,6 +150,28 @@ def test_an_interrupted_installation_is_continued(environments: Environments, pi
     assert [it.version for it in environments.list()] == ["0.32.0"]
 
 
+def test_an_engine_that_loads_python_as_a_library_finds_it_before_anything_is_fetched(
+    environments: Environments, pip: FakePip
+) -> None:
+    pip.fails_at = "libpython"
+    with pytest.raises(
+        EnvironmentFault, match=r"libpython3\.\d+\.so\.1\.0, which this machine does not have.*apt install"
+    ):
+        environments.install("triton")
+    assert not any("pip" in it for it in pip.commands)
+    pip.fails_at = None
+    assert environments.install("triton").name == "triton"
+
+
+def test_an_engine_that_loads_python_says_which_versions_it_can_load(
+    environments: Environments, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = msgspec.structs.replace(PLANS["triton", "cpu"], embeds=("2.7",))
+    monkeypatch.setitem(PLANS, ("triton", "cpu"), plan)
+    with pytest.raises(EnvironmentFault, match=r"can run models in Python 2\.7 only, and this is 3\."):
+        environments.install("triton")
+
+
 def test_a_changed_lock_brings_the_environment_up_to_date(
     environments: Environments, pip: FakePip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -204,7 +226,7 @@ def test_only_an_environment_can_be_removed(environments: Environments, version:
 
 
 def test_unknown_names_and_versions_say_what_there_is(environments: Environments) -> None:
-    with pytest.raises(EnvironmentFault, match="called 'vlm'; there are: train, vllm"):
+    with pytest.raises(EnvironmentFault, match="called 'vlm'; there are: train, triton, vllm"):
         environments.install("vlm")
     with pytest.raises(EnvironmentFault, match=r"tested with vllm 0\.32\.0"):
         environments.install("vllm", version="0.1")

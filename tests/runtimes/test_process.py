@@ -14,7 +14,7 @@ import pytest
 from runtimes import keeper
 from runtimes.clock import SystemClock
 from runtimes.contract import Unavailable
-from runtimes.pids import PidFile, Session, boot_id, members, start_ticks
+from runtimes.pids import PidFile, Session, boot_id, lives, members, start_ticks, youngest
 from runtimes.process import Command, Dead, Limits, Process, backoff_s, environment
 
 FAST = Limits(probe_start_s=0.01, probe_s=0.01, restart_s=0.0, stop_s_max=5.0)
@@ -76,6 +76,43 @@ async def test_an_engine_that_cannot_start_says_why_in_its_own_words(tmp_path: P
     with pytest.raises(Unavailable, match=r"exited with 3; its last line: no such model.*chat-0\.log"):
         await engine.process.open()
     await engine.process.aclose()
+
+
+async def test_its_last_error_says_more_than_what_it_prints_behind_it(tmp_path: Path) -> None:
+    ends = "print('error: no such model\\n\\nAt:\\n  model.py(5)\\n;'); raise SystemExit(1)"
+    engine = Engine(tmp_path, ends, limits=msgspec.structs.replace(FAST, failures_max=1))
+    with pytest.raises(Unavailable, match="exited with 1; its last line: error: no such model"):
+        await engine.process.open()
+    await engine.process.aclose()
+
+
+async def test_an_engine_finds_what_it_is_given_where_it_is_started(tmp_path: Path) -> None:
+    scratch = tmp_path / "scratch"
+    engine = Engine(tmp_path, SERVES)
+    engine.process._command = Command(
+        (sys.executable, "-c", f"print(open('given').read(), flush=True); {SERVES}"),
+        environment({}),
+        scratch,
+        fill=lambda folder: (folder / "given").write_text("something"),
+        folder=scratch,
+    )
+    for _ in range(2):  # the folder is made anew
+        async with running(engine):
+            assert b"something" in engine.process.log.read_bytes()
+        assert not scratch.exists()
+
+
+async def test_the_youngest_process_of_a_program_is_found_and_its_death_seen(tmp_path: Path) -> None:
+    async with running(Engine(tmp_path, SERVES)) as engine:
+        session = engine.session()
+        program = Path(sys.executable).name
+        found = youngest(session, program)
+        assert found is not None
+        assert found != session.pid, "its keeper, which is older, runs the same program"
+        assert lives(session, found)
+        assert youngest(session, "another") is None
+        os.kill(found, signal.SIGKILL)
+        await until(lambda: not lives(session, found))
 
 
 async def test_what_is_not_there_cannot_be_started(tmp_path: Path) -> None:

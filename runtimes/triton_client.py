@@ -1,0 +1,303 @@
+"""One model of one Triton over gRPC: arrays in, arrays out, and the server's errors in our words."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import ssl
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import msgspec
+import numpy as np
+
+from runtimes.contract import (
+    Datatype,
+    Expired,
+    InferReply,
+    InferRequest,
+    Invalid,
+    Overloaded,
+    RuntimeFault,
+    Tensor,
+    Unavailable,
+)
+from runtimes.dialect import messages, tensors
+from runtimes.dialect.elements import Part
+from runtimes.triton_command import PARAMETER, REFUSAL, TOKENS, Served
+
+if TYPE_CHECKING:
+    from runtimes.contract import Array
+
+SERVICE = "/inference.GRPCInferenceService/"
+MESSAGE_BYTES_MAX = 64 << 20
+"""Of one message in either direction. Token ids take up to four times as much here as in a client's JSON."""
+PROBE_S_MAX = 5.0
+SAID_CHARS_MAX = 500
+"""Of what a server says is wrong with a request."""
+
+
+class Described(msgspec.Struct, frozen=True):
+    """What a model is, by its server's metadata and configuration."""
+
+    task: str
+    labels: tuple[str, ...]
+    thresholds: Mapping[str, float]
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    platform: str
+    version: str
+    rows_max: int
+    """That one request may have; 0 for a model without batches, whose first axis may be anything."""
+    columns: frozenset[str]
+    """Tensors that have a last axis of 1 on the wire, and to nobody else."""
+    counts_tokens: bool
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(it.name for it in (*self.inputs, *self.outputs))
+
+
+class Client:
+    """Safe to use concurrently, in the event loop that made it. Calls that are left are cancelled where they run."""
+
+    def __init__(
+        self, url: str, model: str, version: str, *, replica: str, metadata: Iterable[tuple[bytes, bytes]] = ()
+    ) -> None:
+        self._replica = replica
+        self._name = {"name": model, "version": version}
+        self._model = {"model_name": model, "model_version": version}
+        self._metadata = tuple((name.decode(), value.decode()) for name, value in metadata)
+        self._channel = channel = _channel(url)
+        self._infer = _method(channel, "ModelInfer", messages.ModelInferRequest, messages.ModelInferResponse)
+        self._ready = _method(channel, "ModelReady", messages.ModelReadyRequest, messages.ModelReadyResponse)
+        self._tell = _method(channel, "ModelMetadata", messages.ModelMetadataRequest, messages.ModelMetadataResponse)
+        self._config = _method(channel, "ModelConfig", messages.ModelConfigRequest, messages.ModelConfigResponse)
+
+    async def infer(
+        self, model: Described, request: InferRequest, left_s: Callable[[float], float | None]
+    ) -> InferReply:
+        """A request of more rows than the model takes goes in pieces, one after the other, so that a long one does not
+        hold up the short ones. `left_s` says what is left until a deadline."""
+        inputs = fitted(model, request.inputs, self._replica)
+        wanted = request.outputs and (*request.outputs, *([TOKENS] if model.counts_tokens else ()))
+        parts = []
+        for piece in pieces(inputs, model.rows_max):
+            message = messages.ModelInferRequest(**self._model, outputs=[{"name": name} for name in wanted])
+            for name, (datatype, array) in piece.items():
+                message.inputs.add(name=name, datatype=datatype, shape=array.shape)
+                message.raw_input_contents.append(packed(name, datatype, array))
+            if message.ByteSize() > MESSAGE_BYTES_MAX:
+                raise Invalid(f"the inputs take {message.ByteSize()} bytes; {MESSAGE_BYTES_MAX} go at once")
+            answer = await self._call(
+                self._infer, message, left_s(request.deadline_s), (*model.names, *request.outputs)
+            )
+            parts.append(self._arrays(answer))
+        outputs = parts[0] if len(parts) == 1 else {it: np.concatenate([part[it] for part in parts]) for it in parts[0]}
+        for name in model.columns & outputs.keys():
+            outputs[name] = outputs[name].reshape(outputs[name].shape[:-1])
+        if "label" in outputs:
+            outputs["label"] = _strings(outputs["label"])
+        tokens_in = int(outputs.pop(TOKENS).sum()) if model.counts_tokens else 0
+        return InferReply(outputs=outputs, tokens_in=tokens_in)
+
+    async def ready(self) -> None:
+        """Return if the model would answer now, else raise Unavailable."""
+        answer = await self._ask(self._ready, messages.ModelReadyRequest(**self._name))
+        if not answer.ready:
+            raise Unavailable(f"{self._replica}: its server answers, but does not have the model ready")
+
+    async def describe(self, *, task: str, labels: tuple[str, ...]) -> Described:
+        """Ask what the model is. `task` and `labels` are for one that does not say."""
+        metadata, config = await asyncio.gather(
+            self._ask(self._tell, messages.ModelMetadataRequest(**self._name)),
+            self._ask(self._config, messages.ModelConfigRequest(**self._name)),
+        )
+        try:
+            found = described(metadata, config.config, task=task, labels=labels)
+        except ValueError as error:
+            raise Unavailable(f"{self._replica}: {error}") from None
+        needed = {"classify": "scores", "embed": "embedding"}.get(found.task)
+        if needed and needed not in {it.name for it in found.outputs}:
+            raise Unavailable(f"{self._replica} cannot {found.task}: its model has no output `{needed}`")
+        return found
+
+    async def aclose(self) -> None:
+        await self._channel.close()
+
+    async def _ask(self, method: Any, message: Any) -> Any:
+        try:
+            return await self._call(method, message, PROBE_S_MAX)
+        except Expired:
+            raise Unavailable(f"{self._replica} did not answer a probe within {PROBE_S_MAX:g} s") from None
+        except RuntimeFault as fault:
+            raise Unavailable(str(fault)) from None
+
+    async def _call(self, method: Any, message: Any, timeout_s: float | None, names: Iterable[str] = ()) -> Any:
+        try:
+            return await method(message, timeout=timeout_s, metadata=self._metadata)
+        except grpc.aio.AioRpcError as error:
+            fault = fault_of(error.code(), error.details() or "", self._replica, names)
+        # Outside of the clause: what the server said may quote the call, and would go along as the context.
+        raise fault
+
+    def _arrays(self, answer: Any) -> dict[str, Array]:
+        try:
+            parts = [
+                Part(it.name, it.datatype, tuple(it.shape), raw)
+                for it, raw in zip(answer.outputs, answer.raw_output_contents, strict=True)
+            ]
+            return {part.name: tensors.array(part) for part in parts}
+        except (ValueError, Invalid):
+            raise Unavailable(f"{self._replica}: its server's answer cannot be read") from None
+
+
+# ---- what a model is ---------------------------------------------------------------------------------------
+
+
+def described(metadata: Any, config: Any, *, task: str, labels: tuple[str, ...]) -> Described:
+    """Raises ValueError for a model that Headrace has no types for."""
+    ours = None
+    if PARAMETER in config.parameters:
+        ours = msgspec.json.decode(config.parameters[PARAMETER].string_value, type=Served)
+    columns = frozenset(it.name for it in (*config.input, *config.output) if it.HasField("reshape")) if ours else ()
+    outputs = tuple(_tensor(it, columns) for it in metadata.outputs if not (ours and it.name == TOKENS))
+    return Described(
+        task=ours.task if ours else task,
+        labels=ours.labels if ours else labels,
+        thresholds=ours.thresholds if ours else {},
+        inputs=tuple(_tensor(it, columns) for it in metadata.inputs),
+        outputs=outputs,
+        platform=metadata.platform,
+        version=ours.version if ours else max(metadata.versions, key=lambda it: (len(it), it), default="1"),
+        rows_max=config.max_batch_size,
+        columns=frozenset(columns),
+        counts_tokens=ours is not None and len(outputs) < len(metadata.outputs),
+    )
+
+
+def _tensor(said: Any, columns: Iterable[str]) -> Tensor:
+    if said.datatype not in tensors.DTYPES:
+        raise ValueError(f"`{said.name}` holds {said.datatype}, which Headrace cannot pass on")
+    shape = tuple(said.shape)
+    return Tensor(said.name, said.datatype, shape[:-1] if said.name in columns else shape)
+
+
+# ---- arrays on the wire ------------------------------------------------------------------------------------
+
+Fitted = dict[str, tuple[Datatype, "Array"]]
+
+
+def fitted(model: Described, inputs: Mapping[str, Array], who: str) -> Fitted:
+    """The arrays as the server wants them. Raises Invalid, naming the input, for what it could only refuse."""
+    known = {it.name: it for it in model.inputs}
+    found: Fitted = {}
+    for name, array in inputs.items():
+        if name not in known:
+            raise Invalid(f"{who} has no input `{name}`; it takes {', '.join(known)}", param=name)
+        tensor = known[name]
+        dtype = tensors.DTYPES[tensor.datatype]
+        if not np.can_cast(array.dtype, dtype, "safe") or (tensor.datatype == "BYTES") != (array.dtype == object):
+            raise Invalid(f"`{name}` must hold {tensor.datatype}; got {array.dtype}", param=name)
+        if array.dtype == object and not all(isinstance(it, str | bytes) for it in array.flat):
+            raise Invalid(f"`{name}` must hold nothing but strings", param=name)
+        if array.ndim == 1 and len(tensor.shape) == 2 and tensor.shape[1] == 1:
+            array = array.reshape(-1, 1)
+        if array.ndim != len(tensor.shape) or any(
+            size not in (given, -1) for size, given in zip(tensor.shape, array.shape, strict=True)
+        ):
+            raise Invalid(f"`{name}` must have the shape {list(tensor.shape)}; got {list(array.shape)}", param=name)
+        if name in model.columns:
+            array = array.reshape(*array.shape, 1)
+        found[name] = (tensor.datatype, array.astype(dtype, copy=False))
+    if not found:
+        raise Invalid(f"{who} was given no input; it takes {', '.join(known)}")
+    if model.rows_max:
+        rows = {len(array) for _, array in found.values()}
+        if len(rows) > 1 or 0 in rows:
+            raise Invalid(f"the inputs {', '.join(found)} must have the same number of rows, at least one")
+    return found
+
+
+def pieces(inputs: Fitted, rows_max: int) -> Iterator[Fitted]:
+    """The same rows in parts that the model takes at once."""
+    rows = len(next(iter(inputs.values()))[1])
+    for start in range(0, rows, rows_max) if rows_max else ():
+        yield {name: (datatype, array[start : start + rows_max]) for name, (datatype, array) in inputs.items()}
+    if not rows_max:
+        yield inputs
+
+
+def packed(name: str, datatype: Datatype, array: Array) -> bytes:
+    try:
+        return tensors.raw(array, datatype)
+    except UnicodeEncodeError:
+        raise Invalid(f"`{name}` holds text that UTF-8 cannot express", param=name) from None
+
+
+def _strings(array: Array) -> Array:
+    found = np.empty(array.size, object)
+    found[:] = [it.decode(errors="replace") for it in array.flat]
+    return found.reshape(array.shape)
+
+
+# ---- gRPC --------------------------------------------------------------------------------------------------
+
+
+def fault_of(code: grpc.StatusCode, said: str, who: str, names: Iterable[str] = ()) -> RuntimeFault:
+    """The server's words are passed on only where they are about the request, to whoever made it."""
+    match code:
+        case grpc.StatusCode.INVALID_ARGUMENT:
+            said = said.removeprefix("[request id: <id_unknown>] ")[:SAID_CHARS_MAX]
+            if said.startswith(REFUSAL):
+                param, _, said = said.removeprefix(REFUSAL).partition(" ")
+                return Invalid(said, param=param or None)
+            quoted = re.findall(r"['\"`]([^'\"`]+)['\"`]", said.rpartition("missing")[2])
+            return Invalid(said, param=next((name for name in quoted if name in names), None))
+        case grpc.StatusCode.DEADLINE_EXCEEDED:
+            return Expired(f"{who} did not finish before the call's deadline")
+        case grpc.StatusCode.RESOURCE_EXHAUSTED:
+            return Overloaded(f"{who}: its server takes no more at the moment")
+        case grpc.StatusCode.UNAVAILABLE:
+            return Unavailable(f"{who}: its server cannot be reached, or does not have the model ready")
+        case grpc.StatusCode.NOT_FOUND:
+            return Unavailable(f"{who}: its server knows no such model, or no such version of it")
+        case grpc.StatusCode.UNAUTHENTICATED | grpc.StatusCode.PERMISSION_DENIED:
+            return Unavailable(f"{who}: its server refused the gateway's own credentials; see `key_env`")
+        case _:
+            return Unavailable(f"{who}: its server failed ({code.name})")
+
+
+def _channel(url: str) -> grpc.aio.Channel:
+    options = [
+        ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
+        ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+        # A server that is back is found within a second; each replica finds it for itself.
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", 1_000),
+        ("grpc.min_reconnect_backoff_ms", 5_000),  # how long connecting may take
+        ("grpc.use_local_subchannel_pool", 1),
+        ("grpc.enable_retries", 0),  # the gateway has a budget for those
+        ("grpc.enable_http_proxy", 0),
+        # A connection that the other side has forgotten is noticed.
+        ("grpc.keepalive_time_ms", 20_000),
+        ("grpc.keepalive_timeout_ms", 5_000),
+    ]
+    scheme, _, rest = url.partition(":")
+    if scheme == "unix":
+        return grpc.aio.insecure_channel(url, options)
+    host = rest.removeprefix("//")
+    port = re.search(r":[0-9]+$", host)
+    if scheme == "grpc":
+        return grpc.aio.insecure_channel(host if port else f"{host}:8001", options)
+    trusted = ssl.get_default_verify_paths().cafile
+    credentials = grpc.ssl_channel_credentials(Path(trusted).read_bytes() if trusted else None)
+    return grpc.aio.secure_channel(host if port else f"{host}:443", credentials, options)
+
+
+def _method(channel: grpc.aio.Channel, name: str, request: Any, response: Any) -> Any:
+    return channel.unary_unary(
+        SERVICE + name, request_serializer=request.SerializeToString, response_deserializer=response.FromString
+    )
