@@ -1,4 +1,4 @@
-"""The `headrace-load` command: run · compare · peers · gate · page · emulate · faults · record.
+"""The `headrace-load` command: run · compare · peers · classifiers · gate · page · emulate · faults · record.
 
 `run` loads a server that speaks OpenAI's chat API and says what its answers cost; `compare` sets two such results side
 by side; `peers` measures gateways in one run; `gate` holds its ratios; `page` draws results; `emulate` is an engine
@@ -19,6 +19,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 from loadtests import gate
 from loadtests.child import ChildFault
+from loadtests.classifiers_command import EXAMPLES, classifiers_
 from loadtests.console import Flag, Key, Repeat, Settings, fail, say, show
 from loadtests.emulate_command import EMULATE_EXAMPLES, RECORD_EXAMPLES, emulate, faults, record
 from loadtests.emulator import EngineFault, FaultError
@@ -68,6 +69,7 @@ APP = App(
     version_flags=[],
 )
 APP.command(PEERS)
+APP.command(classifiers_, name="classifiers", help_epilogue=EXAMPLES)
 APP.command(emulate, help_epilogue=EMULATE_EXAMPLES)
 APP.command(faults)
 APP.command(record, help_epilogue=RECORD_EXAMPLES)

@@ -25,9 +25,10 @@ class ChildFault(Exception):
 
 @asynccontextmanager
 async def running(
-    name: str, command: Sequence[str], *, folder: Path, env: Mapping[str, str], core: int, ready: str
+    name: str, command: Sequence[str], *, folder: Path, env: Mapping[str, str], core: int | None, ready: str
 ) -> AsyncIterator[int]:
-    """Inside, `ready`, a URL, has answered 200; the value is its process id. Raises ChildFault."""
+    """Inside, `ready`, a URL, has answered 200; the value is its process id. It keeps to `core`, unless that is None.
+    Raises ChildFault."""
     log = folder / f"{name}.log"
     with log.open("wb") as out:
         try:
@@ -40,7 +41,7 @@ async def running(
                 stderr=out,
                 start_new_session=True,
                 # Before it starts: many a server counts its cores once, and makes as many threads.
-                preexec_fn=partial(os.sched_setaffinity, 0, {core}),
+                preexec_fn=None if core is None else partial(os.sched_setaffinity, 0, {core}),
             )
         except OSError as error:
             raise ChildFault(f"{name} can't be started: {error}") from None

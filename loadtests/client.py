@@ -1,4 +1,4 @@
-"""One connection that asks chat completions, one at a time, and says what came back and when.
+"""One connection that asks over HTTP, one call at a time, and says what came back and when.
 
 On asyncio's protocols and httptools, because a client that costs more than the gateway measures itself. Times are
 `time.perf_counter` seconds, taken once per read: what arrives together has arrived at the same time.
@@ -230,11 +230,11 @@ class Events:
         return (event for event in whole if event.startswith(b"data:"))
 
 
-def request(target: Target, content: bytes, headers: Mapping[str, str]) -> bytes:
-    """A chat call as it goes over the wire."""
+def request(target: Target, path: str, content: bytes, headers: Mapping[str, str]) -> bytes:
+    """A call as it goes over the wire."""
     further = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
     head = (
-        f"POST /v1/chat/completions HTTP/1.1\r\nhost: {target.authority}\r\n{further}"
+        f"POST {path} HTTP/1.1\r\nhost: {target.authority}\r\n{further}"
         f"content-type: application/json\r\ncontent-length: {len(content)}\r\n\r\n"
     )
     return head.encode() + content

@@ -19,9 +19,20 @@ Repeat = Annotated[int, Parameter(validator=Number(gte=1, lte=1_000))]
 Settings = Annotated[tuple[str, ...], Parameter(name="--set", negative="", show_default=False)]
 
 
+def home() -> Path:
+    """The folder that Headrace keeps its state in."""
+    return Path(os.environ.get("HEADRACE_STATE") or ".headrace").expanduser().absolute()
+
+
 def state() -> Path:
-    """Where peers are installed: in the same folder that Headrace keeps its state in."""
-    return Path(os.environ.get("HEADRACE_STATE") or ".headrace").expanduser().absolute() / "peers"
+    """Where peers are installed."""
+    return home() / "peers"
+
+
+def require_folder(file: Path | None) -> None:
+    """End, unless the file can be written."""
+    if file is not None and not file.absolute().parent.is_dir():
+        fail(1, f"{file} can't be written: there is no folder {file.parent}")
 
 
 def show(title: str, figures: Table) -> None:

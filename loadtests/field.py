@@ -58,7 +58,7 @@ async def field(
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="headrace-load-")))
         spans = await stack.enter_async_context(sink())
-        ports = _free_ports(1 + 2 * len(peers))
+        ports = free_ports(1 + 2 * len(peers))
         port = next(ports)
         engine = (sys.executable, "-m", "loadtests", "emulate", "--listen", f"127.0.0.1:{port}", *scenario.emulate)
         upstream = f"http://127.0.0.1:{port}"
@@ -97,7 +97,7 @@ async def field(
         yield entrants
 
 
-def _free_ports(count: int) -> Iterator[int]:
+def free_ports(count: int) -> Iterator[int]:
     """Nobody's at this moment, all different."""
     with ExitStack() as stack:
         held = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]

@@ -14,7 +14,7 @@ import uvloop
 from cyclopts import App, Parameter
 
 from loadtests.arrivals import Closed
-from loadtests.console import Repeat, Settings, fail, say, show, state
+from loadtests.console import Repeat, Settings, fail, require_folder, say, show, state
 from loadtests.contest import contest
 from loadtests.install import PeerFault, install, installed
 from loadtests.page import page
@@ -96,8 +96,7 @@ def run(
         Also write it as a page with plots.
     """
     for file in (json, html):
-        if file is not None and not file.absolute().parent.is_dir():
-            fail(1, f"{file} can't be written: there is no folder {file.parent}")  # better now than in four minutes
+        require_folder(file)  # better now than in four minutes
     plans: dict[str, Scenario] = {}
     for name in scenarios:
         plans |= load(name, settings).steps(Path(name).stem)

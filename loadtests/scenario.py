@@ -38,9 +38,11 @@ class Words(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Ask(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One kind of chat call."""
+    """One kind of call: a chat, or a text to be classified."""
 
     model: Annotated[str, Meta(min_length=1)]
+    texts: Annotated[tuple[str, ...], Meta(max_length=10_000)] = ()
+    """To be classified, one a call and each as often as any other, instead of a chat."""
     prompt: str = "Say something about water."
     prompt_words: Words | None = None
     """Random words instead of `prompt`."""
@@ -52,8 +54,19 @@ class Ask(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     weight: Annotated[float, Meta(gt=0, le=1_000_000)] = 1.0
     """Its share of the calls, among all weights of a `mix`."""
 
+    @property
+    def varies(self) -> bool:
+        """From call to call."""
+        return self.prompt_words is not None or len(self.texts) > 1
+
+    @property
+    def path(self) -> str:
+        return "/v1/classify" if self.texts else "/v1/chat/completions"
+
     def content(self, prompt: str, tokens_max: int | None) -> bytes:
         """The request's body."""
+        if self.texts:
+            return msgspec.json.encode({"model": self.model, "input": prompt} | self.body)
         fields: dict[str, Any] = {
             "model": self.model,
             "messages": [{"role": "user", "content": prompt}],
@@ -101,7 +114,7 @@ class Objective(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Scenario(Ask, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Chat calls. Ends by itself: `duration_s`, `calls_max` and `chunks_max` bound the asking, and `call_s_max` each
+    """Calls. Ends by itself: `duration_s`, `calls_max` and `chunks_max` bound the asking, and `call_s_max` each
     answer."""
 
     about: str
@@ -116,6 +129,8 @@ class Scenario(Ask, frozen=True, forbid_unknown_fields=True, kw_only=True):
     arrivals: Arrivals = Closed()
     rates_per_s: Annotated[tuple[Rate, ...], Meta(max_length=100)] = ()
     """Run it once at each of these rates instead of the arrivals' own."""
+    callers_each: Annotated[tuple[Annotated[int, Meta(ge=1, le=10_000)], ...], Meta(max_length=100)] = ()
+    """Run it once with each of these numbers of `connections` instead."""
     connections: Annotated[int, Meta(ge=1, le=10_000)] = 32
     """Calls under way at once; in an open loop, a call that is due while all are busy is sent late and measured
     from when it was due."""
@@ -149,7 +164,11 @@ class Scenario(Ask, frozen=True, forbid_unknown_fields=True, kw_only=True):
         return any(ask.stream for ask in self.asks)
 
     def steps(self, name: str) -> dict[str, Scenario]:
-        """Itself by its name, or one for each of its rates. Raises ScenarioFault."""
+        """Itself by its name, or one for each of its rates or numbers of callers. Raises ScenarioFault."""
+        if self.callers_each:
+            return {
+                f"{name} with {count}": replace(self, connections=count, callers_each=()) for count in self.callers_each
+            }
         if not self.rates_per_s:
             return {name: self}
         if not hasattr(self.arrivals, "rate_per_s"):

@@ -1,4 +1,5 @@
-"""Whom the load goes to: an HTTP server on TCP, or on a Unix socket. Loopback unless the user says otherwise."""
+"""Whom the load goes to: an HTTP server on TCP or on a Unix socket, or one that speaks the Open Inference Protocol over
+gRPC. Loopback unless the user says otherwise."""
 
 from __future__ import annotations
 
@@ -26,6 +27,7 @@ class Target(msgspec.Struct, frozen=True):
     host: str = "localhost"
     port: int = 80
     socket: str | None = None
+    grpc: bool = False
 
     @property
     def authority(self) -> str:
@@ -79,17 +81,23 @@ def chosen(text: str, *, key: str | None, anywhere: bool) -> Target:
 
 
 def parse(text: str) -> Target:
-    """`http://host:port`, with or without `/v1`, or `unix:/path`. Raises TargetFault."""
-    if text.startswith("unix:/"):
-        return Target(text, socket=text.removeprefix("unix:"))
+    """`http://host:port`, with or without `/v1`, or `unix:/path`; over gRPC `grpc://host:port` or `grpc+unix:/path`.
+    Raises TargetFault."""
+    scheme, found, path = text.partition("unix:/")
+    if found and scheme in ("", "grpc+"):
+        return Target(text, socket=f"/{path}", grpc=bool(scheme))
     try:
         parts = urlsplit(text)
         host, port = parts.hostname, parts.port or 80
     except ValueError as error:
-        raise TargetFault(f"target {text!r}: {error}; write http://host:port or unix:/path") from None
-    if parts.scheme != "http" or not host or parts.path.rstrip("/") not in ("", "/v1") or parts.query or parts.username:
-        raise TargetFault(f"target {text!r} is no address of a server; write http://host:port or unix:/path")
-    return Target(text, host=host, port=port)
+        raise TargetFault(f"target {text!r}: {error}; write {FORMS}") from None
+    plain = parts.path.rstrip("/") in ("", "/v1") and not parts.query and not parts.username
+    if parts.scheme not in ("http", "grpc") or not host or not plain:
+        raise TargetFault(f"target {text!r} is no address of a server; write {FORMS}")
+    return Target(text, host=host, port=port, grpc=parts.scheme == "grpc")
+
+
+FORMS = "http://host:port, unix:/path, grpc://host:port or grpc+unix:/path"
 
 
 def require_loopback(target: Target) -> None:

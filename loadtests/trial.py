@@ -11,13 +11,14 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 
 import msgspec
 
 from loadtests import process, slope
 from loadtests.client import Answer, Connection
+from loadtests.grpc_client import GrpcConnection
 from loadtests.report import Cost, Report, machine
 from loadtests.scenario import Scenario
 from loadtests.tally import Tally, together
@@ -33,7 +34,8 @@ SLOPE_S_MIN = 60.0
 
 async def trial(scenario: Scenario, *, name: str, target: Target, access: Access, pid: int | None) -> Report:
     """Raises TargetFault if nobody listens, NoProcess if `pid` is not there; later failures are counted."""
-    clients = [_Client(target) for _ in range(scenario.connections)]
+    headers = access.of(scenario.callers[0].name)
+    clients = [_Client(target, headers) for _ in range(scenario.connections)]
 
     async def part(name: str, duration_s: float, pid: int | None) -> _Round:
         due = calls(scenario, target, access, duration_s=duration_s, part=name)
@@ -65,14 +67,20 @@ async def _connect(clients: list[_Client], target: Target) -> None:
 class _Client:
     """A connection that is made again when it was lost."""
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Target, headers: Mapping[str, str]) -> None:
         self.target = target
-        self.connection = Connection()
+        self.headers = headers
+        """Of a connection, where it is not each call that carries them."""
+        self.connection: Connection | GrpcConnection = Connection()
         self.sent_s = 0.0
 
     async def connect(self) -> None:
         """Raises OSError."""
-        self.connection = await self.target.connect(Connection, within_s=CONNECT_S_MAX)
+        if self.target.grpc:
+            self.connection = GrpcConnection(self.target, self.headers)
+            await self.connection.connect(within_s=CONNECT_S_MAX)
+        else:
+            self.connection = await self.target.connect(Connection, within_s=CONNECT_S_MAX)
         if not self.connection.open:
             raise ConnectionResetError("it was closed as soon as it was open")
 

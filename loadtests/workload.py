@@ -11,6 +11,7 @@ import msgspec
 
 from loadtests.arrivals import Closed, Trace, TraceLine
 from loadtests.client import request
+from loadtests.grpc_client import infer_request
 from loadtests.scenario import Ask, Cancels, Scenario
 from loadtests.target import Access, Target
 
@@ -59,7 +60,7 @@ class _Draw:
         self.block = lru_cache(maxsize=4_096)(block)
         self.caller_weights = list(itertools.accumulate(it.weight for it in self.callers))
         self.ask_weights = list(itertools.accumulate(it.weight for it in self.asks))
-        only = len(self.callers) == len(self.asks) == 1 and self.asks[0].prompt_words is None
+        only = len(self.callers) == len(self.asks) == 1 and not self.asks[0].varies
         plain = only and scenario.cancels is None
         self.fixed = self._wire(self.callers[0].name, self.asks[0], None) if only else None
         self.constant = Call(self.fixed, self.callers[0].name) if self.fixed is not None and plain else None
@@ -76,9 +77,13 @@ class _Draw:
         prompt, tokens_max = ask.prompt, ask.tokens_max
         if line is not None:
             prompt, tokens_max = traced(line, self.block), max(1, line.output_length)
+        elif ask.texts:
+            prompt = self.chance.choice(ask.texts)
         elif ask.prompt_words is not None:
             prompt = " ".join(self.chance.choices(WORDS, k=ask.prompt_words.draw(self.chance)))
-        return request(self.target, ask.content(prompt, tokens_max), self.headers[tenant])
+        if self.target.grpc:
+            return infer_request(ask.model, prompt)
+        return request(self.target, ask.path, ask.content(prompt, tokens_max), self.headers[tenant])
 
 
 def traced(line: TraceLine, block: Callable[[int], list[str]]) -> str:

@@ -30,7 +30,7 @@ def test_a_scenario_of_ones_own_is_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "setting", "said"),
     [
-        ("nothing", "connections=1", "there is no scenario 'nothing'; name a .toml file, or one of: echo, "),
+        ("nothing", "connections=1", "there is no scenario 'nothing'; name a .toml file, or one of: classify, echo, "),
         ("echo", "connections=0", "scenario echo: Expected `int` >= 1 - at `connections`"),
         ("echo", "conections=1", "unknown field `conections`"),
         ("echo", "connections", "--set 'connections': write field=value"),

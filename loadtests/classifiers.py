@@ -1,0 +1,181 @@
+"""What serving takes from a text classifier: the same artifact behind each door, beside its bare runtime and beside
+Triton, in turn and in one run.
+
+All may use every core, as on a machine of their own, but the client, which keeps to one. Only who is loaded works: a
+server without calls waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+
+import msgspec
+from msgspec.structs import asdict, replace
+
+from loadtests.child import ChildFault, running
+from loadtests.client import Answer
+from loadtests.field import Cores, free_ports, pinned
+from loadtests.install import Own
+from loadtests.peer import bare_env
+from loadtests.raw import Done
+from loadtests.report import Cost, Report, Results, Side, machine
+from loadtests.scenario import Scenario
+from loadtests.tally import Tally
+from loadtests.target import Access, Target, parse
+from loadtests.trial import trial
+
+RAW, TRITON = "raw batch 8", "triton gRPC"
+"""What the others are compared with."""
+BATCH_ROWS = 8
+CONFIG = """
+[server]
+listen = "127.0.0.1:{port}"
+grpc = "127.0.0.1:{grpc_port}"
+admin = "127.0.0.1:{admin_port}"
+[state]
+path = "{state}"
+[[models]]
+name = "onnx"
+replicas = [{{ kind = "onnx", artifact = "{artifact}", batch_max = {rows} }}]
+[[models]]
+name = "onnx-one"
+replicas = [{{ kind = "onnx", artifact = "{artifact}", batch_max = 1 }}]
+[[models]]
+name = "triton"
+replicas = [{{ kind = "triton", artifact = "{artifact}", batch_max = {rows} }}]
+"""
+SOCKET = "run/triton-0/grpc:1"
+"""Of the Triton that the gateway looks after, below the state folder."""
+
+
+class Door(msgspec.Struct, frozen=True):
+    """A way to the classifier, and what its calls name it."""
+
+    name: str
+    about: str
+    target: Target
+    model: str
+    access: Access = Access()
+
+
+class Raw(msgspec.Struct, frozen=True):
+    """No way at all."""
+
+    name: str
+    about: str
+    rows: int
+
+
+async def classifiers(
+    scenario: Scenario, *, name: str, artifact: Path, state: Path, repeat: int, say: Callable[[str], None]
+) -> Results:
+    """Every door with each number of callers. Raises ChildFault if the gateway does not start."""
+    steps = scenario.steps(name)
+    runs: dict[str, list[Report]] = {}
+    cores = Cores.of(os.sched_getaffinity(0))
+    with tempfile.TemporaryDirectory(prefix="headrace-load-") as folder:
+        async with doors(artifact, state=state, folder=Path(folder)) as ways:
+            with pinned(cores.client):
+                for step, plan in steps.items():
+                    for number in range(1, repeat + 1):
+                        for way in ways if number % 2 else reversed(ways):
+                            say(f"{step}, {number} of {repeat}: {way.name}")
+                            if isinstance(way, Raw):
+                                made = await _raw(way, plan, step, artifact)
+                            else:
+                                asks = replace(plan, model=way.model)
+                                made = await trial(asks, name=step, target=way.target, access=way.access, pid=None)
+                            runs.setdefault(way.name, []).append(made)
+    version = Own("headrace").version()
+    return Results(sides=tuple(Side(it.name, version, it.about, runs=tuple(runs[it.name])) for it in ways))
+
+
+@asynccontextmanager
+async def doors(artifact: Path, *, state: Path, folder: Path) -> AsyncIterator[tuple[Raw | Door, ...]]:
+    """All of them, open."""
+    port, grpc_port, admin_port = free_ports(3)
+    own = folder / "state"
+    own.mkdir()
+    (own / "engines").symlink_to(state / "engines")
+    config = folder / "headrace.toml"
+    config.write_text(
+        CONFIG.format(
+            port=port, grpc_port=grpc_port, admin_port=admin_port, state=own, artifact=artifact, rows=BATCH_ROWS
+        )
+    )
+    command, key = str(Path(sys.executable).with_name("headrace")), folder / "key"
+    for told in (
+        ("tenant", "add", "load", "--rpm", "100000000", "--tpm", "2000000000", "--concurrent", "100000"),
+        ("key", "add", "--tenant", "load", "--save", str(key)),
+    ):
+        done = subprocess.run(  # noqa: S603, ASYNC221 - our own, and nothing else runs yet
+            (command, *told, "--config", str(config)), check=False, capture_output=True, text=True, env=bare_env()
+        )
+        if done.returncode:
+            raise ChildFault(f"`headrace {told[0]} {told[1]}` failed: {done.stderr.strip()}")
+    access = Access(keys=dict.fromkeys(("load",), key.read_text().strip()))
+    ready = f"http://127.0.0.1:{admin_port}/readyz"
+    http, grpc = parse(f"http://127.0.0.1:{port}"), parse(f"grpc://127.0.0.1:{grpc_port}")
+    serve = (command, "serve", "--config", str(config))
+    async with running("headrace", serve, folder=folder, env=bare_env(), core=None, ready=ready):
+        yield (
+            Raw(RAW, "ONNX Runtime in a loop, 8 rows at a time", BATCH_ROWS),
+            Raw("raw batch 1", "ONNX Runtime in a loop, a row at a time", 1),
+            Door("headrace HTTP", "POST /v1/classify; ONNX Runtime in the gateway's process", http, "onnx", access),
+            Door("headrace gRPC", "ModelInfer; the same", grpc, "onnx", access),
+            Door("headrace HTTP, no batches", "POST /v1/classify, a row at a time", http, "onnx-one", access),
+            Door(TRITON, "ModelInfer at Triton's own socket", parse(f"grpc+unix:{own / SOCKET}"), "model"),
+            Door("headrace to triton", "ModelInfer through the gateway to that Triton", grpc, "triton", access),
+        )
+
+
+async def _raw(way: Raw, plan: Scenario, step: str, artifact: Path) -> Report:
+    """As if each row had been a call."""
+    with tempfile.NamedTemporaryFile(suffix=".json") as texts:
+        texts.write(msgspec.json.encode(plan.texts))
+        texts.flush()
+        options = ("--texts", texts.name, "--rows", str(way.rows), "--duration-s", str(plan.duration_s))
+        child = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "loadtests.raw", str(artifact), *options, "--warmup-s", str(plan.warmup_s)),
+            stdout=asyncio.subprocess.PIPE,
+            preexec_fn=partial(os.sched_setaffinity, 0, range(os.cpu_count() or 1)),
+        )
+        out, _ = await child.communicate()
+    if child.returncode:
+        raise ChildFault(f"{way.name} ended with status {child.returncode}; its words are above")
+    done = msgspec.json.decode(out, type=Done)
+    tally, now_s = Tally(None), done.start_s
+    for batch_s in done.batch_s:
+        now_s += batch_s
+        answer = Answer(tally.gaps_s)
+        answer.status, answer.complete, answer.end_s = 200, True, now_s
+        for _ in range(way.rows):
+            tally.count(answer, since_s=now_s - batch_s, start_s=done.start_s)
+    elapsed_s = now_s - done.start_s
+    return Report(
+        **asdict(tally.service(elapsed_s)),
+        scenario=step,
+        settings=plan,
+        target="in its process",
+        at=datetime.now(UTC).isoformat(timespec="seconds"),
+        machine=machine(),
+        load_average=os.getloadavg()[0],
+        elapsed_s=elapsed_s,
+        client_cores=0.0,
+        tenants={},
+        cost=Cost(
+            cpu_us_per_call=done.cpu_s * 1e6 / done.rows,
+            cpu_us_per_chunk=None,
+            cores=done.cpu_s / elapsed_s,
+            rss_bytes_max=0,
+        ),
+    )
