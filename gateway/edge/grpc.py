@@ -343,8 +343,8 @@ def _text(model: str, wants: Generation, said: Said, *, final: bool | None) -> b
 
 
 def _part(answer: bytes) -> bytes:
-    """A ModelInferResponse as part of a stream: field 2 of a ModelStreamInferResponse, as protobuf writes it, so that it
-    is not taken apart to be put together again."""
+    """A ModelInferResponse as part of a stream: field 2 of a ModelStreamInferResponse, as protobuf writes it, so that
+    it is not taken apart to be put together again."""
     return b"\x12" + _varint(len(answer)) + answer
 
 
