@@ -289,7 +289,9 @@ class Installation:
 
     def carry_out(self, *, torch_index: str | None) -> dict[str, str]:
         """Return the versions that the proof imported."""
-        self._do("create the environment", [sys.executable, "-m", "venv", str(self._home)])
+        # What another Python has begun can't be gone on with.
+        anew = () if self._is_ours() else ("--clear",)
+        self._do("create the environment", [sys.executable, "-m", "venv", *anew, str(self._home)])
         self._forget_halves()
         if self._plan.embeds:
             self._find_python()
@@ -297,6 +299,11 @@ class Installation:
             self._install_torch(torch_index)
         self._install_rest()
         return self._prove()
+
+    def _is_ours(self) -> bool:
+        """Whether what is there, if anything is, was made by the Python that runs this."""
+        made = Path(self._python)
+        return not made.is_symlink() or made.resolve() == Path(sys.executable).resolve()
 
     def _find_python(self) -> None:
         """Before half a gigabyte is fetched: a server that loads no Python runs no model."""

@@ -77,6 +77,20 @@ def test_a_second_installation_runs_nothing(environments: Environments, pip: Fak
     assert pip.commands == []
 
 
+def test_what_another_python_has_begun_is_begun_anew(environments: Environments, tmp_path: Path, pip: FakePip) -> None:
+    python = tmp_path / "engines" / "vllm-0.32.0" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.symlink_to("/nowhere/python3.11")
+    environments.install("vllm")
+    assert "--clear" in pip.commands[0]
+    pip.commands.clear()
+    python.unlink()
+    python.symlink_to(sys.executable)
+    environments.remove("vllm", "0.32.0")
+    environments.install("vllm")
+    assert "--clear" not in pip.commands[0]
+
+
 def test_torch_is_a_cpu_build_in_a_step_of_its_own_and_all_else_is_hashed(
     environments: Environments, pip: FakePip
 ) -> None:
