@@ -8,16 +8,19 @@ server without calls waits.
 from __future__ import annotations
 
 import asyncio
+import math
 import os
+import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
+import httpx
 import msgspec
 from msgspec.structs import asdict, replace
 
@@ -27,7 +30,7 @@ from loadtests.field import Cores, free_ports, pinned
 from loadtests.install import Own
 from loadtests.peer import bare_env
 from loadtests.raw import Done
-from loadtests.report import Cost, Report, Results, Side, machine
+from loadtests.report import Batches, Cost, Report, Results, Side, machine
 from loadtests.scenario import Scenario
 from loadtests.tally import Tally
 from loadtests.target import Access, Target, parse
@@ -45,10 +48,10 @@ admin = "127.0.0.1:{admin_port}"
 path = "{state}"
 [[models]]
 name = "onnx"
-replicas = [{{ kind = "onnx", artifact = "{artifact}", batch_max = {rows} }}]
+replicas = [{{ kind = "onnx", artifact = "{artifact}", batches = 1, batch_max = {rows} }}]
 [[models]]
 name = "onnx-one"
-replicas = [{{ kind = "onnx", artifact = "{artifact}", batch_max = 1 }}]
+replicas = [{{ kind = "onnx", artifact = "{artifact}", batches = 1, batch_max = 1 }}]
 [[models]]
 name = "triton"
 replicas = [{{ kind = "triton", artifact = "{artifact}", batch_max = {rows} }}]
@@ -65,6 +68,8 @@ class Door(msgspec.Struct, frozen=True):
     target: Target
     model: str
     access: Access = Access()
+    metrics: str = ""
+    """Where the server tells how it made batches, if it does."""
 
 
 class Raw(msgspec.Struct, frozen=True):
@@ -92,8 +97,7 @@ async def classifiers(
                             if isinstance(way, Raw):
                                 made = await _raw(way, plan, step, artifact)
                             else:
-                                asks = replace(plan, model=way.model)
-                                made = await trial(asks, name=step, target=way.target, access=way.access, pid=None)
+                                made = await _through(way, replace(plan, model=way.model), step)
                             runs.setdefault(way.name, []).append(made)
     version = Own("headrace").version()
     return Results(sides=tuple(Side(it.name, version, it.about, runs=tuple(runs[it.name])) for it in ways))
@@ -123,19 +127,57 @@ async def doors(artifact: Path, *, state: Path, folder: Path) -> AsyncIterator[t
         if done.returncode:
             raise ChildFault(f"`headrace {told[0]} {told[1]}` failed: {done.stderr.strip()}")
     access = Access(keys=dict.fromkeys(("load",), key.read_text().strip()))
-    ready = f"http://127.0.0.1:{admin_port}/readyz"
+    ready, metrics = (f"http://127.0.0.1:{admin_port}/{it}" for it in ("readyz", "metrics"))
     http, grpc = parse(f"http://127.0.0.1:{port}"), parse(f"grpc://127.0.0.1:{grpc_port}")
     serve = (command, "serve", "--config", str(config))
     async with running("headrace", serve, folder=folder, env=bare_env(), core=None, ready=ready):
         yield (
             Raw(RAW, "ONNX Runtime in a loop, 8 rows at a time", BATCH_ROWS),
             Raw("raw batch 1", "ONNX Runtime in a loop, a row at a time", 1),
-            Door("headrace HTTP", "POST /v1/classify; ONNX Runtime in the gateway's process", http, "onnx", access),
-            Door("headrace gRPC", "ModelInfer; the same", grpc, "onnx", access),
-            Door("headrace HTTP, no batches", "POST /v1/classify, a row at a time", http, "onnx-one", access),
+            Door(
+                "headrace HTTP",
+                "POST /v1/classify; ONNX Runtime in the gateway's process",
+                http,
+                "onnx",
+                access,
+                metrics,
+            ),
+            Door("headrace gRPC", "ModelInfer; the same", grpc, "onnx", access, metrics),
+            Door("headrace HTTP, no batches", "POST /v1/classify, a row at a time", http, "onnx-one", access, metrics),
             Door(TRITON, "ModelInfer at Triton's own socket", parse(f"grpc+unix:{own / SOCKET}"), "model"),
             Door("headrace to triton", "ModelInfer through the gateway to that Triton", grpc, "triton", access),
         )
+
+
+async def _through(way: Door, plan: Scenario, step: str) -> Report:
+    before = await _batches(way)
+    made = await trial(plan, name=step, target=way.target, access=way.access, pid=None)
+    after = await _batches(way)
+    rows, queue_s = (
+        tuple(_shares({le: after[name][le] - before[name].get(le, 0) for le in after[name]})) for name in HISTOGRAMS
+    )
+    return replace(made, batches=Batches(rows, queue_s)) if rows else made
+
+
+async def _batches(way: Door) -> dict[str, dict[float, float]]:
+    """The model's histograms so far, by what Prometheus calls them: how many were at most so much."""
+    found: dict[str, dict[float, float]] = {name: {} for name in HISTOGRAMS}
+    if way.metrics:
+        async with httpx.AsyncClient(trust_env=False) as client:
+            text = (await client.get(way.metrics)).text
+        for name, labels, count in re.findall(r"^(\w+)_bucket\{(.*)\} (\S+)$", text, re.MULTILINE):
+            of = dict(re.findall(r'(\w+)="([^"]*)"', labels))
+            if name in found and of["model"] == way.model:
+                found[name][float(of["le"])] = float(count)
+    return found
+
+
+HISTOGRAMS = ("headrace_batch_rows", "headrace_batch_queue_seconds")
+
+
+def _shares(counts: Mapping[float, float]) -> Iterator[tuple[float, float]]:
+    most = max(counts.values(), default=0)
+    return ((le, count / most) for le, count in sorted(counts.items()) if most and math.isfinite(le))
 
 
 async def _raw(way: Raw, plan: Scenario, step: str, artifact: Path) -> Report:

@@ -78,11 +78,11 @@ class GrpcConnection:
 
 
 def infer_request(model: str, text: str) -> bytes:
-    """One text for a classifier, in the binary form."""
+    """One text for a classifier, in the binary form; a row of one column, which is how Triton wants it."""
     from tritonclient.grpc import service_pb2
 
     raw = text.encode()
     message = service_pb2.ModelInferRequest(model_name=model)
-    message.inputs.add(name="text", datatype="BYTES", shape=[1])
+    message.inputs.add(name="text", datatype="BYTES", shape=[1, 1])
     message.raw_input_contents.append(len(raw).to_bytes(4, "little") + raw)
     return bytes(message.SerializeToString())

@@ -47,6 +47,7 @@ def _scenario(results: Results, name: str) -> str:
     closed = isinstance(run.settings.arrivals, Closed)
     parts.append(f"<h3>Latency: {what}{', in a closed loop' if closed else ', from when calls were due'}</h3>")
     parts.append(plot.lines(list(_curves(results, name)), x="milliseconds", y="% of calls", log_x=True))
+    parts += _batches(results, name)
     if len(run.tenants) > 1:
         parts += _fairness(results, name)
     parts.append(_table(results, name))
@@ -74,6 +75,25 @@ def _curves(results: Results, name: str) -> Iterator[plot.Line]:
             middle = [statistics.median(it.curve_s[percent] for it in found) for percent in range(101)]
             points = tuple((value_s * 1e3, float(percent)) for percent, value_s in enumerate(middle))
             yield plot.Line(side.name, points, _style(results, side))
+
+
+def _batches(results: Results, name: str) -> Iterator[str]:
+    """How calls were put together, where a server told."""
+    told = [(side, runs[-1].batches) for side in results.sides if (runs := side.of(name)) and runs[-1].batches]
+    if told:
+        rows = [
+            plot.Line(side.name, tuple((at, share * 100) for at, share in it.rows), _style(results, side))
+            for side, it in told
+            if it
+        ]
+        queue = [
+            plot.Line(side.name, tuple((at * 1e3, share * 100) for at, share in it.queue_s), _style(results, side))
+            for side, it in told
+            if it
+        ]
+        yield f"<h3>Batch size</h3>{plot.lines(rows, x='rows, at most', y='% of batches', height=150, log_x=True)}"
+        yield "<h3>Wait for a batch</h3>"
+        yield plot.lines(queue, x="milliseconds, at most", y="% of rows", height=150, log_x=True)
 
 
 def _fairness(results: Results, name: str) -> Iterator[str]:

@@ -64,6 +64,15 @@ class Cost(msgspec.Struct, frozen=True):
     """By Theil and Sen, over the trial; None for one shorter than a minute, which says nothing of an hour."""
 
 
+class Batches(msgspec.Struct, frozen=True):
+    """What a server made of the calls it had at once, as shares of 1 that were at most so much."""
+
+    rows: tuple[tuple[float, float], ...]
+    """Of batches, by how many rows they had."""
+    queue_s: tuple[tuple[float, float], ...]
+    """Of rows, by how long they waited for one."""
+
+
 class Service(msgspec.Struct, frozen=True, kw_only=True):
     """What came of calls: all of a trial's, or one tenant's. Latencies are those of served calls, counted from when a
     call was due."""
@@ -110,6 +119,7 @@ class Report(Service, frozen=True, kw_only=True):
     """CPU time of the client over time: near 1.0 it is the client that was measured."""
     tenants: dict[str, Service]
     cost: Cost | None
+    batches: Batches | None = None
 
 
 class Side(msgspec.Struct, frozen=True):
