@@ -39,7 +39,7 @@ class Part(NamedTuple):
     name: str
     datatype: str
     shape: tuple[int, ...]
-    raw: bytes | None = None
+    raw: bytes | memoryview | None = None
     values: msgspec.Raw | Sequence[Any] = ()
 
 
@@ -100,7 +100,7 @@ def count(part: Part) -> int:
     return math.prod(part.shape)
 
 
-def require_size(part: Part, expected: int) -> bytes:
+def require_size(part: Part, expected: int) -> bytes | memoryview:
     """Its bytes. Raises Invalid unless there are so many."""
     assert part.raw is not None
     if len(part.raw) != expected:
@@ -150,7 +150,7 @@ def _strings(part: Part, elements: int) -> list[bytes]:
                 "bytes, little-endian.",
                 param=part.name,
             )
-        found.append(raw[start:at])
+        found.append(bytes(raw[start:at]))
     if at != len(raw):
         raise Invalid(
             f"input `{part.name}` brings {len(raw) - at} bytes more than its {elements} strings.", param=part.name
@@ -159,7 +159,7 @@ def _strings(part: Part, elements: int) -> list[bytes]:
 
 
 def _flags(part: Part, elements: int) -> list[bool]:
-    raw = require_size(part, elements)
+    raw = bytes(require_size(part, elements))
     if raw.translate(None, b"\0\1"):
         raise Invalid(f"input `{part.name}` is BOOL; each of its bytes must be 0 or 1.", param=part.name)
     return [byte == 1 for byte in raw]
@@ -180,9 +180,9 @@ _FLAT: Mapping[str, msgspec.json.Decoder[Any]] = MappingProxyType(
 
 def _decoded(part: Part) -> list[Any]:
     """Flat, or nested as the shape is."""
-    data = bytes(part.values)
+    data = memoryview(part.values)  # type: ignore[arg-type]  # its type stubs do not say that it is a buffer
     datatype = require_datatype(part)
-    if datatype != "BYTES" and data.count(b",") >= VALUES_MAX:
+    if datatype != "BYTES" and bytes(data).count(b",") >= VALUES_MAX:
         raise Invalid(
             f"input `{part.name}` brings more than {VALUES_MAX} elements; send them as binary data.", param=part.name
         )

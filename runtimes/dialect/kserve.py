@@ -96,7 +96,8 @@ def _admitted(part: Part, declared: dict[str, Tensor]) -> Array:
 
 def _texts(name: str, found: Array) -> Array:
     """BYTES as `str` if all of them are text, which the input `text` must be."""
-    texts = np.empty(found.shape, object)
+    # Its own array where nothing else needs it: a text goes as its bytes become one.
+    texts = found if name == "text" else np.empty_like(found)
     for index, element in enumerate(found.flat):
         try:
             texts.flat[index] = element.decode() if isinstance(element, bytes) else element

@@ -100,7 +100,7 @@ def _part(given: Input, body: bytes, at: int) -> tuple[Part, int]:
             "left of them.",
             param=name,
         )
-    return Part(name, given.datatype, tuple(given.shape), raw=body[at : at + size]), at + size
+    return Part(name, given.datatype, tuple(given.shape), raw=memoryview(body)[at : at + size]), at + size
 
 
 def _wanted(output: Output, binary: bool) -> Wanted:

@@ -32,15 +32,16 @@ def array(part: Part) -> Array:
     datatype = require_datatype(part)
     if part.raw is not None and datatype not in ("BOOL", "BYTES"):
         raw = require_size(part, count(part) * WIDTHS[datatype])
-        return np.frombuffer(raw, DTYPES[datatype]).reshape(part.shape)
-    found = values(part)
+        found = np.frombuffer(raw, DTYPES[datatype]).reshape(part.shape)
+        return found if found.flags.aligned else found.copy()
+    elements = values(part)
     if datatype == "BYTES":
-        strings = np.empty(len(found), object)
-        strings[:] = found
+        strings = np.empty(len(elements), object)
+        strings[:] = elements
         return strings.reshape(part.shape)
     try:
         with np.errstate(over="ignore"):
-            numbers = np.array(found, DTYPES[datatype])
+            numbers = np.array(elements, DTYPES[datatype])
     except OverflowError:
         raise _too_large(part) from None
     if datatype.startswith("FP") and isinstance(part.values, msgspec.Raw) and not np.isfinite(numbers).all():

@@ -284,7 +284,7 @@ async def test_null_is_the_same_as_leaving_it_out(
 # ---- where they send it ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("path", ["/", "/v1", "/v1/", "/v1/audio/speech", "/v2/models", "/metrics", "/schema", "/%00"])
+@pytest.mark.parametrize("path", ["/", "/v1", "/v1/", "/v1/audio/speech", "/v3/models", "/metrics", "/schema", "/%00"])
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
 async def test_an_unknown_route_is_a_404_like_any_other(
     gateway: GatewayProcess, key: Key, method: str, path: str
