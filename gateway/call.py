@@ -153,6 +153,8 @@ class Call(msgspec.Struct, gc=False):
     """`max_tokens` or its kin, per choice, if the client set one."""
     traceparent: str | None = None
     """W3C trace context to hand on: the caller's, or this call's own span."""
+    read_bytes: int = 0
+    """How long a body was that is not kept, because a door has read all of it."""
     translation: Translation | None = None
     """How the body becomes tensors and back, if any model speaking tensors is served."""
 
@@ -180,7 +182,7 @@ class Call(msgspec.Struct, gc=False):
     @property
     def tokens_in_estimate(self) -> int:
         """Four bytes of body a token: near the truth for English prose, above it for most JSON."""
-        return len(self.body) // 4 + 1
+        return (self.read_bytes or len(self.body)) // 4 + 1
 
     def exchange(self, *, model: str, each_chunk: bool, now_s: float, begin_by_s: float) -> Exchange:
         """The call as an engine gets it at `now_s`, to be answered from `begin_by_s` on at the latest.

@@ -43,13 +43,13 @@ class Context(Protocol):
 
     async def abort(self, code: grpc.StatusCode, details: str, trailing_metadata: Metadata) -> NoReturn: ...
     async def write(self, message: bytes) -> None: ...
+    async def read(self) -> bytes | object: ...
     def invocation_metadata(self) -> Metadata | None: ...
     def set_trailing_metadata(self, trailing_metadata: Metadata) -> None: ...
     def time_remaining(self) -> float | None: ...
 
 
-Requests = AsyncIterator[bytes]
-Action = Callable[[Requests, Context], Awaitable[bytes | None]]
+Action = Callable[[Context], Awaitable[bytes | None]]
 
 INFER, STREAM = f"/{SERVICE}/ModelInfer", f"/{SERVICE}/ModelStreamInfer"
 #: Calls on one connection at once; further ones wait in its client.
@@ -152,10 +152,10 @@ class Grpc:
     def _stream(self, action: Action) -> Any:
         return grpc.stream_stream_rpc_method_handler(partial(self._answer, action))
 
-    async def _answer(self, action: Action, requests: Requests, context: Context) -> bytes | None:
+    async def _answer(self, action: Action, _messages: object, context: Context) -> bytes | None:
         """Cancelled the moment the client has gone, or its deadline has passed."""
         try:
-            return await action(requests, context)
+            return await action(context)
         except Exception as fault:  # noqa: BLE001 - what is nobody's fault is logged there
             error = _error(fault)
         headers = error_headers(error)
@@ -176,32 +176,33 @@ class Grpc:
         async with asyncio.timeout(self.bounds.write_s_max):
             await context.write(message)
 
-    async def _message(self, requests: Requests) -> bytes:
+    async def _message(self, context: Context) -> bytes:
         """The only one of a call that has one."""
         try:
             async with asyncio.timeout(self.bounds.body_s_max):
-                return await anext(requests)
+                message = await context.read()
         except TimeoutError:
             raise RequestTimeout(f"The message did not arrive within {self.bounds.body_s_max:g} s.") from None
-        except StopAsyncIteration:
-            raise BadRequest("The call brings no message.") from None
+        if not isinstance(message, bytes):
+            raise BadRequest("The call brings no message.")
+        return message
 
     # ---- what there is
 
-    async def _live(self, requests: Requests, context: Context) -> bytes:
+    async def _live(self, context: Context) -> bytes:
         return grpc_facts.live(self.catalogue)
 
-    async def _ready(self, requests: Requests, context: Context) -> bytes:
+    async def _ready(self, context: Context) -> bytes:
         return grpc_facts.ready(self.catalogue)
 
-    async def _check(self, requests: Requests, context: Context) -> bytes:
-        status = grpc_facts.health(self.catalogue, await self._message(requests))
+    async def _check(self, context: Context) -> bytes:
+        status = grpc_facts.health(self.catalogue, await self._message(context))
         if status == "SERVICE_UNKNOWN":
             raise NotFound(f"Health is told of {SERVICE}, and of all by an empty name.")
         return encoded(messages.HealthCheckResponse(status=status))
 
-    async def _watch(self, requests: Requests, context: Context) -> None:
-        body, told = await self._message(requests), ""
+    async def _watch(self, context: Context) -> None:
+        body, told = await self._message(context), ""
         if self.watchers >= WATCHERS_MAX:
             raise TooManyConnections(f"{WATCHERS_MAX} watch the health already; check it instead.")
         self.watchers += 1
@@ -215,33 +216,32 @@ class Grpc:
         finally:
             self.watchers -= 1
 
-    async def _told(self, method: str, principal: Principal, requests: Requests, context: Context) -> bytes:
-        return ANSWERS[method](self.catalogue, principal, await self._message(requests))
+    async def _told(self, method: str, principal: Principal, context: Context) -> bytes:
+        return ANSWERS[method](self.catalogue, principal, await self._message(context))
 
     # ---- what is computed
 
-    async def _model_infer(self, principal: Principal, requests: Requests, context: Context) -> bytes:
-        body = await self._message(requests)
-        asked = kserve_grpc.read(body)
+    async def _model_infer(self, principal: Principal, context: Context) -> bytes:
+        asked = kserve_grpc.read(await self._message(context))
         caller = self._caller(principal, context)
         context.set_trailing_metadata((("x-request-id", caller.id),))
         if not self.catalogue.generates(asked.model):
-            return await self._tensors(caller, asked, body, final=None)
+            return await self._tensors(caller, asked, final=None)
         wants = generation.from_message(asked.message)
         if wants.stream:
             raise BadRequest("`stream` is true, but this is ModelInfer; ask ModelStreamInfer.", param="stream")
         return _text(asked.model, wants, await self._in_one_piece(caller, asked, wants), final=None)
 
-    async def _model_stream_infer(self, principal: Principal, requests: Requests, context: Context) -> None:
+    async def _model_stream_infer(self, principal: Principal, context: Context) -> None:
         """One request after the other, as they come; what goes wrong with one is told, and the next is taken."""
-        while (body := await self._next(requests)) is not None:
+        while (body := await self._next(context)) is not None:
             id = ""
             try:
                 asked = kserve_grpc.read(body)
                 id = asked.message.id
                 caller = self._caller(principal, context)
                 if not self.catalogue.generates(asked.model):
-                    await self._write(context, _part(await self._tensors(caller, asked, body, final=True)))
+                    await self._write(context, _part(await self._tensors(caller, asked, final=True)))
                     continue
                 wants = generation.from_message(asked.message)
                 if wants.stream:
@@ -253,21 +253,22 @@ class Grpc:
                 answer = {"error_message": _error(fault).message, "infer_response": {"id": id}}
                 await self._write(context, encoded(messages.ModelStreamInferResponse(**answer)))
 
-    async def _next(self, requests: Requests) -> bytes | None:
+    async def _next(self, context: Context) -> bytes | None:
         """A stream's next request, None after the last."""
         try:
             async with asyncio.timeout(IDLE_S_MAX):
-                return await anext(requests, None)
+                message = await context.read()
         except TimeoutError:
             raise RequestTimeout(f"No request came on this stream for {IDLE_S_MAX:g} s; open another.") from None
+        return message if isinstance(message, bytes) else None
 
-    async def _tensors(self, caller: Caller, asked: kserve_grpc.Asked, body: bytes, *, final: bool | None) -> bytes:
+    async def _tensors(self, caller: Caller, asked: kserve_grpc.Asked, *, final: bool | None) -> bytes:
         self.catalogue.require_version(asked.model, asked.version, caller.principal)
 
         def write(outputs: list[Encoded], version: str) -> bytes:
             return kserve_grpc.write(outputs, id=asked.message.id, model=asked.model, version=version, final=final)
 
-        call = self.inference.tensors(caller, asked.model, body, asked.message, write)
+        call = self.inference.tensors(caller, asked.model, asked.message, write, size=asked.size)
         with self._under_way():
             return (await self.inference.run(call, IN_ONE_PIECE)).body
 
@@ -322,7 +323,7 @@ def _fields(metadata: Metadata | None) -> dict[bytes, bytes]:
     return {name.encode(): str(value).encode() for name, value in metadata or () if name in LOOKED_AT}
 
 
-async def _raise(error: GatewayError, requests: Requests, context: Context) -> NoReturn:
+async def _raise(error: GatewayError, context: Context) -> NoReturn:
     raise error
 
 

@@ -47,12 +47,13 @@ class Inference:
         self.clock = clock
         self.ids = CallIds(clock)
 
-    def tensors(self, caller: Caller, model: str, body: bytes, message: Message, write: Write) -> Call:
-        """A call that gives and takes tensors; `message` is what its body says."""
+    def tensors(self, caller: Caller, model: str, message: Message, write: Write, *, size: int) -> Call:
+        """A call that gives and takes tensors; `message` is what its body, of so many bytes, says."""
         # Here, not above: it brings numpy, which a gateway without such a model must not pay for.
         from runtimes.dialect.kserve import Tensors
 
-        call = self._call(caller, TENSORS, model, body)
+        call = self._call(caller, TENSORS, model, b"")
+        call.read_bytes = size
         call.translation = Tensors(message, write)
         call.tokens_out_max = 0
         return call

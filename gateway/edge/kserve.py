@@ -183,7 +183,7 @@ class KServe:
             written.append(told.json_bytes)
             return told.body
 
-        call = self.inference.tensors(caller, asked.model, body, message, write)
+        call = self.inference.tensors(caller, asked.model, message, write, size=len(body))
         answer = await self.inference.run(call, IN_ONE_PIECE)
         await self._respond(request, answer.body, written[-1])
 

@@ -34,6 +34,8 @@ class Asked(NamedTuple):
     model: str
     version: str
     message: Message
+    size: int
+    """Bytes that it came in."""
 
 
 def read(body: bytes) -> Asked:
@@ -42,7 +44,9 @@ def read(body: bytes) -> Asked:
         asked = ModelInferRequest.FromString(body)
     except DecodeError:
         raise Invalid("The message is no inference.ModelInferRequest.") from None
-    return Asked(asked.model_name, asked.model_version, _message(asked))
+    size = len(body)
+    del body  # it may be long, and what follows takes as much again
+    return Asked(asked.model_name, asked.model_version, _message(asked), size)
 
 
 def write(outputs: Sequence[Encoded], *, id: str, model: str, version: str, final: bool | None = None) -> bytes:
