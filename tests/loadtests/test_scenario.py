@@ -140,5 +140,5 @@ def test_a_foreign_address_is_refused(text: str) -> None:
     ],
 )
 def test_what_is_no_address_is_refused(text: str) -> None:
-    with pytest.raises(TargetFault, match="write http://host:port or unix:/path"):
+    with pytest.raises(TargetFault, match="write http://host:port, unix:/path"):
         parse(text)
