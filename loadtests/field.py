@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import random
 import socket
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 import msgspec
@@ -58,7 +59,7 @@ async def field(
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="headrace-load-")))
         spans = await stack.enter_async_context(sink())
-        ports = free_ports(1 + 2 * len(peers))
+        ports = free_ports(1 + 3 * len(peers))
         port = next(ports)
         engine = (sys.executable, "-m", "loadtests", "emulate", "--listen", f"127.0.0.1:{port}", *scenario.emulate)
         upstream = f"http://127.0.0.1:{port}"
@@ -76,6 +77,7 @@ async def field(
                     folder=own,
                     port=next(ports),
                     other_port=next(ports),
+                    third_port=next(ports),
                     upstream=upstream,
                     spans=spans,
                     models=scenario.models,
@@ -98,10 +100,21 @@ async def field(
 
 
 def free_ports(count: int) -> Iterator[int]:
-    """Nobody's at this moment, all different."""
+    """Nobody's at this moment, all different; and none that the system gives to whoever connects, which under load
+    would soon be taken."""
+    least = int(PORTS.read_text().split()[0])
     with ExitStack() as stack:
-        held = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return iter([it.getsockname()[1] for it in held])
+        found: list[int] = []
+        for port in random.sample(range(least // 2, least), least // 2):
+            if len(found) == count:
+                break
+            with suppress(OSError):
+                stack.enter_context(socket.create_server(("127.0.0.1", port)))
+                found.append(port)
+        return iter(found)
+
+
+PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 
 @contextmanager

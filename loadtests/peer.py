@@ -29,6 +29,7 @@ class Site(msgspec.Struct, frozen=True):
     port: int
     """On loopback, for calls."""
     other_port: int
+    third_port: int
     """On loopback, for whatever else it serves."""
     upstream: str
     """http://host:port of the engine, /v1 not included."""
@@ -140,7 +141,7 @@ def _headrace(*, limits: Sequence[str], trace: str) -> Callable[[Site], Start]:
     def start(site: Site) -> Start:
         command = str(Path(sys.executable).with_name("headrace"))
         config, state = site.folder / "headrace.toml", site.folder / "state"
-        server = HEADRACE.format(port=site.port, other_port=site.other_port, state=state)
+        server = HEADRACE.format(port=site.port, other_port=site.other_port, third_port=site.third_port, state=state)
         models = (HEADRACE_MODEL.format(model=model, upstream=site.upstream) for model in site.models)
         config.write_text(server + "".join(models) + trace.format(spans=site.spans))
         keys = {}
@@ -158,7 +159,7 @@ def _headrace(*, limits: Sequence[str], trace: str) -> Callable[[Site], Start]:
 HEADRACE = """
 [server]
 listen = "127.0.0.1:{port}"
-grpc = "127.0.0.1:0"
+grpc = "127.0.0.1:{third_port}"
 admin = "127.0.0.1:{other_port}"
 [state]
 path = "{state}"

@@ -7,6 +7,7 @@ shared memory, is UNIMPLEMENTED.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -97,7 +98,10 @@ class Grpc:
         """Serve while inside. Other processes may serve the same address."""
         server = grpc.aio.server(options=self._options(), maximum_concurrent_rpcs=self.bounds.connections_max)
         server.add_generic_rpc_handlers((self,))
-        server.add_insecure_port(address)
+        try:
+            server.add_insecure_port(address)
+        except RuntimeError:  # it says no more than that
+            raise OSError(errno.EADDRINUSE, "gRPC can't listen there; another program may", address) from None
         await server.start()
         try:
             yield

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -405,3 +406,12 @@ async def test_a_gateway_that_stops_says_so(tmp_path: Path) -> None:
 async def test_a_gateway_that_drains_takes_no_new_call(site: Site) -> None:
     site.stages.pipeline.draining = True
     await refused(site.inference.ModelInfer(asked(), metadata=KEY), "UNAVAILABLE", "stopping")
+
+
+async def test_an_address_that_another_program_has_is_named(site: Site) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        with pytest.raises(OSError, match="another program") as refused:
+            async with site.door.serving(address):
+                pass
+    assert refused.value.filename == address
