@@ -36,8 +36,6 @@ from loadtests.tally import Tally
 from loadtests.target import Access, Target, parse
 from loadtests.trial import trial
 
-RAW, TRITON = "raw batch 8", "triton gRPC"
-"""What the others are compared with."""
 BATCH_ROWS = 8
 CONFIG = """
 [server]
@@ -132,7 +130,7 @@ async def doors(artifact: Path, *, state: Path, folder: Path) -> AsyncIterator[t
     serve = (command, "serve", "--config", str(config))
     async with running("headrace", serve, folder=folder, env=bare_env(), core=None, ready=ready):
         yield (
-            Raw(RAW, "ONNX Runtime in a loop, 8 rows at a time", BATCH_ROWS),
+            Raw("raw batch 8", "ONNX Runtime in a loop, 8 rows at a time", BATCH_ROWS),
             Raw("raw batch 1", "ONNX Runtime in a loop, a row at a time", 1),
             Door(
                 "headrace HTTP",
@@ -143,8 +141,8 @@ async def doors(artifact: Path, *, state: Path, folder: Path) -> AsyncIterator[t
                 metrics,
             ),
             Door("headrace gRPC", "ModelInfer; the same", grpc, "onnx", access, metrics),
-            Door("headrace HTTP, no batches", "POST /v1/classify, a row at a time", http, "onnx-one", access, metrics),
-            Door(TRITON, "ModelInfer at Triton's own socket", parse(f"grpc+unix:{own / SOCKET}"), "model"),
+            Door("headrace unbatched", "POST /v1/classify, a row at a time", http, "onnx-one", access, metrics),
+            Door("triton gRPC", "ModelInfer at Triton's own socket", parse(f"grpc+unix:{own / SOCKET}"), "model"),
             Door("headrace to triton", "ModelInfer through the gateway to that Triton", grpc, "triton", access),
         )
 

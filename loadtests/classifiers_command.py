@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 import uvloop
-from rich.table import Table
 
-from loadtests.classifiers import RAW, TRITON, classifiers
+from loadtests.classifiers import classifiers
 from loadtests.console import Repeat, Settings, fail, home, require_folder, say, show
 from loadtests.page import page
-from loadtests.report import Report, Results, Side
 from loadtests.scenario import load
-from loadtests.standings import FACTOR, cell, named
+from loadtests.standings import cross, standings
 
 EXAMPLES = """
 Examples:
@@ -66,7 +63,8 @@ def classifiers_(
     if html is not None:
         html.write_text(page(results))
     for step in results.scenarios:
-        show(f"{step}: {scenario.about}", _table(results, step))
+        show(f"{step}: {scenario.about}", standings(results, step))
+        show("Ours, as a multiple", cross(results, step))
     for side in results.sides:
         sys.stdout.write(f"{side.name} {side.version}: {side.about}\n")
     sys.stdout.write(f"{next(run.machine for side in results.sides for run in side.runs)}\n")
@@ -78,29 +76,3 @@ def _promoted(home: Path) -> Path:
         return home / str(moves[-1]["version"])
     except (OSError, msgspec.DecodeError, LookupError):
         fail(1, f"there is no {home.name}@stable in {home.parent}; `make serve` makes it, or name another --artifact")
-
-
-def _table(results: Results, step: str) -> Table:
-    shown = Table(box=None, header_style="bold", pad_edge=False)
-    for column in ("", "rows/s", f"of {RAW}'s", f"of {TRITON}'s", "p50 ms", "p99 ms", "not served"):
-        shown.add_column(column, justify="right" if column else "left")
-    for side in results.sides:
-        runs = side.of(step)
-        shown.add_row(
-            side.name,
-            cell(_rates(runs), "{:,.0f}"),
-            cell(_ratios(results, step, side, RAW), FACTOR),
-            cell(_ratios(results, step, side, TRITON), FACTOR),
-            *(cell([getattr(it.total, at) * 1e3 for it in runs if it.total], "{:,.2f}") for at in ("p50_s", "p99_s")),
-            ", ".join(sorted({outcome for run in runs for outcome in run.outcomes if outcome != "served"})),
-        )
-    return shown
-
-
-def _rates(runs: Sequence[Report]) -> list[float]:
-    return [run.served / run.elapsed_s for run in runs]
-
-
-def _ratios(results: Results, step: str, side: Side, other: str) -> list[float]:
-    pairs = zip(_rates(side.of(step)), _rates(named(results, other).of(step)), strict=True)
-    return [ours / theirs for ours, theirs in pairs if theirs]

@@ -159,7 +159,7 @@ def _cross(results: Results, name: str, cost: Column) -> str:
         + "".join(f"<td>{cell(ratios(results, name, side, other, cost), FACTOR)}" for side in ours)
         for other in others
     )
-    return f"<h3>Our cost, as a multiple</h3><table><tr><th>{head}{''.join(rows)}</table>"
+    return f"<h3>Ours, as a multiple</h3><table><tr><th>{head}{''.join(rows)}</table>"
 
 
 def _versions(results: Results) -> str:

@@ -122,7 +122,7 @@ def _show(results: Results) -> None:
         some = next(run for side in results.sides for run in side.of(scenario))
         show(f"{scenario}: {some.settings.about}", standings(results, scenario))
         if isinstance(some.settings.arrivals, Closed):
-            show("Our cost, as a multiple", cross(results, scenario))
+            show("Ours, as a multiple", cross(results, scenario))
     for side in results.sides:
         sys.stdout.write(f"{side.name} {side.version}: {side.about}{f'; {side.fault}' if side.fault else ''}\n")
     sys.stdout.write(f"{next(run.machine for side in results.sides for run in side.runs)}\n")

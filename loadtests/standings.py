@@ -37,6 +37,10 @@ def _added(percentile: str) -> Callable[[Report, Report], float | None]:
     return of
 
 
+def _whole(percentile: str) -> Callable[[Report, Report], float | None]:
+    return lambda run, _: None if run.total is None else float(getattr(run.total, percentile)) * 1e3
+
+
 def _cost(figure: Callable[[Cost], float | None]) -> Callable[[Report, Report], float | None]:
     return lambda run, _: None if run.cost is None else figure(run.cost)
 
@@ -50,12 +54,15 @@ GROWTH = Column(
     "growth MB/h", _cost(lambda cost: None if (it := cost.rss_slope_bytes_per_h) is None else it / 1e6), "{:,.1f}"
 )
 BUSY = Column("cores", _cost(lambda cost: cost.cores), "{:.2f}")
+WHOLE = (Column("p50 ms", _whole("p50_s"), "{:,.2f}"), Column("p99 ms", _whole("p99_s"), "{:,.2f}"))
 ADDED = (Column("added p50 ms", _added("p50_s"), "{:,.2f}"), Column("added p99 ms", _added("p99_s"), "{:,.2f}"))
 
 
 def columns(run: Report) -> tuple[Column, ...]:
-    """Those that say something of this scenario, the cost that counts first. In a closed loop all ask at once, and
-    waiting is what is asked for."""
+    """Those that say something of this scenario, what counts first. In a closed loop all ask at once, and waiting is
+    what is asked for; but a classifier's callers wait for a batch."""
+    if run.settings.texts:
+        return (SERVED, *WHOLE)
     costs = (CHUNK, CALL) if run.settings.streams else (CALL,)
     closed = isinstance(run.settings.arrivals, Closed)
     good, growth = (((column,) if column.of(run, run) is not None else ()) for column in (GOOD, GROWTH))
@@ -64,8 +71,8 @@ def columns(run: Report) -> tuple[Column, ...]:
 
 def figures(results: Results, scenario: str, side: Side, column: Column) -> list[float]:
     """One per trial that has it."""
-    direct = named(results, DIRECT).of(scenario)
-    found = (column.of(run, base) for run, base in zip(side.of(scenario), direct, strict=False))
+    runs = side.of(scenario)
+    found = (column.of(run, base) for run, base in zip(runs, named(results, DIRECT).of(scenario) or runs, strict=False))
     return [it for it in found if it is not None]
 
 
@@ -94,7 +101,7 @@ def standings(results: Results, scenario: str) -> Table:
 
 
 def cross(results: Results, scenario: str) -> Table:
-    """Our cost as a multiple of everybody's: a column for each of ours, a row for each of the others."""
+    """Ours as a multiple of everybody's: a column for each of ours, a row for each of the others."""
     some = next(run for side in results.sides for run in side.of(scenario))
     ours = [side for side in results.sides if side.name.startswith(OWN)]
     shown = Table(box=None, header_style="bold", pad_edge=False)

@@ -1,0 +1,49 @@
+"""Each door to a classifier, in turn: what the command takes, and that all of them are measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from loadtests.classifiers import _shares
+from loadtests.grpc_client import infer_request
+from tests.loadtests.test_command import command
+
+
+def test_a_histogram_becomes_shares_of_what_was_added() -> None:
+    assert list(_shares({1.0: 2, 8.0: 4, float("inf"): 4})) == [(1.0, 0.5), (8.0, 1.0)]
+    assert list(_shares({1.0: 0, float("inf"): 0})) == []
+
+
+def test_a_text_goes_as_triton_s_clients_send_it() -> None:
+    from tritonclient.grpc import service_pb2
+
+    sent = service_pb2.ModelInferRequest.FromString(infer_request("intent", "é"))
+    assert (sent.model_name, sent.inputs[0].shape, sent.raw_input_contents[0]) == (
+        "intent",
+        [1, 1],
+        b"\x02\0\0\0\xc3\xa9",
+    )
+
+
+async def test_without_an_artifact_it_says_how_to_come_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEADRACE_STATE", str(tmp_path))
+    status, _, errors = await command("classifiers")
+    assert status == 1
+    assert "support-intent@stable" in errors
+    assert "make serve" in errors
+
+
+@pytest.mark.engine
+async def test_every_door_is_measured_beside_its_runtime_and_beside_triton(tmp_path: Path) -> None:
+    kept = tmp_path / "classifiers.json"
+    short = ("--set", "callers_each=[2]", "--set", "duration_s=0.5", "--set", "warmup_s=0.1", "--repeat", "1")
+    status, shown, errors = await command("classifiers", *short, "--json", str(kept))
+    assert status == 0, errors
+    sides = {side["name"]: side["runs"] for side in json.loads(kept.read_bytes())["sides"]}
+    assert len(sides) == 7
+    for name, (run,) in sides.items():
+        assert set(run["outcomes"]) == {"served"}, name
+        assert name in shown
