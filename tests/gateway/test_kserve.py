@@ -235,6 +235,11 @@ async def test_a_generation_is_streamed_as_events(site: Site) -> None:
     assert (record.route, record.stream, record.outcome) == ("/v1/completions", True, "served")
 
 
+async def test_a_connection_serves_the_next_request_after_a_stream(site: Site) -> None:
+    for _ in range(2):
+        assert len(said(await site.post("/models/llm/generate_stream", {"text_input": "hi"}))) == 2
+
+
 async def test_parameters_go_on_to_the_engine(site: Site) -> None:
     llm: Any = site.stages.replicas["team/llm:1"][0].runtime
     asked = {
