@@ -68,9 +68,6 @@ TRITON = """
 [[models]]
 name = "tiny"
 replicas = [{ kind = "triton", artifact = "tiny@stable" }]
-[[models]]
-name = "tiny-onnx"
-replicas = [{ kind = "onnx", artifact = "tiny@stable" }]
 """
 
 PREPARED = ("engines/vllm-*/.ready", "engines/triton-*/.ready", "shelf/smollm2", "shelf/minilm", "shelf/support-intent")
@@ -123,7 +120,7 @@ def engine_gateway(engine_state: Path, tmp_path_factory: pytest.TempPathFactory)
 
 @pytest.fixture(scope="session")
 def triton_gateway(engine_state: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
-    """A gateway with a tiny classifier on a real Triton, which its two workers share, and on ONNX Runtime."""
+    """A gateway with a tiny classifier on a real Triton, which its two workers share."""
     gateway = GatewayProcess(tmp_path_factory.mktemp("t"), LISTEN + "workers = 2\n" + TRITON)
     gateway.state.mkdir(mode=0o700)
     (gateway.state / "engines").symlink_to(engine_state / "engines")

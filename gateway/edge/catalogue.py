@@ -12,6 +12,7 @@ from gateway.replica import Replica, State
 from gateway.target import Target
 from runtimes.contract import Tensor
 from runtimes.dialect import generation
+from runtimes.dialect.elements import Message
 
 Json = dict[str, Any]
 
@@ -50,9 +51,17 @@ class Catalogue:
         return {"name": "headrace", "version": self.version, "extensions": list(EXTENSIONS)}
 
     def generates(self, model: str) -> bool:
-        """Whether it makes text of text; False of one that does not exist."""
+        """Whether it makes text of text, or some of an alias's models do; False of one that does not exist."""
         found = self.pipeline.route.get(model)
-        return found is not None and _generates(found.replicas[0])
+        return found is not None and any(map(_generates, found.replicas))
+
+    def asks_generator(self, model: str, message: Message) -> bool:
+        """Whether the message is for a model that makes text of text: an alias may stand for others beside it."""
+        found = self.pipeline.route.get(model)
+        kinds = set() if found is None else set(map(_generates, found.replicas))
+        return kinds == {True} or (
+            True in kinds and any(part.name == generation.INPUTS[0].name for part in message.parts)
+        )
 
     def require_version(self, model: str, version: str, principal: Principal) -> None:
         """Raises NotFound unless the model, if the caller may know of it, has this version."""

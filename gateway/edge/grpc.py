@@ -229,7 +229,7 @@ class Grpc:
         asked = kserve_grpc.read(await self._message(context))
         caller = self._caller(principal, context)
         context.set_trailing_metadata((("x-request-id", caller.id),))
-        if not self.catalogue.generates(asked.model):
+        if not self.catalogue.asks_generator(asked.model, asked.message):
             return await self._tensors(caller, asked, final=None)
         wants = generation.from_message(asked.message)
         if wants.stream:
@@ -244,7 +244,7 @@ class Grpc:
                 asked = kserve_grpc.read(body)
                 id = asked.message.id
                 caller = self._caller(principal, context)
-                if not self.catalogue.generates(asked.model):
+                if not self.catalogue.asks_generator(asked.model, asked.message):
                     await self._write(context, _part(await self._tensors(caller, asked, final=True)))
                     continue
                 wants = generation.from_message(asked.message)

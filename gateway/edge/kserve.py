@@ -170,7 +170,7 @@ class KServe:
         body, json_bytes = await self._body(request)
         message = kserve_rest.read(body, json_bytes)
         caller = self._caller(asked, request, stream=False)
-        if self.catalogue.generates(asked.model):
+        if self.catalogue.asks_generator(asked.model, message):
             call = self.inference.generation(caller, asked.model, generation.from_message(message), stream=False)
             said = whole(await self.inference.run(call, IN_ONE_PIECE))
             told = kserve_rest.write([_output(said, message)], id=message.id, model=call.model, version=VERSION)

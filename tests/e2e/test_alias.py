@@ -18,7 +18,9 @@ import tritonclient.grpc.aio
 from runtimes.artifact import Shelf
 from tests import tiny
 from tests.conftest import LISTEN
+from tests.e2e.engine import socket as vllm_socket
 from tests.e2e.servers import GatewayProcess, Key
+from tests.triton import socket
 
 CONFIG = f"""{LISTEN}
 workers = 2
@@ -35,9 +37,21 @@ replicas = [{{ kind = "onnx", artifact = "tiny@stable" }}]
 name = "tiny-b"
 replicas = [{{ kind = "onnx", artifact = "tiny@stable" }}]
 """
-CALLS = 200
+ENGINES = f"""{LISTEN}
+workers = 2
+[[models]]
+name = "smollm2"
+replicas = [{{{{ kind = "vllm", url = "unix:{{vllm}}" }}}}]
+[[models]]
+name = "tiny-triton"
+replicas = [{{{{ kind = "triton", url = "{{triton}}", model = "model" }}}}]
+[[models]]
+name = "tiny-onnx"
+replicas = [{{{{ kind = "onnx", artifact = "tiny@stable" }}}}]
+"""
+CALLS = 100
 """Of each door, under each setting: enough to tell a half from none and from all."""
-MESSAGES = [{"role": "user", "content": "hello"}]
+ONE_TOKEN = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 1}
 TEXT = {"name": "text", "datatype": "BYTES", "shape": [1], "data": ["my card"]}
 
 Door = Callable[[httpx.AsyncClient, Any, str], Awaitable[str]]
@@ -45,19 +59,20 @@ Door = Callable[[httpx.AsyncClient, Any, str], Awaitable[str]]
 
 
 async def chat(client: httpx.AsyncClient, _: Any, alias: str) -> str:
-    answer = await client.post("/v1/chat/completions", json={"model": alias, "messages": MESSAGES})
+    answer = await client.post("/v1/chat/completions", json={"model": alias, **ONE_TOKEN})
     return str(_ok(answer)["model"])
 
 
 async def stream(client: httpx.AsyncClient, _: Any, alias: str) -> str:
-    body = {"model": alias, "messages": MESSAGES, "stream": True}
+    body = {"model": alias, **ONE_TOKEN, "stream": True}
     answer = await client.post("/v1/chat/completions", json=body)
     assert answer.text.endswith("data: [DONE]\n\n"), answer.text
     return answer.text.split('"model":"')[1].split('"')[0]
 
 
 async def generate(client: httpx.AsyncClient, _: Any, alias: str) -> str:
-    return str(_ok(await client.post(f"/v2/models/{alias}/generate", json={"text_input": "hello"}))["model_name"])
+    body = {"text_input": "hello", "max_tokens": 1}
+    return str(_ok(await client.post(f"/v2/models/{alias}/generate", json=body))["model_name"])
 
 
 async def classify(client: httpx.AsyncClient, _: Any, alias: str) -> str:
@@ -82,6 +97,9 @@ async def infer_by_grpc(client: httpx.AsyncClient, triton: Any, alias: str) -> s
 def _ok(answer: httpx.Response) -> Any:
     assert answer.status_code == 200, answer.text
     return answer.json()
+
+
+GENERATE, CLASSIFY = (chat, stream, generate), (classify, infer, infer_by_grpc)
 
 
 class Load:
@@ -111,7 +129,7 @@ class Load:
                 caller.cancel()
             await asyncio.wait(callers)
 
-    async def shares(self, *weights: str) -> list[Counter[str]]:
+    async def shares(self, *weights: str) -> dict[Door, Counter[str]]:
         """Set the alias anew, and see who answers then."""
         await asyncio.to_thread(self.gateway.command, "alias", "set", self.alias, *weights)
         await asyncio.to_thread(self.gateway.until_known, self.key.text)
@@ -119,7 +137,7 @@ class Load:
         async with asyncio.timeout(60):
             while any(them.total() < CALLS for them in answered.values()):
                 await asyncio.sleep(0.05)
-        return list(answered.values())
+        return answered
 
     async def _call(self, door: Door, client: httpx.AsyncClient, triton: Any) -> None:
         while True:
@@ -141,31 +159,48 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]
     assert gateway.stop() == 0, gateway.text
 
 
-async def switched(gateway: GatewayProcess, alias: str, first: str, second: str, doors: Sequence[Door]) -> None:
-    """From one model to both to the other. The key has no right to either but by the alias."""
-    gateway.command("alias", "set", alias, f"{first}=1")
-    key = gateway.issue(models=[alias])
-    load = Load(gateway, key, alias, doors)
+async def switched(
+    gateway: GatewayProcess,
+    first: str,
+    second: str,
+    doors: Sequence[Door],
+    *,
+    beside: str = "",
+    others: Sequence[Door] = (),
+) -> None:
+    """`doors` go from one model to both to the other, and `others` on to the one `beside`. The key has no right to any
+    of them but by the alias."""
+    always = [f"{beside}=1"] if beside else []
+    gateway.command("alias", "set", "it", *always, f"{first}=100", f"{second}=0")
+    key = gateway.issue(models=["it"])
+    load = Load(gateway, key, "it", (*doors, *others))
     async with load.on():
-        for answered in await load.shares(f"{first}=100", f"{second}=0"):
-            assert answered.keys() == {first}
-        for answered in await load.shares(f"{first}=50", f"{second}=50"):
-            assert answered.keys() == {first, second}
-            # Eight standard deviations either way.
-            assert abs(answered[first] - answered.total() / 2) < 8 * 0.5 * answered.total() ** 0.5
-        for answered in await load.shares(f"{first}=0", f"{second}=100"):
-            assert answered.keys() == {second}
+        for weights in ((100, 0), (50, 50), (0, 100)):
+            answered = await load.shares(*always, f"{first}={weights[0]}", f"{second}={weights[1]}")
+            for door in others:
+                assert answered[door].keys() == {beside}
+            for door in doors:
+                calls = answered[door].total()
+                assert sum(answered[door][it] for it in (first, second)) == calls
+                # A half within eight standard deviations.
+                off = abs(answered[door][first] - calls * weights[0] / 100)
+                assert off <= (8 * 0.5 * calls**0.5 if weights[0] == 50 else 0), (weights, answered[door])
     records = gateway.records(key.tenant).values()
     assert {it["outcome"] for it in records} <= {"served", "cancelled"}, "the last ones are called off here"
-    assert {it["model"] for it in records if it["outcome"] == "served"} == {first, second}
+    served = {it["model"] for it in records if it["outcome"] == "served"}
+    assert served == {first, second, beside} - {""}
 
 
 async def test_generators_are_switched_under_load(served: GatewayProcess) -> None:
-    await switched(served, "chat", "echo-a", "echo-b", [chat, stream, generate])
+    await switched(served, "echo-a", "echo-b", GENERATE)
 
 
 async def test_classifiers_are_switched_under_load(served: GatewayProcess) -> None:
-    await switched(served, "intent", "tiny-a", "tiny-b", [classify, infer, infer_by_grpc])
+    await switched(served, "tiny-a", "tiny-b", CLASSIFY)
+
+
+async def test_a_generator_and_classifiers_stand_under_one_name(served: GatewayProcess) -> None:
+    await switched(served, "tiny-a", "tiny-b", CLASSIFY, beside="echo-a", others=GENERATE)
 
 
 async def test_an_alias_is_listed_while_it_is_there(served: GatewayProcess) -> None:
@@ -181,7 +216,7 @@ async def test_an_alias_is_listed_while_it_is_there(served: GatewayProcess) -> N
             assert admin.delete("/aliases/team/listed").status_code == 204
         served.until_known(key.text)
         assert _ok(await client.get("/v1/models"))["data"] == []
-        answer = await client.post("/v1/chat/completions", json={"model": "team/listed", "messages": MESSAGES})
+        answer = await client.post("/v1/chat/completions", json={"model": "team/listed", **ONE_TOKEN})
         assert answer.status_code == 404
 
 
@@ -196,5 +231,15 @@ async def test_an_alias_outlives_its_gateway(tmp_path: Path) -> None:
 
 
 @pytest.mark.engine
-async def test_one_artifact_moves_from_onnx_runtime_to_a_real_triton_under_load(triton_gateway: GatewayProcess) -> None:
-    await switched(triton_gateway, "intent", "tiny-onnx", "tiny", [classify, infer, infer_by_grpc])
+async def test_onnx_runtime_triton_and_vllm_stand_under_one_name(
+    engine_gateway: GatewayProcess, triton_gateway: GatewayProcess, tmp_path: Path
+) -> None:
+    """One more gateway before the engines of two."""
+    gateway = GatewayProcess(tmp_path, ENGINES.format(vllm=vllm_socket(engine_gateway), triton=socket(triton_gateway)))
+    gateway.state.mkdir(mode=0o700)
+    (gateway.state / "shelf").symlink_to(triton_gateway.state / "shelf")
+    gateway.start()
+    try:
+        await switched(gateway, "tiny-onnx", "tiny-triton", CLASSIFY, beside="smollm2", others=GENERATE)
+    finally:
+        assert gateway.stop() == 0, gateway.text

@@ -151,6 +151,15 @@ async def test_an_alias_of_a_generator_generates(site: Site) -> None:
     refused(await site.post("/models/writer/generate", {"text_input": "hi"}), 400, "does not generate")
 
 
+async def test_of_an_alias_of_both_kinds_each_gets_what_it_understands(site: Site) -> None:
+    let_stand(site.stages, "all", {"team/llm:1": 1, "classifier": 1})
+    for _ in range(20):
+        assert (await site.post("/models/all/infer", INFER)).json()["model_name"] == "classifier"
+        assert (await site.post("/models/all/generate", {"text_input": "hi"})).json()["model_name"] == "team/llm:1"
+        prompt = {"inputs": [INFER["inputs"][0] | {"name": "text_input"}]}
+        assert (await site.post("/models/all/infer", prompt)).json()["model_name"] == "team/llm:1"
+
+
 @pytest.mark.parametrize(("method", "path"), [("GET", "/models/llm/infer"), ("POST", "/models/llm"), ("PUT", "")])
 async def test_a_wrong_method_is_told_the_right_one(site: Site, method: str, path: str) -> None:
     response = await site.client.request(method, f"/v2{path}", headers=_headers("good"))
