@@ -1,14 +1,15 @@
-"""The `headrace` command: serve · check · tenant · key · model · usage · engine.
+"""The `headrace` command: serve · check · tenant · key · model · alias · usage · engine.
 
-Tenants, keys and usage are read and changed in the state folder, so these commands work beside a running gateway,
-which sees the change within half a second, and without one. What a command needs is imported by that command:
-`--help` and `key add` wait for no framework.
+Tenants, keys, aliases and usage are read and changed in the state folder, so these commands work beside a running
+gateway, which sees the change within half a second, and without one. What a command needs is imported by that
+command: `--help` and `key add` wait for no framework.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import re
 import sys
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
@@ -38,7 +39,7 @@ from gateway.console import (
 
 if TYPE_CHECKING:
     from gateway.config import Config
-    from gateway.store import Store
+    from gateway.store import AliasRow, Store
     from gateway.tenant import Issuer
 
 T = TypeVar("T")
@@ -62,6 +63,12 @@ Examples:
 
     headrace key add --tenant acme --models 'chat*' 'support-*' --expires 30d
     headrace key rotate J3u0PzY1aB --overlap 7d
+"""
+ALIAS_EXAMPLES = """
+Examples:
+
+    headrace alias set intent intent-onnx=90 intent-triton=10
+    headrace alias remove intent
 """
 USAGE_EXAMPLES = """
 Examples:
@@ -133,6 +140,11 @@ APP = App(
 TENANT = APP.command(App(name="tenant", help="Add, change and remove tenants.", help_epilogue=TENANT_EXAMPLES))
 KEY = APP.command(App(name="key", help="Issue, rotate and revoke API keys.", help_epilogue=KEY_EXAMPLES))
 MODEL = APP.command(App(name="model", help="Look at models.", help_epilogue=""))
+ALIAS = APP.command(
+    App(
+        name="alias", help="Let names stand for models, each with its share of the calls.", help_epilogue=ALIAS_EXAMPLES
+    )
+)
 ENGINE = APP.command(
     App(name="engine", help="Install and remove engines, each on its own.", help_epilogue=ENGINE_EXAMPLES)
 )
@@ -404,6 +416,70 @@ def key_rotate(id: str, /, *, overlap: Duration = 86_400.0, save: Path | None = 
         if file is not None:
             file.write(minted.text + "\n")
     tell(common, {"id": minted.id, "key": minted.text}, f"key {minted.id}, shown this once:\n{minted.text}")
+
+
+# ---- aliases -----------------------------------------------------------------------------------------------
+
+
+@ALIAS.command(name="set")
+def alias_set(name: str, /, *shares: str, common: Common = COMMON) -> None:
+    """Let a name stand for these models, whatever it stood for before.
+
+    Parameters
+    ----------
+    name
+        What clients call: as models are named, and no model's.
+    shares
+        MODEL=WEIGHT, e.g. intent-onnx=90; with 0 the model gets no calls.
+    """
+    config = _config(common)
+    weights = _weights(shares)
+
+    async def ask(issuer: Issuer) -> AliasRow:
+        from gateway.alias import Aliases
+
+        models = [model.name for model in config.models]
+        return await Aliases(store=issuer.store, models=models, clock=issuer.clock).set(name, weights)
+
+    row = _run(common, ask)
+    tell(common, row, f"alias {row.name}: {_shares_text(row)}")
+
+
+@ALIAS.command(name="list")
+def alias_list(common: Common = COMMON) -> None:
+    """Show all aliases."""
+    _require_state(common)
+    rows = _run(common, lambda issuer: issuer.store.aliases())
+    if common.json:
+        print_json(rows)
+        return
+    print_table(["alias", "models", "since"], [(row.name, _shares_text(row), date_text(row.changed_s)) for row in rows])
+
+
+@ALIAS.command(name="remove")
+def alias_remove(name: str, /, *, common: Common = COMMON) -> None:
+    """Remove an alias; its models stay."""
+    _run(common, lambda issuer: issuer.store.remove_alias(name))
+    tell(common, {"removed": name}, f"removed alias {name}; its models stay")
+
+
+def _weights(shares: Sequence[str]) -> dict[str, int]:
+    """Raises Unfit."""
+    from gateway.key import Unfit
+
+    weights: dict[str, int] = {}
+    for share in shares:
+        model, _, weight = share.rpartition("=")
+        if not model or not re.fullmatch("[0-9]{1,9}", weight):
+            raise Unfit(f"{share[:80]!r} is no share; write MODEL=WEIGHT, e.g. intent-onnx=90")
+        if model in weights:
+            raise Unfit(f"{model} is given twice; give each model one weight")
+        weights[model] = int(weight)
+    return weights
+
+
+def _shares_text(row: AliasRow) -> str:
+    return " ".join(f"{model}={weight}" for model, weight in row.weights.items())
 
 
 # ---- models and usage --------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import msgspec
 import uvloop
 
+from gateway.alias import Aliases
 from gateway.config import Config, ConfigError
 from gateway.edge.admin import admin_app, admin_token
 from gateway.edge.asgi import Asgi
@@ -162,7 +163,8 @@ async def open_admin(
         return msgspec.structs.replace(told, families=merged_families([*told.families, *own]))
 
     issuer = Issuer(store=store, pepper=pepper_of(state), clock=clock)
-    app = admin_app(issuer=issuer, store=store, report=whole, token=admin_token(state))
+    aliases = Aliases(store=store, models=[model.name for model in config.models], clock=clock)
+    app = admin_app(issuer=issuer, aliases=aliases, store=store, report=whole, token=admin_token(state))
     server = Server(door=Asgi(app), bounds=config.server.bounds, clock=clock)
     await opened.enter_async_context(server.serving(listening))
 

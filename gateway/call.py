@@ -45,6 +45,10 @@ class Principal(msgspec.Struct, frozen=True):
     """Unix time."""
 
 
+#: What models and aliases are called.
+MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}\Z"
+
+
 def covered(globs: tuple[str, ...], name: str) -> bool:
     """Whether a scope takes in a model or a route."""
     return "*" in globs or name in globs or any(fnmatchcase(name, glob) for glob in globs)
@@ -158,6 +162,8 @@ class Call(msgspec.Struct, gc=False):
     translation: Translation | None = None
     """How the body becomes tensors and back, if any model speaking tensors is served."""
 
+    alias: str = ""
+    """What the client called, if that stands for `model`."""
     replica: str = ""
     status: int = 0
     code: str = ""
@@ -194,12 +200,13 @@ class Call(msgspec.Struct, gc=False):
         """
         forced_usage = self.stream and self.route in USAGE_ON_REQUEST
         null_n = self.route == "/v1/completions" and NULL_N.search(self.body) is not None
-        if not forced_usage and not null_n and model == self.model:
+        renamed = model != (self.alias or self.model)
+        if not forced_usage and not null_n and not renamed:
             return Exchange(self.route, self.body, self.deadline_s, self._headers(now_s), begin_by_s)
         fields = FIELDS.decode(self.body)
         if null_n and fields.get("n") == NULL:
             del fields["n"]
-        if model != self.model:
+        if renamed:
             fields["model"] = msgspec.Raw(msgspec.json.encode(model))
         if forced_usage:
             asked = fields.get("stream_options")

@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Meta
 
 import runtimes
-from gateway.call import Bounds
+from gateway.call import MODEL_NAME, Bounds
 from gateway.errors import field_error
 
 Struct = msgspec.Struct
@@ -54,7 +54,7 @@ class State(Struct, frozen=True, forbid_unknown_fields=True):
 class Model(Struct, frozen=True, forbid_unknown_fields=True):
     """`[[models]]`: a name clients call, and the replicas that answer it."""
 
-    name: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}\Z")]
+    name: Annotated[str, Meta(pattern=MODEL_NAME)]
     replicas: Annotated[tuple[runtimes.Spec, ...], Meta(min_length=1)]
     waiting_max: Annotated[int, Meta(ge=0)] = 256
     """Calls that may wait for a place at once; more are refused with 503."""

@@ -62,8 +62,8 @@ class Pipeline:
         """
         with self.trace.span(call), self.usage.record(call):  # 503 journal full
             try:
-                target = self.route.find(call.model, call.principal)  # 404
-                self.tenants.authorize(call.principal, call.model, call.route)  # 403
+                target = self.route.find(call)  # 404
+                self.tenants.authorize(call.principal, call.alias or call.model, call.route)  # 403
                 with self.quota.hold(call, tokens_out_default=target.tokens_out_default):  # 429
                     async with (
                         self.fairness.turn(call),  # 503 full · 504 waited too long

@@ -31,9 +31,10 @@ from gateway.places import SharedLine
 from gateway.quota import Quota
 from gateway.replica import Replica, replica_name
 from gateway.report import ModelLook, Report, families
-from gateway.route import Retries, Route, Target
+from gateway.route import Route
 from gateway.shared import Shared, is_shared
 from gateway.store import Store
+from gateway.target import Retries, Target
 from gateway.tenant import Tenants
 from gateway.trace import Trace
 from gateway.usage import Usage
@@ -154,7 +155,9 @@ async def open_plane(
     """One that serves `listening` until `opened` is left. `shared` is what it has in common with other workers, None if
     it has none beside it."""
     state, bounds = config.state_path, config.server.bounds
-    tenants = Tenants(store=store, pepper=pepper_of(state), clock=clock)
+    targets = [_target(model, state=state, clock=clock) for model in config.models]
+    route = Route(targets=targets)
+    tenants = Tenants(store=store, pepper=pepper_of(state), clock=clock, listeners=(route.take,))
     await tenants.open()
     opened.push_async_callback(tenants.aclose)
     records = Journal(folder=journal, sink=store.append_usage, clock=clock)
@@ -163,7 +166,6 @@ async def open_plane(
     opened.push_async_callback(cancel, asyncio.create_task(records.run(), name="fold journal"))
 
     metrics = Metrics(model.name for model in config.models)
-    targets = [_target(model, state=state, clock=clock) for model in config.models]
     lines = {model.name: _line(model, shared, clock) for model in config.models}
     if shared is None:
         quota = Quota(clock=clock)
@@ -175,7 +177,7 @@ async def open_plane(
         usage=Usage(journal=records, clock=clock),
         quota=quota,
         fairness=Fairness(lines=lines),
-        route=Route(targets=targets),
+        route=route,
         clock=clock,
     )
     for target in targets:

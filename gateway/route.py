@@ -12,8 +12,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 
-import msgspec
-
+from gateway.alias import Alias, resolved
 from gateway.call import Call, Principal, covered
 from gateway.errors import (
     BadRequest,
@@ -25,7 +24,8 @@ from gateway.errors import (
     Unsupported,
 )
 from gateway.replica import Replica, State
-from runtimes.clock import Clock
+from gateway.store import AliasRow, Snapshot
+from gateway.target import Target, answers, routes_text
 from runtimes.contract import (
     POOLING,
     Broken,
@@ -42,69 +42,43 @@ from runtimes.contract import (
 from runtimes.dialect import Series, Steps
 
 
-class Target(msgspec.Struct, frozen=True):
-    """A model as clients see it and the replicas that serve it."""
-
-    name: str
-    created_s: int
-    replicas: tuple[Replica, ...]
-    tokens_out_default: int
-    first_byte_s_max: float
-    retries: Retries
-
-
-class Retries:
-    """A model's budget for asking one more replica: RETRIES_PER_CALL of its calls, and RETRIES_PER_S. What is not
-    spent is kept, up to RETRIES_KEPT."""
-
-    def __init__(self, *, clock: Clock) -> None:
-        self.clock = clock
-        self.calls = 0
-        """Of the model; who makes one counts it, so that one that goes well costs nothing more than that."""
-        self.taken = 0
-        self.refused = 0
-        self._left = RETRIES_PER_S
-        self._counted = 0
-        self._counted_s = clock.now_s()
-
-    def take(self) -> bool:
-        """Whether one may be made."""
-        now_s = self.clock.now_s()
-        earned = RETRIES_PER_CALL * (self.calls - self._counted) + RETRIES_PER_S * (now_s - self._counted_s)
-        self._counted, self._counted_s = self.calls, now_s
-        self._left = min(RETRIES_KEPT, self._left + earned)
-        if self._left < 1:
-            self.refused += 1
-            return False
-        self._left -= 1
-        self.taken += 1
-        return True
-
-
-RETRIES_PER_CALL, RETRIES_PER_S = 0.2, 10.0
-RETRIES_KEPT = 100.0
-"""Ten idle seconds' worth: enough for all the calls that a replica drops as it dies."""
-
-
 class Route:
     """All models of this gateway."""
 
     def __init__(self, *, targets: Sequence[Target]) -> None:
         self.targets: Mapping[str, Target] = {target.name: target for target in targets}
+        self.aliases: Mapping[str, Alias] = {}
+        self._kept: tuple[AliasRow, ...] = ()
 
-    def find(self, model: str, principal: Principal) -> Target:
-        """Raises ModelNotFound, naming the models this key may use."""
-        target = self.targets.get(model)
+    def take(self, snapshot: Snapshot) -> None:
+        """From now on these are the aliases; calls that have found their model keep it."""
+        if snapshot.aliases != self._kept:
+            self.aliases, self._kept = resolved(snapshot.aliases, self.targets), snapshot.aliases
+
+    def find(self, call: Call) -> Target:
+        """The model that is to answer: of an alias one of its own, which is the call's model from here on. Raises
+        ModelNotFound, naming what this key may use."""
+        target = self.targets.get(call.model)
         if target is None:
-            raise self.unknown(model, principal)
+            alias = self.aliases.get(call.model)
+            if alias is None:
+                raise self.unknown(call.model, call.principal)
+            target = alias.pick(call)
+            call.alias, call.model = call.model, target.name
         return target
 
-    def unknown(self, model: str, principal: Principal) -> ModelNotFound:
-        names = ", ".join(target.name for target in self.visible(principal)) or "none"
-        return ModelNotFound(f"The model {model!r} does not exist. This key may use: {names}.", param="model")
+    def get(self, name: str) -> Target | Alias | None:
+        """What clients know by that name."""
+        return self.targets.get(name) or self.aliases.get(name)
 
-    def visible(self, principal: Principal) -> list[Target]:
-        return [target for name, target in self.targets.items() if covered(principal.models, name)]
+    def visible(self, principal: Principal) -> list[Target | Alias]:
+        """What this key may use."""
+        known: tuple[Target | Alias, ...] = (*self.targets.values(), *self.aliases.values())
+        return [it for it in known if covered(principal.models, it.name)]
+
+    def unknown(self, name: str, principal: Principal) -> ModelNotFound:
+        names = ", ".join(it.name for it in self.visible(principal)) or "none"
+        return ModelNotFound(f"The model {name!r} does not exist. This key may use: {names}.", param="model")
 
     def dispatch(self, call: Call, target: Target) -> Dispatch:
         """The reply of the first replica that begins one.
@@ -140,7 +114,9 @@ class Dispatch:
             if now_s >= call.deadline_s:
                 raise DeadlineExceeded(f"The call's time was up before model {call.model!r} could begin.")
             asked += 1
-            _require_route(replica, call)
+            if not answers(replica, call):
+                known = routes_text(replica)
+                raise Unsupported(f"Model {call.model!r} answers {known}, not {call.route}.", param="model")
             call.replica = replica.name
             try:
                 reply = await self._ask(replica, now_s)
@@ -227,28 +203,6 @@ def _candidates(target: Target) -> list[Replica]:
         return [replica for replica in target.replicas if replica.state is State.ready]
     ready = [replica for replica in target.replicas if replica.state is State.ready]
     return sorted(ready, key=lambda replica: (not replica.trusted(), replica.running / replica.slots))
-
-
-def _require_route(replica: Replica, call: Call) -> None:
-    if replica.generator is not None:
-        answers = replica.generator.routes
-        if call.route in answers:
-            return
-        known = ", ".join(sorted(answers))
-    else:
-        task = replica.predictor.task
-        if call.translation is not None and task in call.translation.tasks:
-            return
-        known = ROUTES_OF_TASK[task]
-    raise Unsupported(f"Model {call.model!r} answers {known}, not {call.route}.", param="model")
-
-
-#: What a model that speaks tensors answers, by its artifact's task.
-ROUTES_OF_TASK = {
-    "classify": "/v1/classify, /v1/moderations, /v2/infer",
-    "embed": "/v1/embeddings, /v1/rerank, /v1/score, /v2/infer",
-    "predict": "/v2/infer",
-}
 
 
 async def _infer(predictor: Predictor, call: Call) -> Reply:

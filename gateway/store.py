@@ -1,4 +1,4 @@
-"""Where tenants, keys and usage rest: the Store protocol, and SQLite as the embedded default.
+"""Where tenants, keys, aliases and usage rest: the Store protocol, and SQLite as the embedded default.
 
 Nothing here is asked while a call runs. `gateway.tenant` keeps a snapshot in memory and polls `version`;
 usage arrives in batches from the journal. Several processes may hold the same file: the running gateway
@@ -22,11 +22,12 @@ from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, runt
 
 import msgspec
 import sqlalchemy as sa
+from sqlalchemy.dialects.sqlite import insert
 
 from gateway.call import Limits, Outcome, Record
 
 #: The newest migration; `open` asks for Alembic only when the file is older than this.
-HEAD = "0002"
+HEAD = "0003"
 
 By = Literal["tenant", "model", "key", "none"]
 
@@ -36,7 +37,7 @@ T = TypeVar("T")
 
 @runtime_checkable
 class Store(Protocol):
-    """Tenants, keys and usage, durable once a method has returned.
+    """Tenants, keys, aliases and usage, durable once a method has returned.
 
     Every method raises Unreachable when the database cannot answer; those that name a row raise Missing when
     it is not there, those that add one raise Taken when it is. Each change is one transaction, whole or not at all,
@@ -52,11 +53,11 @@ class Store(Protocol):
         """Return if the database answers."""
 
     async def version(self) -> int:
-        """A number that differs after anyone, in any process, changed tenants or keys. Cheap: meant to be
+        """A number that differs after anyone, in any process, changed tenants, keys or aliases. Cheap: meant to be
         polled several times a second."""
 
     async def snapshot(self) -> Snapshot:
-        """Everything authentication needs, all of one instant."""
+        """Everything that is kept in memory, all of one instant."""
 
     async def tenants(self) -> list[TenantRow]: ...
     async def tenant(self, name: str) -> TenantRow: ...
@@ -76,6 +77,12 @@ class Store(Protocol):
 
     async def rotate_key(self, key_id: str, *, digest: bytes, previous_until_s: float) -> None:
         """Make `digest` the key's secret and keep the one before valid until then; any older one ends now."""
+
+    async def aliases(self) -> list[AliasRow]: ...
+    async def set_alias(self, row: AliasRow) -> None:
+        """Keep it in place of any other of that name."""
+
+    async def remove_alias(self, name: str) -> None: ...
 
     async def append_usage(self, records: Sequence[Record]) -> None:
         """Keep these records; ids that are already there are left as they are, so a repeat counts once."""
@@ -118,10 +125,21 @@ class KeyRow(msgspec.Struct, frozen=True, kw_only=True):
     revoked_s: float | None = None
 
 
+class AliasRow(msgspec.Struct, frozen=True, kw_only=True):
+    """A name that clients call, and what it stands for."""
+
+    name: str
+    weights: dict[str, int]
+    """Model → its share of the calls; in the order they were given."""
+    changed_s: float
+    """Unix time."""
+
+
 class Snapshot(msgspec.Struct, frozen=True):
     version: int
     tenants: tuple[TenantRow, ...]
     keys: tuple[KeyRow, ...]
+    aliases: tuple[AliasRow, ...]
 
 
 class UsageFilter(msgspec.Struct, frozen=True, kw_only=True):
@@ -207,6 +225,15 @@ KEYS = sa.Table(
     sa.Column("created_s", sa.Float, nullable=False),
     sa.Column("expires_s", sa.Float),
     sa.Column("revoked_s", sa.Float),
+)
+
+#: Models are the configuration's, so they are named here and not referred to.
+ALIASES = sa.Table(
+    "aliases",
+    METADATA,
+    sa.Column("name", sa.String, primary_key=True),
+    sa.Column("weights", sa.JSON, nullable=False),
+    sa.Column("changed_s", sa.Float, nullable=False),
 )
 
 #: One column a field of Record. Tenant and key are no foreign keys: records outlive both.
@@ -332,6 +359,7 @@ class SqliteStore:
                 version=_revision(connection),
                 tenants=tuple(map(_tenant, connection.execute(sa.select(TENANTS)))),
                 keys=tuple(map(_key, connection.execute(sa.select(KEYS)))),
+                aliases=tuple(map(_alias, connection.execute(sa.select(ALIASES).order_by(ALIASES.c.name)))),
             )
 
     @_on_thread
@@ -405,6 +433,23 @@ class SqliteStore:
             _require(done.rowcount, f"there is no key with id {key_id!r}")
 
     @_on_thread
+    def aliases(self) -> list[AliasRow]:
+        return [_alias(row) for row in self._read(sa.select(ALIASES).order_by(ALIASES.c.name))]
+
+    @_on_thread
+    def set_alias(self, row: AliasRow) -> None:
+        columns = msgspec.structs.asdict(row)
+        with self._change() as change:
+            query = insert(ALIASES).values(columns)
+            change.execute(query.on_conflict_do_update(index_elements=[ALIASES.c.name], set_=columns))
+
+    @_on_thread
+    def remove_alias(self, name: str) -> None:
+        with self._change() as change:
+            done = change.execute(sa.delete(ALIASES).where(ALIASES.c.name == name))
+            _require(done.rowcount, f"there is no alias {name!r}; `headrace alias list` shows those there are")
+
+    @_on_thread
     def append_usage(self, records: Sequence[Record]) -> None:
         if not records:
             return
@@ -441,7 +486,7 @@ class SqliteStore:
 
     @contextmanager
     def _change(self, taken: str = "that row exists already") -> Iterator[sa.Connection]:
-        """One transaction that changes tenants or keys, and says so in the revision."""
+        """One transaction that changes tenants, keys or aliases, and says so in the revision."""
         with self._faults():
             try:
                 with self._writer.begin() as connection:
@@ -533,6 +578,10 @@ def _key(row: sa.Row[Any]) -> KeyRow:
     columns = row._asdict()
     models, routes = (tuple(columns.pop(name)) for name in ("models", "routes"))
     return KeyRow(limits=_limits(columns), models=models, routes=routes, **columns)
+
+
+def _alias(row: sa.Row[Any]) -> AliasRow:
+    return AliasRow(**row._asdict())
 
 
 def _limits(columns: dict[str, Any]) -> Limits:

@@ -10,7 +10,7 @@ import asyncio
 import hmac
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
@@ -27,10 +27,14 @@ class Tenants:
     """The keys of this gateway. `open` before use; a change in any process is seen within POLL_S and the time
     the store takes to answer."""
 
-    def __init__(self, *, store: Store, pepper: Pepper, clock: Clock) -> None:
+    def __init__(
+        self, *, store: Store, pepper: Pepper, clock: Clock, listeners: Sequence[Callable[[Snapshot], None]] = ()
+    ) -> None:
+        """`listeners` are told of each snapshot too: what else of the store is kept in memory."""
         self.store = store
         self.clock = clock
         self.pepper = pepper
+        self._listeners = (self.take, *listeners)
         self._entries: dict[str, Entry] = {}
         self._version: int | None = None
         self._fault = ""
@@ -102,7 +106,9 @@ class Tenants:
         """Take over what the store holds, if it has changed."""
         version = await self.store.version()
         if version != self._version:
-            self.take(await self.store.snapshot())
+            snapshot = await self.store.snapshot()
+            for listener in self._listeners:
+                listener(snapshot)
         self._seen_s = self.clock.now_s()
         if self._fault:
             log.warning("the store answers again: keys and tenants are current")

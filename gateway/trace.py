@@ -118,6 +118,8 @@ def _end(tracer: Tracer, span: Span, call: Call) -> None:
                 "headrace.replica": call.replica,
             }
         )
+        if call.alias:
+            span.set_attribute("gen_ai.response.model", call.model)
         if call.items:
             span.set_attribute("headrace.items", call.items)
         if call.code:

@@ -17,7 +17,9 @@ from gateway.metrics import Metrics
 from gateway.pipeline import Pipeline
 from gateway.quota import Quota
 from gateway.replica import Replica
-from gateway.route import Retries, Route, Target
+from gateway.route import Route
+from gateway.store import AliasRow, Snapshot
+from gateway.target import Retries, Target
 from gateway.trace import Trace
 from gateway.usage import Usage
 from runtimes.clock import Clock, SystemClock
@@ -260,6 +262,12 @@ def a_call(principal: Principal | None = None, **given: Any) -> Call:
 
 def limits(rpm: int | None = None, tpm: int | None = None, concurrent: int | None = None) -> Limits:
     return Limits(rpm=rpm, tpm=tpm, concurrent=concurrent)
+
+
+def let_stand(stages: "Stages", alias: str, weights: dict[str, int]) -> None:
+    """The only alias there is."""
+    row = AliasRow(name=alias, weights=weights, changed_s=1_700_000_000.5)
+    stages.pipeline.route.take(Snapshot(1, (), (), (row,)))
 
 
 class FakeTenants:

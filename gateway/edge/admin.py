@@ -1,4 +1,4 @@
-"""The admin plane, on its own listener: health, readiness, metrics, tenants, keys, models, usage.
+"""The admin plane, on its own listener: health, readiness, metrics, tenants, keys, models, aliases, usage.
 
 Everything but `/healthz`, `/readyz` and `/metrics` needs `Authorization: Bearer <admin token>`; whoever holds the
 token may do all of it, and there are no lesser roles. A route is closed unless it is marked open here. No answer
@@ -28,6 +28,7 @@ from litestar import (
     get,
     patch,
     post,
+    put,
     route,
 )
 from litestar.connection import ASGIConnection
@@ -42,11 +43,12 @@ from msgspec import UNSET, Struct, UnsetType
 from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
+from gateway.alias import Aliases
 from gateway.call import Limits, Record
 from gateway.errors import BadRequest, GatewayError, MethodNotAllowed, NotFound, TooLarge, Unauthenticated, field_error
 from gateway.key import Minted, Unfit, kept
 from gateway.report import ModelLook, Report, Shown
-from gateway.store import By, Missing, Store, StoreFault, Taken, TenantRow, UsageFilter, UsageTotal
+from gateway.store import AliasRow, By, Missing, Store, StoreFault, Taken, TenantRow, UsageFilter, UsageTotal
 from gateway.tenant import Issuer, KeyView
 
 log = logging.getLogger("headrace.admin")
@@ -55,6 +57,7 @@ log = logging.getLogger("headrace.admin")
 def admin_app(
     *,
     issuer: Issuer,
+    aliases: Aliases,
     store: Store,
     report: Callable[[], Awaitable[Report]],
     token: str,
@@ -62,11 +65,12 @@ def admin_app(
     """`report` says how all is now, but for the store, which is looked at here."""
     collaborators: dict[str, Callable[[], Any]] = {
         "issuer": lambda: issuer,
+        "aliases": lambda: aliases,
         "store": lambda: store,
         "report": lambda: report,
     }
     return Litestar(
-        [Probes, TenantRoutes, KeyRoutes, ModelRoutes, UsageRoutes],
+        [Probes, TenantRoutes, KeyRoutes, ModelRoutes, AliasRoutes, UsageRoutes],
         dependencies={
             name: Provide(give, sync_to_thread=False, use_cache=True) for name, give in collaborators.items()
         },
@@ -76,7 +80,7 @@ def admin_app(
         openapi_config=OpenAPIConfig(
             title="Headrace admin API",
             version="1",
-            description="Tenants, keys, models and usage of one gateway. Never exposed beside the data plane.",
+            description="Tenants, keys, models, aliases and usage of one gateway. Never exposed beside the data plane.",
             openapi_router=Router("/schema", route_handlers=[], include_in_schema=False, after_request=_found),
             render_plugins=[JsonRenderPlugin(path="/openapi.json")],
             components=Components(security_schemes={"token": SecurityScheme(type="http", scheme="bearer")}),
@@ -272,7 +276,7 @@ def _issued(minted: Minted) -> IssuedKey:
     return IssuedKey(minted.id, minted.text)
 
 
-# ---- models and usage --------------------------------------------------------------------------------------
+# ---- models, aliases and usage --------------------------------------------------------------------------------------
 
 
 class ModelRoutes(Controller):
@@ -283,6 +287,31 @@ class ModelRoutes(Controller):
     async def index(self, report: NamedDependency[Any]) -> list[ModelLook]:
         """Every model's queue and replicas as they are now."""
         return list((await report()).models)
+
+
+class Shares(Struct, frozen=True, forbid_unknown_fields=True):
+    weights: dict[str, int]
+    """Model → its share of the calls."""
+
+
+class AliasRoutes(Controller):
+    path = "/aliases"
+    tags = ["aliases"]  # noqa: RUF012
+
+    @get()
+    async def index(self, aliases: NamedDependency[Aliases]) -> list[AliasRow]:
+        """All aliases, by name."""
+        return await aliases.store.aliases()
+
+    @put("/{name:path}")
+    async def set(self, name: FromPath[str], data: JSONBody[Shares], aliases: NamedDependency[Aliases]) -> AliasRow:
+        """Let a name stand for these models, whatever it stood for; takes effect within half a second."""
+        return await aliases.set(name.removeprefix("/"), data.weights)
+
+    @delete("/{name:path}")
+    async def remove(self, name: FromPath[str], aliases: NamedDependency[Aliases]) -> None:
+        """Remove an alias; its models stay."""
+        await aliases.store.remove_alias(name.removeprefix("/"))
 
 
 Limit = Annotated[int, QueryParameter(ge=1, le=10_000)]

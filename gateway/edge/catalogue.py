@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from gateway.alias import Alias
 from gateway.call import Principal, covered
 from gateway.errors import EngineUnavailable, Forbidden, NotFound, Unsupported
 from gateway.pipeline import Pipeline
 from gateway.replica import Replica, State
-from gateway.route import Target
+from gateway.target import Target
 from runtimes.contract import Tensor
 from runtimes.dialect import generation
+from runtimes.dialect.elements import Message
 
 Json = dict[str, Any]
 
@@ -49,16 +51,24 @@ class Catalogue:
         return {"name": "headrace", "version": self.version, "extensions": list(EXTENSIONS)}
 
     def generates(self, model: str) -> bool:
-        """Whether it makes text of text; False of one that does not exist."""
-        target = self.pipeline.route.targets.get(model)
-        return target is not None and _generates(target.replicas[0])
+        """Whether it makes text of text, or some of an alias's models do; False of one that does not exist."""
+        found = self.pipeline.route.get(model)
+        return found is not None and any(map(_generates, found.replicas))
+
+    def asks_generator(self, model: str, message: Message) -> bool:
+        """Whether the message is for a model that makes text of text: an alias may stand for others beside it."""
+        found = self.pipeline.route.get(model)
+        kinds = set() if found is None else set(map(_generates, found.replicas))
+        return kinds == {True} or (
+            True in kinds and any(part.name == generation.INPUTS[0].name for part in message.parts)
+        )
 
     def require_version(self, model: str, version: str, principal: Principal) -> None:
         """Raises NotFound unless the model, if the caller may know of it, has this version."""
-        target = self.pipeline.route.targets.get(model)
-        if version in ("", VERSION) or target is None or not covered(principal.models, model):
+        found = self.pipeline.route.get(model)
+        if version in ("", VERSION) or found is None or not covered(principal.models, model):
             return
-        known = {_version(replica) for replica in target.replicas if replica.state is State.ready}
+        known = {_version(found, replica) for replica in found.replicas if replica.state is State.ready}
         if known and version not in known:
             raise NotFound(
                 f"Model {model!r} has no version {version[:64]!r}; it has {', '.join(sorted(known))}.", param="version"
@@ -66,7 +76,7 @@ class Catalogue:
 
     def model_ready(self, model: str, version: str, principal: Principal) -> bool:
         """Raises NotFound, Forbidden."""
-        return _up(self._target(model, version, principal))
+        return _up(self._named(model, version, principal))
 
     def metadata(self, model: str, version: str, principal: Principal) -> Json:
         """Raises NotFound, Forbidden, EngineUnavailable; Unsupported if it speaks neither tensors nor text."""
@@ -98,24 +108,24 @@ class Catalogue:
         }
 
     def index(self, principal: Principal, *, ready: bool) -> list[Json]:
-        """Models the caller may use; with `ready`, only those that are up."""
+        """Models and aliases that the caller may use; with `ready`, only those that are up."""
         found = []
-        for target in self.pipeline.route.visible(principal):
-            up = [replica for replica in target.replicas if replica.state is State.ready]
+        for it in self.pipeline.route.visible(principal):
+            up = [replica for replica in it.replicas if replica.state is State.ready]
             if up:
-                version = _version(up[0])
-                found.append({"name": target.name, "version": version, "state": "READY", "reason": ""})
+                version = _version(it, up[0])
+                found.append({"name": it.name, "version": version, "state": "READY", "reason": ""})
             elif not ready:
-                reason = "; ".join(replica.reason for replica in target.replicas)
-                found.append({"name": target.name, "version": "", "state": "UNAVAILABLE", "reason": reason})
+                reason = "; ".join(replica.reason for replica in it.replicas)
+                found.append({"name": it.name, "version": "", "state": "UNAVAILABLE", "reason": reason})
         return found
 
     def statistics(self, model: str, version: str, principal: Principal) -> list[Json]:
-        """Of one model, or of all that the caller may use; of this process, since it began. Times are those of whole
-        calls, whatever came of them. Raises NotFound, Forbidden."""
-        if model:
-            return [self._statistics(self._target(model, version, principal))]
-        return [self._statistics(target) for target in self.pipeline.route.visible(principal)]
+        """Of one model, of those of an alias, or of all that the caller may use; of this process, since it began. Times
+        are those of whole calls, whatever came of them. Raises NotFound, Forbidden."""
+        found = [self._named(model, version, principal)] if model else self.pipeline.route.visible(principal)
+        targets = {it.name: it for them in found for it in (them.targets if isinstance(them, Alias) else (them,))}
+        return [self._statistics(target) for target in targets.values()]
 
     def refuse_control(self) -> Forbidden:
         """Why no model is loaded or unloaded from here."""
@@ -130,7 +140,7 @@ class Catalogue:
         up = [replica for replica in target.replicas if replica.state is State.ready]
         return {
             "name": target.name,
-            "version": _version(up[0]) if up else "",
+            "version": _version(target, up[0]) if up else "",
             "inference_count": served,
             "execution_count": served,
             "inference_stats": {
@@ -140,42 +150,49 @@ class Catalogue:
             },
         }
 
-    def _target(self, model: str, version: str, principal: Principal) -> Target:
-        target = self.pipeline.route.find(model, principal)
+    def _named(self, model: str, version: str, principal: Principal) -> Target | Alias:
+        found = self.pipeline.route.get(model)
+        if found is None:
+            raise self.pipeline.route.unknown(model, principal)
         self.pipeline.tenants.authorize_model(principal, model)
         self.require_version(model, version, principal)
-        return target
+        return found
 
     def _facts(self, model: str, version: str, principal: Principal) -> Facts:
-        target = self._target(model, version, principal)
-        for replica in target.replicas:
+        """Of an alias: its first model's that is up."""
+        found = self._named(model, version, principal)
+        for replica in found.replicas:
             if replica.state is State.ready:
-                return _facts(model, replica)
-        states = ", ".join(f"{replica.name} is {replica.state}" for replica in target.replicas)
+                return _facts(found, replica)
+        states = ", ".join(f"{replica.name} is {replica.state}" for replica in found.replicas)
         raise EngineUnavailable(f"No engine of model {model!r} is up ({states}); retry later.", retry_after_s=2.0)
 
 
-def _up(target: Target) -> bool:
-    return any(replica.state is State.ready for replica in target.replicas)
+def _up(it: Target | Alias) -> bool:
+    return any(replica.state is State.ready for replica in it.replicas)
 
 
 def _generates(replica: Replica) -> bool:
     return replica.generator is not None and COMPLETIONS in replica.generator.routes
 
 
-def _version(replica: Replica) -> str:
-    return VERSION if replica.generator is not None else replica.predictor.version or VERSION
+def _version(it: Target | Alias, replica: Replica) -> str:
+    """Which of its models answers an alias's call is not for the caller to say, so it has no version but the one that
+    asks for none."""
+    if isinstance(it, Alias) or replica.generator is not None:
+        return VERSION
+    return replica.predictor.version or VERSION
 
 
-def _facts(model: str, replica: Replica) -> Facts:
-    version = _version(replica)
+def _facts(it: Target | Alias, replica: Replica) -> Facts:
+    version = _version(it, replica)
     if _generates(replica):
         return Facts(version, replica.kind, generation.INPUTS, generation.OUTPUTS, generates=True)
     if replica.generator is not None:
         known = ", ".join(sorted(replica.generator.routes))
-        raise Unsupported(f"Model {model!r} answers {known}, not the Open Inference Protocol.", param="model")
-    it = replica.predictor
-    return Facts(version, it.platform, it.inputs, it.outputs, generates=False)
+        raise Unsupported(f"Model {it.name!r} answers {known}, not the Open Inference Protocol.", param="model")
+    predictor = replica.predictor
+    return Facts(version, predictor.platform, predictor.inputs, predictor.outputs, generates=False)
 
 
 def _tensor(tensor: Tensor) -> Json:

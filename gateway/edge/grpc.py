@@ -229,12 +229,12 @@ class Grpc:
         asked = kserve_grpc.read(await self._message(context))
         caller = self._caller(principal, context)
         context.set_trailing_metadata((("x-request-id", caller.id),))
-        if not self.catalogue.generates(asked.model):
+        if not self.catalogue.asks_generator(asked.model, asked.message):
             return await self._tensors(caller, asked, final=None)
         wants = generation.from_message(asked.message)
         if wants.stream:
             raise BadRequest("`stream` is true, but this is ModelInfer; ask ModelStreamInfer.", param="stream")
-        return _text(asked.model, wants, await self._in_one_piece(caller, asked, wants), final=None)
+        return await self._in_one_piece(caller, asked, wants, final=None)
 
     async def _model_stream_infer(self, principal: Principal, context: Context) -> None:
         """One request after the other, as they come; what goes wrong with one is told, and the next is taken."""
@@ -244,15 +244,14 @@ class Grpc:
                 asked = kserve_grpc.read(body)
                 id = asked.message.id
                 caller = self._caller(principal, context)
-                if not self.catalogue.generates(asked.model):
+                if not self.catalogue.asks_generator(asked.model, asked.message):
                     await self._write(context, _part(await self._tensors(caller, asked, final=True)))
                     continue
                 wants = generation.from_message(asked.message)
                 if wants.stream:
                     await self._texts(caller, asked, wants, context)
                 else:
-                    said = await self._in_one_piece(caller, asked, wants)
-                    await self._write(context, _part(_text(asked.model, wants, said, final=True)))
+                    await self._write(context, _part(await self._in_one_piece(caller, asked, wants, final=True)))
             except (Invalid, GatewayError) as fault:
                 answer = {"error_message": _error(fault).message, "infer_response": {"id": id}}
                 await self._write(context, encoded(messages.ModelStreamInferResponse(**answer)))
@@ -269,18 +268,21 @@ class Grpc:
     async def _tensors(self, caller: Caller, asked: kserve_grpc.Asked, *, final: bool | None) -> bytes:
         self.catalogue.require_version(asked.model, asked.version, caller.principal)
 
-        def write(outputs: list[Encoded], version: str) -> bytes:
-            return kserve_grpc.write(outputs, id=asked.message.id, model=asked.model, version=version, final=final)
+        def write(outputs: list[Encoded], model: str, version: str) -> bytes:
+            return kserve_grpc.write(outputs, id=asked.message.id, model=model, version=version, final=final)
 
         call = self.inference.tensors(caller, asked.model, asked.message, write, size=asked.size)
         with self._under_way():
             return (await self.inference.run(call, IN_ONE_PIECE)).body
 
-    async def _in_one_piece(self, caller: Caller, asked: kserve_grpc.Asked, wants: Generation) -> Said:
+    async def _in_one_piece(
+        self, caller: Caller, asked: kserve_grpc.Asked, wants: Generation, *, final: bool | None
+    ) -> bytes:
         self.catalogue.require_version(asked.model, asked.version, caller.principal)
         call = self.inference.generation(caller, asked.model, wants, stream=False)
         with self._under_way():
-            return whole(await self.inference.run(call, IN_ONE_PIECE))
+            said = whole(await self.inference.run(call, IN_ONE_PIECE))
+        return _text(call.model, wants, said, final=final)
 
     async def _texts(self, caller: Caller, asked: kserve_grpc.Asked, wants: Generation, context: Context) -> None:
         self.catalogue.require_version(asked.model, asked.version, caller.principal)
@@ -291,14 +293,14 @@ class Grpc:
         self.running.add(running)
         try:
             async for said in texts:
-                await self._write(context, _part(_text(asked.model, wants, said, final=False)))
+                await self._write(context, _part(_text(call.model, wants, said, final=False)))
             answer = await running
         finally:
             running.cancel()
             await asyncio.wait((running,))
             self.running.discard(running)
         said = texts.last if answer.events else whole(answer)
-        await self._write(context, _part(_text(asked.model, wants, said, final=True)))
+        await self._write(context, _part(_text(call.model, wants, said, final=True)))
 
     @contextmanager
     def _under_way(self) -> Iterator[None]:

@@ -18,7 +18,7 @@ from urllib.parse import unquote_to_bytes
 
 import msgspec
 
-from gateway.call import Bounds, Principal
+from gateway.call import Bounds, Call, Principal
 from gateway.edge.catalogue import VERSION, Catalogue
 from gateway.edge.coding import compressed, decompressed
 from gateway.edge.depth import require_depth
@@ -170,16 +170,16 @@ class KServe:
         body, json_bytes = await self._body(request)
         message = kserve_rest.read(body, json_bytes)
         caller = self._caller(asked, request, stream=False)
-        if self.catalogue.generates(asked.model):
+        if self.catalogue.asks_generator(asked.model, message):
             call = self.inference.generation(caller, asked.model, generation.from_message(message), stream=False)
             said = whole(await self.inference.run(call, IN_ONE_PIECE))
-            told = kserve_rest.write([_output(said, message)], id=message.id, model=asked.model, version=VERSION)
+            told = kserve_rest.write([_output(said, message)], id=message.id, model=call.model, version=VERSION)
             await self._respond(request, told.body, told.json_bytes)
             return
         written: list[int | None] = []
 
-        def write(outputs: list[Encoded], version: str) -> bytes:
-            told = kserve_rest.write(outputs, id=message.id, model=asked.model, version=version)
+        def write(outputs: list[Encoded], model: str, version: str) -> bytes:
+            told = kserve_rest.write(outputs, id=message.id, model=model, version=version)
             written.append(told.json_bytes)
             return told.body
 
@@ -194,22 +194,22 @@ class KServe:
         caller = self._caller(asked, request, stream=False)
         call = self.inference.generation(caller, asked.model, wants, stream=False)
         said = whole(await self.inference.run(call, IN_ONE_PIECE))
-        await self._respond(request, _told(asked.model, wants.id, said), None)
+        await self._respond(request, _told(call.model, wants.id, said), None)
 
     async def _generate_stream(self, asked: Asked, request: Request) -> None:
         wants = await self._wants(asked, request)
         call = self.inference.generation(self._caller(asked, request, stream=True), asked.model, wants, stream=True)
-        answer = await self.inference.run(call, Events(request, asked.model, wants.id))
+        answer = await self.inference.run(call, Events(request, call, wants.id))
         if request.begun:
             request.end(b"")
         elif answer.events:  # nothing was said
             request.respond(200, STREAM_LINES % request.id.encode(), b"")
         else:
-            request.respond(200, STREAM_LINES % request.id.encode(), _event(asked.model, wants.id, whole(answer)))
+            request.respond(200, STREAM_LINES % request.id.encode(), _event(call.model, wants.id, whole(answer)))
 
     async def _wants(self, asked: Asked, request: Request) -> Generation:
         self.catalogue.require_version(asked.model, asked.version, asked.principal)
-        if asked.model in self.pipeline.route.targets and not self.catalogue.generates(asked.model):
+        if self.pipeline.route.get(asked.model) is not None and not self.catalogue.generates(asked.model):
             raise Unsupported(f"Model {asked.model!r} does not generate text; ask its /infer.", param="model")
         body, _ = await self._body(request)
         return generation.from_json(body)
@@ -240,9 +240,9 @@ class KServe:
 class Events:
     """A Client that streams a generation's texts as server-sent events."""
 
-    def __init__(self, request: Request, model: str, id: str) -> None:
+    def __init__(self, request: Request, call: Call, id: str) -> None:
         self.request = request
-        self.model = model
+        self.call = call
         self.id = id
 
     def begin(self, status: int, first: bytes, *, events: bool = True) -> Receiver:
@@ -254,7 +254,7 @@ class Events:
         return self.request.full
 
     def write(self, part: bytes) -> None:
-        events = b"".join(_event(self.model, self.id, said) for said in heard(part))
+        events = b"".join(_event(self.call.model, self.id, said) for said in heard(part))
         if not events:
             return
         if self.request.begun:

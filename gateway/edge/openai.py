@@ -22,6 +22,7 @@ from litestar.exceptions import HTTPException
 from litestar.params import FromPath
 from msgspec import Meta
 
+from gateway.alias import Alias
 from gateway.call import NULL, USAGE_ON_REQUEST, Bounds, Call, CallIds, Principal
 from gateway.edge.asgi import Asgi
 from gateway.edge.depth import require_depth
@@ -31,7 +32,7 @@ from gateway.edge.schema import documents
 from gateway.errors import BadRequest, Draining, GatewayError, MethodNotAllowed, NotFound
 from gateway.meter import Answer
 from gateway.pipeline import Pipeline
-from gateway.route import Target
+from gateway.target import Target
 from runtimes.clock import Clock
 
 if TYPE_CHECKING:
@@ -156,18 +157,18 @@ class OpenAI:
 
         @get("/v1/models", sync_to_thread=False)
         def models(request: LitestarRequest[Any, Any, Any]) -> dict[str, Any]:
-            """The models this key may use."""
+            """The models this key may use, aliases included."""
             principal = identify(presented_key(dict(request.scope["headers"])))
-            return {"object": "list", "data": [_model(target) for target in route.visible(principal)]}
+            return {"object": "list", "data": [_model(it) for it in route.visible(principal)]}
 
         @get("/v1/models/{model:path}", sync_to_thread=False)
         def model(request: LitestarRequest[Any, Any, Any], model: FromPath[str]) -> dict[str, Any]:
             """One of them."""
             principal = identify(presented_key(dict(request.scope["headers"])))
             name = model.removeprefix("/")
-            for target in route.visible(principal):
-                if target.name == name:
-                    return _model(target)
+            for it in route.visible(principal):
+                if it.name == name:
+                    return _model(it)
             raise route.unknown(name, principal)
 
         return [models, model]
@@ -334,8 +335,8 @@ def _error_event(route: str, error: GatewayError) -> bytes:
     return data if route in USAGE_ON_REQUEST else b"event: error\n" + data
 
 
-def _model(target: Target) -> dict[str, Any]:
-    return {"id": target.name, "object": "model", "created": target.created_s, "owned_by": "headrace"}
+def _model(it: Target | Alias) -> dict[str, Any]:
+    return {"id": it.name, "object": "model", "created": it.created_s, "owned_by": "headrace"}
 
 
 def _refused(request: LitestarRequest[Any, Any, Any], error: GatewayError) -> Response[bytes]:

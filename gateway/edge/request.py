@@ -137,8 +137,8 @@ def speaks_v2(path: bytes) -> bool:
 
 
 def _chunk(part: bytes) -> bytes:
-    """RFC 9112 §7.1"""
-    return b"%x\r\n%b\r\n" % (len(part), part)
+    """RFC 9112 §7.1; nothing is no chunk, for one without length would end the body."""
+    return b"%x\r\n%b\r\n" % (len(part), part) if part else b""
 
 
 #: Answers a request whose body is here. It is cancelled the moment the client has gone.

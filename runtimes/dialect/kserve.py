@@ -15,8 +15,8 @@ from runtimes.dialect.tensors import array, listed, raw
 if TYPE_CHECKING:
     from runtimes.contract import Array
 
-Write = Callable[[list[Encoded], str], bytes]
-"""Puts outputs, and the model's version, on the wire."""
+Write = Callable[[list[Encoded], str, str], bytes]
+"""Puts outputs, and the model's name and version, on the wire."""
 
 
 class Tensors:
@@ -66,7 +66,7 @@ class Asked:
         for name, binary in self.outputs:
             found, datatype = reply.outputs[name], datatypes[name]
             outputs.append(Encoded(name, datatype, found.shape, (raw if binary else listed)(found, datatype)))
-        return self.write(outputs, predictor.version)
+        return self.write(outputs, model, predictor.version)
 
 
 def _admitted(part: Part, declared: dict[str, Tensor]) -> Array:

@@ -18,6 +18,7 @@ from gateway.store import (
     HEAD,
     METADATA,
     THREADS_MAX,
+    AliasRow,
     By,
     KeyRow,
     Missing,
@@ -73,6 +74,10 @@ KEY = KeyRow(
     created_s=3.5,
     expires_s=99.0,
 )
+
+
+BOTH = AliasRow(name="both", weights={"zebra": 90, "acme": 10}, changed_s=4.5)
+ALL_OF_IT = AliasRow(name="all", weights={"x": 1}, changed_s=1.5)
 
 
 def record(id: str, **fields: object) -> Record:
@@ -156,8 +161,9 @@ async def test_removing_a_tenant_removes_its_keys_and_keeps_its_usage(store: Sto
         lambda store: store.key("k1"),
         lambda store: store.revoke_key("k1", at_s=1.0),
         lambda store: store.rotate_key("k1", digest=b"d", previous_until_s=1.0),
+        lambda store: store.remove_alias("both"),
     ],
-    ids=["tenant", "set_tenant", "remove_tenant", "key", "revoke_key", "rotate_key"],
+    ids=["tenant", "set_tenant", "remove_tenant", "key", "revoke_key", "rotate_key", "remove_alias"],
 )
 async def test_naming_what_is_not_there_is_missing_and_changes_nothing(store: Store, change: Change) -> None:
     before = await store.version()
@@ -207,12 +213,24 @@ async def test_rotating_keeps_exactly_the_secret_before(store: Store) -> None:
         lambda store: store.add_key(msgspec.structs.replace(KEY, id="k2")),
         lambda store: store.revoke_key("k1", at_s=1.0),
         lambda store: store.rotate_key("k1", digest=b"d", previous_until_s=1.0),
+        lambda store: store.set_alias(BOTH),
+        lambda store: store.remove_alias("all"),
     ],
-    ids=["add_tenant", "set_tenant", "remove_tenant", "add_key", "revoke_key", "rotate_key"],
+    ids=[
+        "add_tenant",
+        "set_tenant",
+        "remove_tenant",
+        "add_key",
+        "revoke_key",
+        "rotate_key",
+        "set_alias",
+        "remove_alias",
+    ],
 )
 async def test_a_neighbours_change_is_a_new_version(store: Store, neighbour: Store, change: Change) -> None:
     await store.add_tenant(ACME)
     await store.add_key(KEY)
+    await store.set_alias(ALL_OF_IT)
     before = await store.version()
     assert await neighbour.version() == before
     await change(neighbour)
@@ -569,3 +587,30 @@ async def test_a_current_schema_asks_for_no_migration_tool(tmp_path: Path) -> No
     )
     out, _ = await python.communicate()
     assert (python.returncode, out) == (0, b"False\n")
+
+
+# ---- aliases
+
+
+async def test_an_alias_comes_back_as_it_was_set_last(store: Store, neighbour: Store) -> None:
+    await store.set_alias(BOTH)
+    await store.set_alias(ALL_OF_IT)
+    changed = msgspec.structs.replace(BOTH, weights={"acme": 1}, changed_s=9.0)
+    await neighbour.set_alias(changed)
+    found = await store.aliases()
+    assert found == [ALL_OF_IT, changed]
+    assert (await store.snapshot()).aliases == tuple(found)
+
+
+async def test_an_aliass_models_keep_their_order(store: Store) -> None:
+    await store.set_alias(BOTH)
+    [row] = await store.aliases()
+    assert list(row.weights) == ["zebra", "acme"]
+
+
+async def test_an_alias_that_was_removed_is_gone(store: Store) -> None:
+    await store.set_alias(BOTH)
+    await store.remove_alias("both")
+    assert await store.aliases() == []
+    with pytest.raises(Missing, match="'both'"):
+        await store.remove_alias("both")

@@ -26,6 +26,7 @@ from gateway import (
     route,
     store,
     stream,
+    target,
     tokens,
     workers,
 )
@@ -125,7 +126,8 @@ ROWS = {
         ["e2e/test_overload.py::test_what_fits_is_served_and_the_rest_refused_before_any_of_it_is_done"],
     ),
     "replicas asked after one that failed": Row(
-        f"{route.RETRIES_PER_CALL:g} a call, and {route.RETRIES_PER_S:g} a second; saved up to {route.RETRIES_KEPT:g}",
+        f"{target.RETRIES_PER_CALL:g} a call, and {target.RETRIES_PER_S:g} a second; "
+        f"saved up to {target.RETRIES_KEPT:g}",
         [f"{RETRIES}::test_in_any_run_of_calls_and_pauses_no_more_is_given_than_was_earned"],
     ),
     "calls waiting for a connection": Row(
@@ -322,7 +324,7 @@ ROWS = {
 
 #: Bounds of the code that are none of a queue, a buffer or a wait: a unit of work, a value's range, a file's.
 OF_VALUES = {
-    "PORT_MAX", "LABEL_CHARS_MAX", "GLOB_CHARS_MAX", "LIFETIME_S_MAX", "LIMIT_MAX", "READ_BYTES_MAX",
+    "PORT_MAX", "LABEL_CHARS_MAX", "GLOB_CHARS_MAX", "LIFETIME_S_MAX", "LIMIT_MAX", "WEIGHT_MAX", "READ_BYTES_MAX",
     "_FILES_MAX", "_JSON_BYTES_MAX", "JOIN_BYTES_MAX", "LOOK_S_MAX", "ENVIRONMENT_KEPT", "_PROMPTS_MAX", "READY_S_MAX",
     "REOPEN_S_MAX", "SOCKET_BYTES_MAX", "_MOVES_MAX", "_MANIFEST_BYTES_MAX", "CHARS_PER_TOKEN_MAX",
 }  # fmt: skip

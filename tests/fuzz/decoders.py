@@ -43,7 +43,9 @@ def grpc(data: bytes) -> None:
 
 def infer(message: Message) -> None:
     predictor = Everything()
-    asked = kserve.Tensors(message, lambda outputs, version: b"").parse(b"", predictor=predictor, deadline_s=0, flow="")
+    asked = kserve.Tensors(message, lambda outputs, model, version: b"").parse(
+        b"", predictor=predictor, deadline_s=0, flow=""
+    )
     for name, found in asked.request.inputs.items():
         assert found.dtype == EVERYTHING[name].dtype, name
         assert found.ndim == 2 or name == "text", name

@@ -8,13 +8,14 @@ import pytest
 from litestar import Litestar
 from litestar.testing import AsyncTestClient
 
+from gateway.alias import Aliases
 from gateway.call import Limits, Outcome, Record
 from gateway.edge.admin import BODY_BYTES_MAX, admin_app, admin_token
 from gateway.fairness import Queue
 from gateway.key import Pepper, Unfit
 from gateway.replica import Health, State
 from gateway.report import Family, ModelLook, Report, Sample
-from gateway.store import SqliteStore, Unreachable
+from gateway.store import SqliteStore, Store, Unreachable
 from gateway.tenant import Issuer, Tenants
 from tests.fakes import FakeClock
 
@@ -56,6 +57,7 @@ def troubles() -> dict[str, str | None]:
 def app(store: SqliteStore, tenants: Tenants, troubles: dict[str, str | None]) -> Litestar:
     return admin_app(
         issuer=issuer_of(tenants),
+        aliases=aliases_of(store),
         store=store,
         report=told(models=(LOOK,), checks=troubles, families=(AGE,)),
         token=TOKEN,
@@ -71,6 +73,10 @@ def told(**given: Any) -> Callable[[], Awaitable[Report]]:
 
 def issuer_of(tenants: Tenants) -> Issuer:
     return Issuer(store=tenants.store, pepper=tenants.pepper, clock=tenants.clock)
+
+
+def aliases_of(store: Store) -> Aliases:
+    return Aliases(store=store, models=["chat", "large/chat"], clock=FakeClock())
 
 
 @pytest.fixture
@@ -130,7 +136,7 @@ async def test_nearly_the_token_is_not_the_token(stranger: Client, shown: str) -
 
 @pytest.mark.parametrize("shown", ["Bearer", "Bearer ", ""])
 async def test_an_empty_token_opens_nothing(store: SqliteStore, tenants: Tenants, shown: str) -> None:
-    app = admin_app(issuer=issuer_of(tenants), store=store, report=told(), token="")
+    app = admin_app(issuer=issuer_of(tenants), aliases=aliases_of(store), store=store, report=told(), token="")
     async with AsyncTestClient(app) as client:
         assert (await client.get("/tenants", headers={"authorization": shown})).status_code == 401
 
@@ -192,6 +198,7 @@ class Gone(SqliteStore):
 async def test_a_store_that_fails_is_unready_and_a_503(tmp_path: Path, tenants: Tenants) -> None:
     app = admin_app(
         issuer=issuer_of(tenants),
+        aliases=aliases_of(tenants.store),
         store=Gone(tmp_path / "gone.db"),
         report=told(),
         token=TOKEN,
@@ -293,7 +300,7 @@ async def test_a_fault_of_the_gateway_tells_nothing_of_its_inside(
     async def broken() -> Report:
         raise RuntimeError("inside")
 
-    app = admin_app(issuer=issuer_of(tenants), store=store, report=broken, token=TOKEN)
+    app = admin_app(issuer=issuer_of(tenants), aliases=aliases_of(store), store=store, report=broken, token=TOKEN)
     async with AsyncTestClient(app) as client:
         answer = await client.get("/models", headers=SHOWN)
     assert answer.status_code == 500
@@ -377,6 +384,8 @@ async def test_the_documentation_names_every_route_and_what_opens_it(app: Litest
         "/keys/{id}",
         "/keys/{id}/rotate",
         "/models",
+        "/aliases",
+        "/aliases/{name}",
         "/usage",
         "/usage/records",
     }
@@ -391,3 +400,34 @@ async def test_the_documentation_names_every_route_and_what_opens_it(app: Litest
 async def test_a_tenants_limits_come_back_as_limits(client: Client, acme: str) -> None:
     rows = (await client.get("/tenants")).json()
     assert msgspec.convert(rows[0]["limits"], Limits) == Limits(rpm=5)
+
+
+# ---- aliases
+
+
+async def test_an_alias_is_set_and_set_anew_and_removed(client: Client) -> None:
+    for weights in ({"chat": 90, "large/chat": 10}, {"large/chat": 1}):
+        answer = await client.put("/aliases/team/both", json={"weights": weights})
+        assert answer.status_code == 200
+        assert (await client.get("/aliases")).json() == [answer.json()]
+        assert (answer.json()["name"], answer.json()["weights"]) == ("team/both", weights)
+    assert (await client.delete("/aliases/team/both")).status_code == 204
+    assert (await client.get("/aliases")).json() == []
+    assert (await client.delete("/aliases/team/both")).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "why"),
+    [
+        ("both", {"weights": {"nobody": 1}}, "There is no model 'nobody'"),
+        ("both", {"weights": {"chat": 0}}, "a weight above 0"),
+        ("both", {"weights": {"chat": 1.5}}, "weights"),
+        ("both", {"chat": 1}, "chat"),
+        ("chat", {"weights": {"chat": 1}}, "configured model's name"),
+    ],
+)
+async def test_an_alias_that_can_t_be_is_refused(client: Client, name: str, body: Any, why: str) -> None:
+    answer = await client.put(f"/aliases/{name}", json=body)
+    assert answer.status_code == 400
+    assert why in refusal(answer.content)[1]
+    assert (await client.get("/aliases")).json() == []

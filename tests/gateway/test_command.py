@@ -94,6 +94,9 @@ COMMANDS = [
     ("key", "revoke"),
     ("key", "rotate"),
     ("model", "list"),
+    ("alias", "set"),
+    ("alias", "list"),
+    ("alias", "remove"),
     ("usage",),
     ("engine", "install"),
     ("engine", "list"),
@@ -157,6 +160,13 @@ def test_a_wrong_command_line_is_one_line_and_status_2(headrace: Headrace, argum
         (("key", "add", "--tenant", "nobody", "--expires", "99999999999w"), "100 years"),
         (("key", "add", "--tenant", "nobody", "--name", "two\nlines"), "control"),
         (("key", "add", "--tenant", "nobody", "--models"), "models"),
+        (("alias", "set", "both", "chat=1", "nobody=1"), "no model 'nobody'"),
+        (("alias", "set", "both", "chat"), "'chat' is no share"),
+        (("alias", "set", "both", "chat=x"), "'chat=x' is no share"),
+        (("alias", "set", "both", "chat=1", "chat=2"), "chat is given twice"),
+        (("alias", "set", "both"), "a weight above 0"),
+        (("alias", "set", "chat", "chat=1"), "configured model's name"),
+        (("alias", "remove", "nobody"), "no alias 'nobody'"),
         (("check", "absent.toml"), "absent.toml"),
         (("tenant", "list", "--config", "absent.toml"), "absent.toml"),
         (("engine", "install", "bogus"), "bogus"),
@@ -182,7 +192,7 @@ def test_a_state_folder_that_cannot_be_made_is_a_mistake_too(
     assert (ended.status, ended.err.count("\n")) == (1, 1)
 
 
-@pytest.mark.parametrize("words", [("tenant", "list"), ("key", "list"), ("usage",)], ids=" ".join)
+@pytest.mark.parametrize("words", [("tenant", "list"), ("key", "list"), ("alias", "list"), ("usage",)], ids=" ".join)
 def test_a_command_that_only_reads_makes_no_state(headrace: Headrace, state: Path, words: tuple[str, ...]) -> None:
     ended = headrace(*words, "--json")
     assert (ended.status, ended.out) == (1, "")
@@ -261,6 +271,17 @@ def test_a_keys_life(headrace: Headrace) -> None:
     listed = headrace("key", "list").out
     assert "revoked" in listed
     assert parse(issued["key"])[2] not in listed  # type: ignore[index]
+
+
+def test_an_alias_s_life(headrace: Headrace) -> None:
+    set_first = headrace("alias", "set", "team/both", "chat=90", "--json").json
+    assert (set_first["name"], set_first["weights"]) == ("team/both", {"chat": 90})
+    assert headrace("alias", "set", "team/both", "chat=1").out == "alias team/both: chat=1\n"
+    (shown,) = headrace("alias", "list", "--json").json
+    assert shown["weights"] == {"chat": 1}
+    assert "chat=1" in headrace("alias", "list").out
+    assert headrace("alias", "remove", "team/both", "--json").json == {"removed": "team/both"}
+    assert headrace("alias", "list", "--json").json == []
 
 
 def test_a_key_is_shown_once_in_plain_words(headrace: Headrace) -> None:

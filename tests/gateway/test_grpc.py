@@ -22,7 +22,7 @@ from gateway.edge.grpc import Grpc
 from gateway.edge.grpc_facts import SERVICE
 from gateway.edge.texts import Texts
 from runtimes.contract import Broken
-from tests.fakes import Stages
+from tests.fakes import Stages, let_stand
 from tests.gateway.oip import BOUNDS, chunk, parts
 
 KEY = (("authorization", "Bearer good"),)
@@ -415,3 +415,14 @@ async def test_an_address_that_another_program_has_is_named(site: Site) -> None:
             async with site.door.serving(address):
                 pass
     assert refused.value.filename == address
+
+
+async def test_an_alias_is_called_as_a_model_is(site: Site) -> None:
+    let_stand(site.stages, "either", {"classifier": 1})
+    request = service_pb2.ModelMetadataRequest(name="either")
+    assert (await site.inference.ModelMetadata(request, metadata=KEY)).name == "either"
+    answer = await site.inference.ModelInfer(asked("either"), metadata=KEY)
+    assert answer.model_name == "classifier"
+    let_stand(site.stages, "either", {"llm": 1})
+    texts = site.inference.ModelStreamInfer(iter([generation(model="either")]), metadata=KEY)
+    assert {it.infer_response.model_name async for it in texts} == {"llm"}

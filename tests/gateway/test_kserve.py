@@ -19,7 +19,7 @@ from gateway.edge.kserve import KServe
 from gateway.edge.schema import OIP
 from gateway.edge.server import Server
 from runtimes.contract import Broken
-from tests.fakes import Stages
+from tests.fakes import Stages, let_stand
 from tests.gateway.oip import BOUNDS, chunk, parts
 
 INFER = {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": ["hello"]}]}
@@ -116,6 +116,48 @@ async def test_an_unknown_version_is_a_404(site: Site) -> None:
     refused(await site.get("/models/classifier/versions/9"), 404, "no version '9'")
     refused(await site.post("/models/classifier/versions/9/infer", INFER), 404, "no version '9'")
     refused(await site.post("/models/llm/versions/9/generate", {"text_input": "hi"}), 404, "no version '9'")
+
+
+async def test_an_alias_is_told_of_as_its_first_model_that_is_up(site: Site) -> None:
+    let_stand(site.stages, "either", {"llm": 0, "classifier": 9, "broken": 1})
+    told, model = [(await site.get(f"/models/{name}")).json() for name in ("either", "classifier")]
+    assert told == model | {"name": "either"}
+    assert (await site.get("/models/either/ready")).status_code == 200
+    assert (await site.get("/models/either/config")).json()["name"] == "either"
+    stats = (await site.get("/models/either/stats")).json()["model_stats"]
+    assert [it["name"] for it in stats] == ["classifier", "broken"]
+    index = (await site.post("/repository/index", b"")).json()
+    assert {"name": "either", "version": "1", "state": "READY", "reason": ""} in index
+
+
+async def test_an_alias_has_no_versions_of_its_own(site: Site) -> None:
+    predictor: Any = site.stages.replicas["classifier"][0].runtime
+    predictor.version = "7"
+    let_stand(site.stages, "either", {"classifier": 1})
+    assert (await site.get("/models/either/versions/1")).json()["versions"] == ["1"]
+    refused(await site.post("/models/either/versions/7/infer", INFER), 404, "no version '7'")
+    answer = (await site.post("/models/either/infer", INFER)).json()
+    assert (answer["model_name"], answer["model_version"]) == ("classifier", "7")
+
+
+async def test_an_alias_of_a_generator_generates(site: Site) -> None:
+    let_stand(site.stages, "writer", {"team/llm:1": 1})
+    answer = (await site.post("/models/writer/generate", {"text_input": "hi"})).json()
+    assert answer == {"model_name": "team/llm:1", "model_version": "1", "text_output": "hello"}
+    let_stand(site.stages, "writer", {"llm": 1})
+    events = said(await site.post("/models/writer/generate_stream", {"text_input": "hi"}))
+    assert {it["model_name"] for it in events} == {"llm"}
+    let_stand(site.stages, "writer", {"classifier": 1})
+    refused(await site.post("/models/writer/generate", {"text_input": "hi"}), 400, "does not generate")
+
+
+async def test_of_an_alias_of_both_kinds_each_gets_what_it_understands(site: Site) -> None:
+    let_stand(site.stages, "all", {"team/llm:1": 1, "classifier": 1})
+    for _ in range(20):
+        assert (await site.post("/models/all/infer", INFER)).json()["model_name"] == "classifier"
+        assert (await site.post("/models/all/generate", {"text_input": "hi"})).json()["model_name"] == "team/llm:1"
+        prompt = {"inputs": [INFER["inputs"][0] | {"name": "text_input"}]}
+        assert (await site.post("/models/all/infer", prompt)).json()["model_name"] == "team/llm:1"
 
 
 @pytest.mark.parametrize(("method", "path"), [("GET", "/models/llm/infer"), ("POST", "/models/llm"), ("PUT", "")])
@@ -233,6 +275,11 @@ async def test_a_generation_is_streamed_as_events(site: Site) -> None:
     assert {(it["id"], it["model_name"], it["model_version"]) for it in events} == {("7", "llm", "1")}
     (record,) = await site.stages.records()
     assert (record.route, record.stream, record.outcome) == ("/v1/completions", True, "served")
+
+
+async def test_a_connection_serves_the_next_request_after_a_stream(site: Site) -> None:
+    for _ in range(2):
+        assert len(said(await site.post("/models/llm/generate_stream", {"text_input": "hi"}))) == 2
 
 
 async def test_parameters_go_on_to_the_engine(site: Site) -> None:

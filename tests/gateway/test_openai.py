@@ -17,7 +17,7 @@ from gateway.edge.server import Server
 from gateway.errors import BadRequest, GatewayError
 from runtimes.clock import SystemClock
 from runtimes.contract import Broken, Unavailable
-from tests.fakes import FakeGenerator, FakeTenants, Script, Stages, a_principal, events, limits
+from tests.fakes import FakeGenerator, FakeTenants, Script, Stages, a_principal, events, let_stand, limits
 
 CHAT = "/v1/chat/completions"
 OK = Script([b'{"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":1}}'])
@@ -373,6 +373,16 @@ async def test_the_models_a_key_may_use_are_listed(site: Site) -> None:
     assert await listed("good") == ["chat", "org/model:1"]
     assert await listed("narrow") == ["org/model:1"]
     assert await listed("nothing") == []
+
+
+async def test_an_alias_is_listed_for_those_who_may_use_it(site: Site) -> None:
+    let_stand(site.stages, "org/alias", {"hidden": 1})
+    for key, expected in (("good", True), ("nothing", False)):
+        listed = (await site.client.get("/v1/models", headers=authorization(key))).json()["data"]
+        assert ("org/alias" in [it["id"] for it in listed]) is expected
+    response = await site.client.get("/v1/models/org/alias", headers=authorization("good"))
+    assert response.json() == {"id": "org/alias", "object": "model", "created": 1_700_000_000, "owned_by": "headrace"}
+    assert (await site.post(BODY | {"model": "org/alias"})).status_code == 200
 
 
 @pytest.mark.parametrize("name", ["chat", "org/model:1"])

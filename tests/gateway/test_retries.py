@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.errors import DeadlineExceeded, EngineFailed, EngineTimeout
-from gateway.route import RETRIES_KEPT, RETRIES_PER_CALL, RETRIES_PER_S, Retries
+from gateway.target import RETRIES_KEPT, RETRIES_PER_CALL, RETRIES_PER_S, Retries
 from runtimes.contract import Generator, Silent, Unavailable
 from tests.fakes import FakeClient, FakeClock, FakeGenerator, Script, Stages, a_call, events
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from gateway.call import Limits
 from gateway.errors import Forbidden, KeyExpired, Unauthenticated
 from gateway.key import ALPHABET, Pepper, Unfit, kept, mint, parse, pepper_of
-from gateway.store import KeyRow, SqliteStore, Taken, TenantRow, Unreachable
+from gateway.store import AliasRow, KeyRow, Snapshot, SqliteStore, Taken, TenantRow, Unreachable
 from gateway.tenant import LIFETIME_S_MAX, POLL_S, STALE_S, Issuer, Tenants
 from tests.fakes import FakeClock
 
@@ -336,6 +336,18 @@ async def test_a_change_is_followed_at_the_next_look(issuer: Issuer, tenants: Te
     await next_look(tenants, clock)
     with pytest.raises(Unauthenticated):
         tenants.authenticate(minted.text)
+
+
+async def test_whoever_else_lives_by_the_snapshot_is_told_of_each(store: SqliteStore, clock: FakeClock) -> None:
+    told: list[Snapshot] = []
+    tenants = Tenants(store=store, pepper=PEPPER, clock=clock, listeners=(told.append,))
+    await tenants.open()
+    await store.set_alias(AliasRow(name="both", weights={"chat": 1}, changed_s=1.0))
+    await next_look(tenants, clock)
+    assert [[it.name for it in snapshot.aliases] for snapshot in told] == [[], ["both"]]
+    await next_look(tenants, clock)
+    assert len(told) == 2
+    await tenants.aclose()
 
 
 def test_a_look_comes_often_enough_for_the_published_half_second() -> None:

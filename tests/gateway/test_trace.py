@@ -64,6 +64,16 @@ SERVED = {
 }
 
 
+async def test_a_span_of_an_alias_says_what_was_asked_for_and_what_answered(
+    trace: Trace, exporter: InMemorySpanExporter
+) -> None:
+    await ended(trace, a_call(model="either"), alias="either", model="chat", **SERVED)
+    span = by_name(exporter)["chat either"]
+    assert span.attributes is not None
+    names = [span.attributes[f"gen_ai.{which}.model"] for which in ("request", "response")]
+    assert names == ["either", "chat"]
+
+
 async def test_a_call_is_one_span_with_its_queue_and_engine_inside(
     trace: Trace, exporter: InMemorySpanExporter
 ) -> None:

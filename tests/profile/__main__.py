@@ -31,8 +31,9 @@ from gateway.metrics import Metrics
 from gateway.pipeline import Pipeline
 from gateway.quota import Quota
 from gateway.replica import Replica, State
-from gateway.route import Retries, Route, Target
+from gateway.route import Route
 from gateway.store import KeyRow, Snapshot, TenantRow
+from gateway.target import Retries, Target
 from gateway.tenant import Tenants
 from gateway.trace import Trace
 from gateway.usage import Usage
@@ -107,7 +108,7 @@ class Rig:
         tenant = TenantRow(id="t", name="acme", limits=limits, created_s=0.0)
         row = KeyRow(id=minted.id, tenant_id="t", env="live", digest=minted.digest, created_s=0.0)
         self.tenants = Tenants(store=None, pepper=pepper, clock=clock)  # type: ignore[arg-type]
-        self.tenants.take(Snapshot(1, (tenant,), (row,)))
+        self.tenants.take(Snapshot(1, (tenant,), (row,), ()))
         self.key = minted.text
         self.runtime: RemoteRuntime = Remote(url="http://127.0.0.1:9/v1").build(
             Site(model="chat", replica="chat-0", state=folder, shelf=Shelf(folder / "shelf"))
@@ -229,8 +230,8 @@ async def stages(rig: Rig) -> Iterator[tuple[str, Work]]:
             await asyncio.sleep(0)
 
     def found() -> None:
-        pipeline.route.find(call.model, call.principal)
-        pipeline.tenants.authorize(call.principal, call.model, call.route)
+        pipeline.route.find(call)
+        pipeline.tenants.authorize(call.principal, call.alias or call.model, call.route)
 
     def held() -> None:
         with pipeline.quota.hold(call, tokens_out_default=512):

@@ -35,7 +35,7 @@ def anything(datatype: str) -> st.SearchStrategy[Any]:
 
 def understood(message: Message) -> InferRequest:
     return (
-        Tensors(message, lambda outputs, version: b"")
+        Tensors(message, lambda outputs, model, version: b"")
         .parse(b"", predictor=Everything(), deadline_s=1, flow="acme")
         .request
     )
@@ -171,9 +171,9 @@ def test_only_what_is_asked_for_is_answered_in_the_order_it_is_asked_for(wanted:
     body = {"inputs": [declared("BOOL") | {"data": [True, False]}], "outputs": outputs}
     written: list[str] = []
 
-    def write(outputs: list[Encoded], version: str) -> bytes:
+    def write(outputs: list[Encoded], model: str, version: str) -> bytes:
         written.extend(it.name for it in outputs)
-        return version.encode()
+        return f"{model} {version}".encode()
 
     predictor = Everything()
     asked = Tensors(kserve_rest.read(json.dumps(body).encode(), None), write).parse(
@@ -181,7 +181,7 @@ def test_only_what_is_asked_for_is_answered_in_the_order_it_is_asked_for(wanted:
     )
     assert asked.request.outputs == tuple(wanted)
     reply = InferReply(dict(EVERYTHING), 0)
-    assert asked.answer(reply, model="m", predictor=predictor, id="", created_s=0) == b"v7"
+    assert asked.answer(reply, model="m", predictor=predictor, id="", created_s=0) == b"m v7"
     assert written == wanted
 
 
