@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import sys
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
@@ -19,27 +18,23 @@ from cyclopts import App, CycloptsError, Parameter
 from cyclopts.validators import Number
 
 from gateway import garbage
+from gateway.alias_command import ALIAS
 from gateway.console import (
     COMMON,
-    EVERYTHING,
     Common,
-    Duration,
-    Globs,
-    LimitChange,
     Moment,
-    date_text,
     fail,
-    limits_text,
     print_json,
     print_table,
-    private_file,
-    progress,
-    tell,
 )
+from gateway.engine_command import ENGINE
+from gateway.home import asked, config_of, require_state, state_of
+from gateway.key_command import KEY
+from gateway.tenant_command import TENANT
 
 if TYPE_CHECKING:
     from gateway.config import Config
-    from gateway.store import AliasRow, Store
+    from gateway.store import Store
     from gateway.tenant import Issuer
 
 T = TypeVar("T")
@@ -52,36 +47,12 @@ Examples:
     headrace key add --tenant acme --models 'chat*' --expires 30d
     headrace usage --by model --since 24h --json
 """
-TENANT_EXAMPLES = """
-Examples:
-
-    headrace tenant add acme --rpm 600 --tpm 100000
-    headrace tenant set acme --rpm none --concurrent 8
-"""
-KEY_EXAMPLES = """
-Examples:
-
-    headrace key add --tenant acme --models 'chat*' 'support-*' --expires 30d
-    headrace key rotate J3u0PzY1aB --overlap 7d
-"""
-ALIAS_EXAMPLES = """
-Examples:
-
-    headrace alias set intent intent-onnx=90 intent-triton=10
-    headrace alias remove intent
-"""
 USAGE_EXAMPLES = """
 Examples:
 
     headrace usage --by model --since 24h
     headrace usage --tenant acme --since 2026-11-01 --until 2026-12-01 --json
     headrace usage --records --limit 20
-"""
-ENGINE_EXAMPLES = """
-Examples:
-
-    headrace engine install vllm
-    headrace engine install vllm --torch-index https://download.pytorch.org/whl/cpu
 """
 
 
@@ -137,17 +108,11 @@ APP = App(
     help_format="plaintext",
     version=_version,
 )
-TENANT = APP.command(App(name="tenant", help="Add, change and remove tenants.", help_epilogue=TENANT_EXAMPLES))
-KEY = APP.command(App(name="key", help="Issue, rotate and revoke API keys.", help_epilogue=KEY_EXAMPLES))
+APP.command(TENANT)
+APP.command(KEY)
 MODEL = APP.command(App(name="model", help="Look at models.", help_epilogue=""))
-ALIAS = APP.command(
-    App(
-        name="alias", help="Let names stand for models, each with its share of the calls.", help_epilogue=ALIAS_EXAMPLES
-    )
-)
-ENGINE = APP.command(
-    App(name="engine", help="Install and remove engines, each on its own.", help_epilogue=ENGINE_EXAMPLES)
-)
+APP.command(ALIAS)
+APP.command(ENGINE)
 
 
 # ---- serving -----------------------------------------------------------------------------------------------
@@ -171,7 +136,7 @@ def serve(
 
         from gateway import app
 
-        config = _config(common)
+        config = config_of(common)
         if workers is not None:
             config = replace(config, server=replace(config.server, workers=workers))
         if config.server.workers > 1:
@@ -189,7 +154,7 @@ def check(config: Path | None = None, /, *, common: Common = COMMON) -> None:
     config
         The file; without it, the one that `serve` would take.
     """
-    read = _config(Common(config=config or common.config, json=common.json))
+    read = config_of(Common(config=config or common.config, json=common.json))
     models = [{"name": model.name, "replicas": [_kind(spec) for spec in model.replicas]} for model in read.models]
     if common.json:
         print_json({"ok": True, "state": str(read.state_path), "models": models})
@@ -198,297 +163,10 @@ def check(config: Path | None = None, /, *, common: Common = COMMON) -> None:
     print(f"good: serves {names}; state in {read.state_path}")
 
 
-# ---- tenants -----------------------------------------------------------------------------------------------
-
-
-@TENANT.command(name="add")
-def tenant_add(
-    name: str,
-    /,
-    *,
-    rpm: int | None = None,
-    tpm: int | None = None,
-    concurrent: int | None = None,
-    common: Common = COMMON,
-) -> None:
-    """Add a tenant.
-
-    Parameters
-    ----------
-    name
-        What people will call it by: letters, digits, dots, dashes, underscores.
-    rpm
-        Requests a minute, all its keys together.
-    tpm
-        Tokens a minute, read and written.
-    concurrent
-        Calls under way at once.
-    """
-    from gateway.call import Limits
-
-    limits = Limits(rpm=rpm, tpm=tpm, concurrent=concurrent)
-    _tell_tenant(common, _run(common, lambda issuer: issuer.add_tenant(name, limits)))
-
-
-@TENANT.command(name="list")
-def tenant_list(common: Common = COMMON) -> None:
-    """Show all tenants."""
-    _require_state(common)
-    rows = _run(common, lambda issuer: issuer.store.tenants())
-    if common.json:
-        print_json(rows)
-        return
-    print_table(
-        ["tenant", "limits", "state", "since"],
-        [
-            (row.name, limits_text(row.limits), "disabled" if row.disabled else "", date_text(row.created_s))
-            for row in rows
-        ],
-    )
-
-
-@TENANT.command(name="set")
-def tenant_set(
-    name: str,
-    /,
-    *,
-    rpm: LimitChange = None,
-    tpm: LimitChange = None,
-    concurrent: LimitChange = None,
-    common: Common = COMMON,
-) -> None:
-    """Change limits; those not named stay, `none` lifts one.
-
-    Parameters
-    ----------
-    rpm
-        Requests a minute, or none.
-    tpm
-        Tokens a minute, or none.
-    concurrent
-        Calls under way at once, or none.
-    """
-    named = {"rpm": rpm, "tpm": tpm, "concurrent": concurrent}
-    changed = {key: None if value == "none" else value for key, value in named.items() if value is not None}
-    _tell_tenant(common, _run(common, lambda issuer: issuer.set_tenant(name, limits=changed, disabled=None)))
-
-
-@TENANT.command(name="disable")
-def tenant_disable(name: str, /, *, common: Common = COMMON) -> None:
-    """Refuse all keys of a tenant until it is enabled again."""
-    _tell_tenant(common, _run(common, lambda issuer: issuer.set_tenant(name, limits={}, disabled=True)))
-
-
-@TENANT.command(name="enable")
-def tenant_enable(name: str, /, *, common: Common = COMMON) -> None:
-    """Undo `disable`."""
-    _tell_tenant(common, _run(common, lambda issuer: issuer.set_tenant(name, limits={}, disabled=False)))
-
-
-@TENANT.command(name="remove")
-def tenant_remove(name: str, /, *, common: Common = COMMON) -> None:
-    """Remove a tenant and its keys for good; its usage stays."""
-    _run(common, lambda issuer: issuer.remove_tenant(name))
-    tell(common, {"removed": name}, f"removed tenant {name} and its keys; its usage stays")
-
-
-def _tell_tenant(common: Common, row: Any) -> None:
-    state = ", disabled" if row.disabled else ""
-    tell(common, row, f"tenant {row.name}: {limits_text(row.limits) or 'no limits'}{state}")
-
-
-# ---- keys --------------------------------------------------------------------------------------------------
-
-
-@KEY.command(name="add")
-def key_add(
-    *,
-    tenant: str,
-    name: str = "",
-    env: str = "live",
-    models: Globs = EVERYTHING,
-    routes: Globs = EVERYTHING,
-    rpm: int | None = None,
-    tpm: int | None = None,
-    concurrent: int | None = None,
-    expires: Duration | None = None,
-    save: Path | None = None,
-    common: Common = COMMON,
-) -> None:
-    """Issue a key and show it, this once.
-
-    Parameters
-    ----------
-    tenant
-        Whose key it is.
-    name
-        A note for people, e.g. who holds it.
-    env
-        A word inside the key that tells what it is for.
-    models
-        Globs of the models it may use; without it all.
-    routes
-        Globs of the paths it may use, e.g. '/v1/chat/*'; without it all.
-    rpm
-        Requests a minute with this key, within its tenant's.
-    tpm
-        Tokens a minute with this key.
-    concurrent
-        Calls under way at once with this key.
-    expires
-        How long it lives, e.g. 12h or 30d.
-    save
-        Also write it to this file, readable by its owner only.
-    """
-    from gateway.call import Limits
-
-    limits = Limits(rpm=rpm, tpm=tpm, concurrent=concurrent)
-    with private_file(save) as file:
-        minted = _run(
-            common,
-            lambda issuer: issuer.add_key(
-                tenant=tenant,
-                name=name,
-                env=env,
-                models=models,
-                routes=routes,
-                limits=limits,
-                lifetime_s=expires,
-            ),
-        )
-        if file is not None:
-            file.write(minted.text + "\n")
-    tell(common, {"id": minted.id, "key": minted.text}, f"key {minted.id}, shown this once:\n{minted.text}")
-
-
-@KEY.command(name="list")
-def key_list(*, tenant: str | None = None, common: Common = COMMON) -> None:
-    """Show keys, without their secrets.
-
-    Parameters
-    ----------
-    tenant
-        Only this tenant's.
-    """
-    _require_state(common)
-    keys = _run(common, lambda issuer: issuer.keys(tenant=tenant))
-    if common.json:
-        print_json(keys)
-        return
-    print_table(
-        ["id", "tenant", "name", "models", "routes", "limits", "expires", "state"],
-        [
-            (
-                key.id,
-                key.tenant,
-                key.name,
-                " ".join(key.models),
-                " ".join(key.routes),
-                limits_text(key.limits),
-                date_text(key.expires_s),
-                "" if key.revoked_s is None else f"revoked {date_text(key.revoked_s)}",
-            )
-            for key in keys
-        ],
-    )
-
-
-@KEY.command(name="revoke")
-def key_revoke(id: str, /, *, common: Common = COMMON) -> None:
-    """Refuse a key from now on."""
-    _run(common, lambda issuer: issuer.revoke_key(id))
-    tell(common, {"revoked": id}, f"revoked key {id}")
-
-
-@KEY.command(name="rotate")
-def key_rotate(id: str, /, *, overlap: Duration = 86_400.0, save: Path | None = None, common: Common = COMMON) -> None:
-    """Give a key a new secret; the one before stays valid for a while.
-
-    Parameters
-    ----------
-    overlap
-        How long both are valid, e.g. 0s, 1h or 7d [default: 1d].
-    save
-        Also write it to this file, readable by its owner only.
-    """
-    with private_file(save) as file:
-        minted = _run(common, lambda issuer: issuer.rotate_key(id, overlap_s=overlap))
-        if file is not None:
-            file.write(minted.text + "\n")
-    tell(common, {"id": minted.id, "key": minted.text}, f"key {minted.id}, shown this once:\n{minted.text}")
-
-
-# ---- aliases -----------------------------------------------------------------------------------------------
-
-
-@ALIAS.command(name="set")
-def alias_set(name: str, /, *shares: str, common: Common = COMMON) -> None:
-    """Let a name stand for these models, whatever it stood for before.
-
-    Parameters
-    ----------
-    name
-        What clients call: as models are named, and no model's.
-    shares
-        MODEL=WEIGHT, e.g. intent-onnx=90; with 0 the model gets no calls.
-    """
-    config = _config(common)
-    weights = _weights(shares)
-
-    async def ask(issuer: Issuer) -> AliasRow:
-        from gateway.alias import Aliases
-
-        models = [model.name for model in config.models]
-        return await Aliases(store=issuer.store, models=models, clock=issuer.clock).set(name, weights)
-
-    row = _run(common, ask)
-    tell(common, row, f"alias {row.name}: {_shares_text(row)}")
-
-
-@ALIAS.command(name="list")
-def alias_list(common: Common = COMMON) -> None:
-    """Show all aliases."""
-    _require_state(common)
-    rows = _run(common, lambda issuer: issuer.store.aliases())
-    if common.json:
-        print_json(rows)
-        return
-    print_table(["alias", "models", "since"], [(row.name, _shares_text(row), date_text(row.changed_s)) for row in rows])
-
-
-@ALIAS.command(name="remove")
-def alias_remove(name: str, /, *, common: Common = COMMON) -> None:
-    """Remove an alias; its models stay."""
-    _run(common, lambda issuer: issuer.store.remove_alias(name))
-    tell(common, {"removed": name}, f"removed alias {name}; its models stay")
-
-
-def _weights(shares: Sequence[str]) -> dict[str, int]:
-    """Raises Unfit."""
-    from gateway.key import Unfit
-
-    weights: dict[str, int] = {}
-    for share in shares:
-        model, _, weight = share.rpartition("=")
-        if not model or not re.fullmatch("[0-9]{1,9}", weight):
-            raise Unfit(f"{share[:80]!r} is no share; write MODEL=WEIGHT, e.g. intent-onnx=90")
-        if model in weights:
-            raise Unfit(f"{model} is given twice; give each model one weight")
-        weights[model] = int(weight)
-    return weights
-
-
-def _shares_text(row: AliasRow) -> str:
-    return " ".join(f"{model}={weight}" for model, weight in row.weights.items())
-
-
-# ---- models and usage --------------------------------------------------------------------------------------
-
-
 @MODEL.command(name="list")
 def model_list(common: Common = COMMON) -> None:
     """Show the configured models and, if the gateway is running, how they are."""
-    config = _config(common)
+    config = config_of(common)
     live = _live_models(config) or {}
     kinds = {model.name: [_kind(spec) for spec in model.replicas] for model in config.models}
     if common.json:
@@ -537,13 +215,13 @@ def usage(
     where = UsageFilter(tenant=tenant, key=key, model=model, since_s=since, until_s=until)
 
     async def ask(issuer: Issuer) -> Sequence[Any]:
-        await _fold(_state(common), issuer.store)
+        await _fold(state_of(common), issuer.store)
         if records:
             return await issuer.store.usage(where, limit=limit)
         return await issuer.store.usage_totals(where, by=by)
 
-    _require_state(common)
-    rows = _run(common, ask)
+    require_state(common)
+    rows = asked(common, ask)
     if common.json:
         print_json(rows)
         return
@@ -582,110 +260,6 @@ def _now(live: dict[str, Any] | None) -> str:
     queue = live["queue"]
     states = " ".join(replica["state"] for replica in live["replicas"])
     return f"{states} · {queue['running']} running, {queue['waiting']} waiting"
-
-
-# ---- engines -----------------------------------------------------------------------------------------------
-
-
-@ENGINE.command(name="install")
-def engine_install(
-    name: str, /, *, version: str | None = None, torch_index: str | None = None, common: Common = COMMON
-) -> None:
-    """Install an engine, or finish an interrupted installation.
-
-    Parameters
-    ----------
-    name
-        E.g. vllm.
-    version
-        Which version, if not the one this release was tested with.
-    torch_index
-        Package index for torch, e.g. https://download.pytorch.org/whl/cpu.
-    """
-    from runtimes.environment import Environments
-
-    with progress(sys.stderr) as say:
-        made = Environments(_state(common)).install(name, version=version, torch_index=torch_index, say=say)
-    tell(common, made, f"{made.name} {made.version} ({made.device}) is installed")
-
-
-@ENGINE.command(name="list")
-def engine_list(common: Common = COMMON) -> None:
-    """Show installed engines."""
-    from runtimes.environment import Environments
-
-    made = Environments(_state(common)).list()
-    if common.json:
-        print_json(made)
-        return
-    print_table(["engine", "version", "device"], [(it.name, it.version, it.device) for it in made])
-
-
-@ENGINE.command(name="remove")
-def engine_remove(name: str, version: str, /, *, common: Common = COMMON) -> None:
-    """Delete an installed engine."""
-    from runtimes.environment import Environments
-
-    Environments(_state(common)).remove(name, version)
-    tell(common, {"removed": name, "version": version}, f"removed {name} {version}")
-
-
-# ---- what commands stand on --------------------------------------------------------------------------------
-
-
-def _config(common: Common) -> Config:
-    """The named configuration, else the first of the usual places. Raises ConfigError."""
-    from gateway.config import ConfigError, load
-
-    path = _config_path(common)
-    if path is None:
-        raise ConfigError("there is no configuration here; name one with --config, or write ./headrace.toml")
-    return load(path)
-
-
-def _config_path(common: Common) -> Path | None:
-    usual = (Path("headrace.toml"), Path(__file__).parents[1] / "deploy" / "local.toml")
-    return common.config or next((path for path in usual if path.exists()), None)
-
-
-def _state(common: Common) -> Path:
-    """The state folder: of the configuration, or if there is none the default one."""
-    from gateway.config import Config
-
-    return (_config(common) if _config_path(common) else Config(models=())).state_path
-
-
-def _require_state(common: Common) -> None:
-    """A command that only reads makes no state folder. Raises ConfigError."""
-    from gateway.config import ConfigError
-
-    state = _state(common)
-    if not state.is_dir():
-        raise ConfigError(
-            f"there is no state folder {state}; name the gateway's configuration with --config, or add a tenant first"
-        )
-
-
-def _run(common: Common, ask: Callable[[Issuer], Coroutine[Any, Any, T]]) -> T:
-    """Ask with the state folder's store open."""
-    import asyncio
-
-    from gateway.key import pepper_of
-    from gateway.store import SqliteStore
-    from gateway.tenant import Issuer
-    from runtimes.clock import SystemClock
-
-    state = _state(common)
-
-    async def run() -> T:
-        store = SqliteStore(state / "headrace.db")
-        try:
-            await store.open()
-            return await ask(Issuer(store=store, pepper=pepper_of(state), clock=SystemClock()))
-        finally:
-            await store.aclose()
-
-    return asyncio.run(run())
 
 
 def _kind(spec: Any) -> str:
