@@ -32,7 +32,8 @@ from gateway.key import pepper_of
 from gateway.metrics import Gauge, LiveMetrics
 from gateway.plane import cancel, open_plane
 from gateway.report import Report, families, merged_families
-from gateway.store import SqliteStore, Store
+from gateway.sqlite import SqliteStore
+from gateway.store import Store
 from gateway.tenant import Issuer
 from runtimes.clock import Clock, SystemClock
 

@@ -53,7 +53,7 @@ def asked(common: Common, question: Callable[[Issuer], Coroutine[Any, Any, T]]) 
     import asyncio
 
     from gateway.key import pepper_of
-    from gateway.store import SqliteStore
+    from gateway.sqlite import SqliteStore
     from gateway.tenant import Issuer
     from runtimes.clock import SystemClock
 

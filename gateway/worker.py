@@ -24,7 +24,7 @@ with garbage.imports():
     from gateway.channel import ASK, START, Channel, Told, Up
     from gateway.plane import Plane, cancel, open_plane
     from gateway.shared import attach
-    from gateway.store import SqliteStore
+    from gateway.sqlite import SqliteStore
     from runtimes.clock import SystemClock
 
 

@@ -14,21 +14,19 @@ import msgspec
 import pytest
 
 from gateway.call import Limits, Outcome, Record
+from gateway.sqlite import HEAD, THREADS_MAX, SqliteStore
 from gateway.store import (
-    HEAD,
-    METADATA,
-    THREADS_MAX,
     AliasRow,
     By,
     KeyRow,
     Missing,
-    SqliteStore,
     Store,
     Taken,
     TenantRow,
     Unreachable,
     UsageFilter,
 )
+from gateway.tables import METADATA
 from tests.fakes import until
 
 STORES = ["sqlite"]
@@ -573,7 +571,7 @@ async def test_a_current_schema_asks_for_no_migration_tool(tmp_path: Path) -> No
     await store.aclose()
     program = (
         "import asyncio, pathlib, sys\n"
-        "from gateway.store import SqliteStore\n"
+        "from gateway.sqlite import SqliteStore\n"
         "async def main():\n"
         "    store = SqliteStore(pathlib.Path(sys.argv[1]))\n"
         "    await store.open()\n"

@@ -24,7 +24,7 @@ from gateway import (
     quota,
     replica,
     route,
-    store,
+    sqlite,
     stream,
     target,
     tokens,
@@ -274,7 +274,7 @@ ROWS = {
         ],
     ),
     "calls to the store at once": Row(
-        f"{store.THREADS_MAX}, 5 s",
+        f"{sqlite.THREADS_MAX}, 5 s",
         ["contract/test_store.py::test_a_call_that_gets_no_thread_in_time_or_leaves_never_happens"],
     ),
     "a key as it is presented": Row(

@@ -15,7 +15,8 @@ from gateway.fairness import Queue
 from gateway.key import Pepper, Unfit
 from gateway.replica import Health, State
 from gateway.report import Family, ModelLook, Report, Sample
-from gateway.store import SqliteStore, Store, Unreachable
+from gateway.sqlite import SqliteStore
+from gateway.store import Store, Unreachable
 from gateway.tenant import Issuer, Tenants
 from tests.fakes import FakeClock
 

@@ -14,7 +14,7 @@ from gateway.call import Call
 from gateway.errors import EngineUnavailable, Forbidden, ModelNotFound, Unsupported
 from gateway.key import Unfit
 from gateway.replica import FAILURES_MAX, State
-from gateway.store import SqliteStore
+from gateway.sqlite import SqliteStore
 from runtimes.contract import Generator, Predictor, Unavailable
 from tests.fakes import (
     FakeClient,

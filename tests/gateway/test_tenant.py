@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from gateway.call import Limits
 from gateway.errors import Forbidden, KeyExpired, Unauthenticated
 from gateway.key import ALPHABET, Pepper, Unfit, kept, mint, parse, pepper_of
-from gateway.store import AliasRow, KeyRow, Snapshot, SqliteStore, Taken, TenantRow, Unreachable
+from gateway.sqlite import SqliteStore
+from gateway.store import AliasRow, KeyRow, Snapshot, Taken, TenantRow, Unreachable
 from gateway.tenant import LIFETIME_S_MAX, POLL_S, STALE_S, Issuer, Tenants
 from tests.fakes import FakeClock
 
