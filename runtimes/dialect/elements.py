@@ -49,6 +49,8 @@ class Wanted(NamedTuple):
     name: str
     binary: bool = False
     """As bytes behind the JSON; gRPC's are bytes always."""
+    classes: int = 0
+    """How many of each row's best columns are told in place of all its numbers; 0 for the numbers."""
 
 
 class Message(NamedTuple):
@@ -70,6 +72,14 @@ class Encoded(NamedTuple):
     datatype: Datatype
     shape: tuple[int, ...]
     data: bytes | list[Any]
+
+
+def classes(name: str, parameters: Mapping[str, Any]) -> int:
+    """Of an output: what its parameter `classification` says. Raises Invalid."""
+    found = parameters.get("classification", 0)
+    if not isinstance(found, int) or isinstance(found, bool) or found < 0:
+        raise Invalid(f"output `{name}`: `classification` must be a number of classes.", param=name)
+    return found
 
 
 def require_datatype(part: Part) -> Datatype:

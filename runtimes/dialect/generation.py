@@ -78,6 +78,8 @@ def from_message(message: Message) -> Generation:
     for wanted in message.outputs:
         if wanted.name != OUTPUTS[0].name:
             raise Invalid(f"output `{wanted.name}` is none of the model's; it gives `text_output`.", param=wanted.name)
+        if wanted.classes:
+            raise Invalid("output `text_output` has no classes; leave `classification` out.", param=wanted.name)
     sampling = fields.pop("sampling_parameters", None)
     if sampling is not None:
         given: dict[str, Any] = decoded(_FIELDS, sampling.encode())

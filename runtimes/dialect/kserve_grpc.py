@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from google.protobuf.message import DecodeError
 
 from runtimes.contract import Invalid
-from runtimes.dialect.elements import Encoded, Message, Part, Wanted, require_datatype
+from runtimes.dialect.elements import Encoded, Message, Part, Wanted, classes, require_datatype
 from runtimes.dialect.kserve_rest import ELSEWHERE
 from runtimes.dialect.messages import ModelInferRequest, ModelInferResponse
 
@@ -96,10 +96,11 @@ def _part(given: Any, raw: bytes | None) -> Part:
 
 
 def _wanted(output: Any) -> Wanted:
-    for parameter in (*ELSEWHERE, "classification"):
+    name = output.name
+    for parameter in ELSEWHERE:
         if parameter in output.parameters:
-            raise Invalid(f"output `{output.name}`: `{parameter}` is not served; leave it out.", param=output.name)
-    return Wanted(output.name, binary=True)
+            raise Invalid(f"output `{name}`: `{parameter}` is not served; leave it out.", param=name)
+    return Wanted(name, binary=True, classes=classes(name, _plain(output.parameters)))
 
 
 def _plain(parameters: Any) -> dict[str, Any]:

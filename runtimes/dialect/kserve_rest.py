@@ -10,7 +10,7 @@ import msgspec
 
 from runtimes.contract import Invalid
 from runtimes.dialect import decoded
-from runtimes.dialect.elements import Encoded, Message, Part, Wanted
+from runtimes.dialect.elements import Encoded, Message, Part, Wanted, classes
 
 NOTHING = msgspec.Raw(b"")
 
@@ -104,7 +104,8 @@ def _part(given: Input, body: bytes, at: int) -> tuple[Part, int]:
 
 
 def _wanted(output: Output, binary: bool) -> Wanted:
-    for parameter in (*ELSEWHERE, "classification"):
-        if parameter in output.parameters:
-            raise Invalid(f"output `{output.name}`: `{parameter}` is not served; leave it out.", param=output.name)
-    return Wanted(output.name, output.parameters.get("binary_data", binary) is True)
+    name, parameters = output.name, output.parameters
+    for parameter in ELSEWHERE:
+        if parameter in parameters:
+            raise Invalid(f"output `{name}`: `{parameter}` is not served; leave it out.", param=name)
+    return Wanted(name, parameters.get("binary_data", binary) is True, classes(name, parameters))

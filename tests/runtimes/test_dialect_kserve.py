@@ -4,7 +4,7 @@ refused with its name."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -132,6 +132,38 @@ def test_bytes_that_are_no_text_stay_bytes() -> None:
     assert understood(message).inputs["BYTES"].tolist() == [[b"\xff", b"a"]]
 
 
+@pytest.mark.parametrize(
+    ("datatype", "row", "labels", "classes", "best"),
+    [
+        ("FP32", [0.25, 0.75], ("no", "yes"), 1, ["0.750000:1:yes"]),
+        ("FP32", [0.25, 0.75], (), 9, ["0.750000:1", "0.250000:0"]),
+        ("FP32", [0.25, 0.75], ("of another output",), 1, ["0.750000:1"]),
+        ("FP64", [0.5, 0.5], (), 2, ["0.500000:0", "0.500000:1"]),
+        ("UINT8", [0, 255], (), 2, ["255:1", "0:0"]),
+        ("INT64", [-(2**63), 2**63 - 1], (), 1, [f"{2**63 - 1}:1"]),
+        ("BOOL", [False, True], (), 1, ["1:1"]),
+    ],
+)
+def test_classes_are_the_best_columns_as_triton_tells_them(
+    datatype: str, row: list[Any], labels: tuple[str, ...], classes: int, best: list[str]
+) -> None:
+    predictor = Everything()
+    predictor.labels = labels
+    outputs = [{"name": datatype, "parameters": {"classification": classes}}]
+    body = {"inputs": [declared("BOOL") | {"data": [True, False]}], "outputs": outputs}
+    written: list[Encoded] = []
+
+    def write(outputs: list[Encoded], version: str) -> bytes:
+        written.extend(outputs)
+        return b""
+
+    message = kserve_rest.read(json.dumps(body).encode(), None)
+    asked = Tensors(message, write).parse(b"", predictor=predictor, deadline_s=0, flow="")
+    reply = InferReply({datatype: np.array([row, row], DTYPES[datatype])}, 1)
+    asked.answer(reply, model="m", predictor=predictor, id="", created_s=0)
+    assert written == [Encoded(datatype, "BYTES", (2, len(best)), best * 2)]
+
+
 # ---- answers -----------------------------------------------------------------------------------------------
 
 OUTPUTS = [
@@ -208,9 +240,14 @@ def body(text: bytes, json_bytes: int | None = None) -> Callable[[], InferReques
     return lambda: understood(kserve_rest.read(text, json_bytes))
 
 
-def grpc(*raws: bytes, **changes: Any) -> Callable[[], InferRequest]:
+def classes(name: str, count: Any) -> Callable[[], InferRequest]:
+    outputs = [{"name": name, "parameters": {"classification": count}}]
+    return body(json.dumps({"inputs": [declared("INT64") | {"data": [1, 2]}], "outputs": outputs}).encode())
+
+
+def grpc(*raws: bytes, outputs: Sequence[Any] = (), **changes: Any) -> Callable[[], InferRequest]:
     name = changes.get("name", "INT64")
-    request = messages.ModelInferRequest(inputs=[declared(name) | changes], raw_input_contents=raws)
+    request = messages.ModelInferRequest(inputs=[declared(name) | changes], raw_input_contents=raws, outputs=outputs)
     return lambda: understood(kserve_grpc.read(request.SerializeToString()).message)
 
 
@@ -290,9 +327,14 @@ REFUSED: dict[str, tuple[Callable[[], InferRequest], str | None, str]] = {
         "outputs",
         "twice",
     ),
-    "classes of an output": (
-        body(b'{"inputs":[],"outputs":[{"name":"x","parameters":{"classification":3}}]}'), "x", "not served"
+    "gRPC's classes of texts": (
+        grpc(bytes(16), outputs=[{"name": "text", "parameters": {"classification": {"int64_param": 3}}}]),
+        "text",
+        "numbers in rows",
     ),
+    "classes of texts": (classes("text", 3), "text", "numbers in rows"),
+    "a number of classes that is none": (classes("FP32", "3"), "FP32", "must be a number of classes"),
+    "less than no classes": (classes("FP32", -1), "FP32", "must be a number of classes"),
     "fewer bytes than the shape takes": (binary(8, tail=bytes(8)), "INT64", "brings 8 bytes; INT64 .* takes 16"),
     "bytes that are not there": (binary(17), "INT64", "16 are left"),
     "a negative number of bytes": (binary(-1), "INT64", "must be a number of bytes"),
