@@ -204,7 +204,9 @@ def _decoded(part: Part) -> list[Any]:
             nested = _NESTED.decode(data)
             is_nested = any(isinstance(row, list) for row in nested)
             found = msgspec.convert(_flattened(part, nested) if is_nested else nested, flat.type)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+    except UnicodeDecodeError:
+        raise Invalid(f"input `{part.name}` is not valid UTF-8.", param=part.name) from None
+    except (msgspec.MsgspecError, RecursionError):
         raise Invalid(
             f"input `{part.name}` must bring a list of {part.datatype} elements, flat or nested as its shape.",
             param=part.name,

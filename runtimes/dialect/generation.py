@@ -6,6 +6,7 @@ included, as they would on `/v1/completions`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -133,6 +134,8 @@ def _asked(id: str, fields: dict[str, Any]) -> Generation:
 
 def _number(name: str, value: Any) -> Any:
     """Triton's clients send numbers as strings now and then; engines want them as numbers."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise Invalid(f"`{name}` must be a finite number.", param=name)
     kind = NUMBERS.get(RENAMED.get(name, name))
     if kind is None or value is None:
         return value

@@ -28,6 +28,12 @@ CONTENTS: Mapping[str, str] = MappingProxyType(
 )
 
 
+#: Of protobuf's encoding: what precedes bytes and messages, and, with that, the field that tensors come in.
+LENGTH_DELIMITED = 2
+RAW_INPUT_CONTENTS = 7 << 3 | LENGTH_DELIMITED
+VARINT_BYTES_MAX = 10
+
+
 class Asked(NamedTuple):
     """A request, and whom it is for."""
 
@@ -40,13 +46,13 @@ class Asked(NamedTuple):
 
 def read(body: bytes) -> Asked:
     """Raises Invalid."""
+    rest, raws = cut(body)
     try:
-        asked = ModelInferRequest.FromString(body)
+        asked = ModelInferRequest.FromString(rest)
     except DecodeError:
         raise Invalid("The message is no inference.ModelInferRequest.") from None
-    size = len(body)
-    del body  # it may be long, and what follows takes as much again
-    return Asked(asked.model_name, asked.model_version, _message(asked), size)
+    message = _message(asked, [*raws, *asked.raw_input_contents])
+    return Asked(asked.model_name, asked.model_version, message, len(body))
 
 
 def write(outputs: Sequence[Encoded], *, id: str, model: str, version: str, final: bool | None = None) -> bytes:
@@ -66,8 +72,36 @@ def write(outputs: Sequence[Encoded], *, id: str, model: str, version: str, fina
     return body
 
 
-def _message(asked: Any) -> Message:
-    raws = asked.raw_input_contents
+def cut(body: bytes) -> tuple[bytes, list[memoryview]]:
+    """A ModelInferRequest without its raw_input_contents, and those, where they lie: protobuf would copy them twice,
+    and they may be long. From what no sender writes on, it stays whole, for protobuf to judge."""
+    view, kept, raws, at = memoryview(body), list[memoryview](), list[memoryview](), 0
+    while at < len(body):
+        tag, begin = _varint(body, at)
+        size, begin = _varint(body, begin)
+        end = begin + size
+        if tag & 7 != LENGTH_DELIMITED or end > len(body):
+            kept.append(view[at:])
+            break
+        if tag == RAW_INPUT_CONTENTS:
+            raws.append(view[begin:end])
+        else:
+            kept.append(view[at:end])
+        at = end
+    return b"".join(kept), raws
+
+
+def _varint(body: bytes, at: int) -> tuple[int, int]:
+    """The number there, and where the next byte is; one beyond the body if it does not end in time."""
+    number = 0
+    for index, byte in enumerate(body[at : at + VARINT_BYTES_MAX]):
+        number |= (byte & 0x7F) << 7 * index
+        if byte < 0x80:
+            return number, at + index + 1
+    return 0, len(body) + 1
+
+
+def _message(asked: Any, raws: Sequence[bytes | memoryview]) -> Message:
     if raws and len(raws) != len(asked.inputs):
         raise Invalid(f"{len(raws)} raw_input_contents were sent for {len(asked.inputs)} inputs; send one for each.")
     parts = tuple(_part(given, raws[index] if raws else None) for index, given in enumerate(asked.inputs))
@@ -75,7 +109,7 @@ def _message(asked: Any) -> Message:
     return Message(asked.id, parts, outputs, _plain(asked.parameters), binary=True)
 
 
-def _part(given: Any, raw: bytes | None) -> Part:
+def _part(given: Any, raw: bytes | memoryview | None) -> Part:
     name = given.name
     for parameter in ELSEWHERE:
         if parameter in given.parameters:

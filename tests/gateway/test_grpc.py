@@ -181,6 +181,11 @@ WRONG = {
     "a model that fails": (asked("broken"), "UNAVAILABLE", "broken"),
     "an input": (asked(inputs=[TEXT | {"name": "nobody"}]), "INVALID_ARGUMENT", "`nobody`"),
     "text that is none": (asked(raw_input_contents=[b"\1\0\0\0\xff"]), "INVALID_ARGUMENT", "UTF-8"),
+    "a temperature of no number": (
+        generation(stream=False, parameters={"temperature": {"double_param": float("nan")}}),
+        "INVALID_ARGUMENT",
+        "finite",
+    ),
     "a stream without one": (generation(model="team/llm:1"), "INVALID_ARGUMENT", "ModelStreamInfer"),
     "two texts": (
         asked("llm", inputs=[TEXT | {"name": "text_input", "shape": [2]}], raw_input_contents=[bytes(8)]),

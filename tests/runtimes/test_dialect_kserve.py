@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tritonclient.grpc
 import tritonclient.http
+from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -120,6 +121,24 @@ def test_every_datatype_is_understood_on_both_wires(message: Message) -> None:
         np.testing.assert_array_equal(found.ravel(), EVERYTHING[name])
         assert found.dtype == EVERYTHING[name].dtype
     assert (request.deadline_s, request.flow, request.outputs) == (1, "acme", tuple(EVERYTHING))
+
+
+@given(st.data())
+def test_tensors_are_cut_out_of_a_message_as_protobuf_reads_them(data: st.DataObject) -> None:
+    body = data.draw(st.sampled_from([*requests()]) | st.binary())
+    at = data.draw(st.integers(0, len(body)))
+    body = body[:at] + data.draw(st.binary(max_size=12) | st.just(b"\x3a\0") | st.just(b"\xba\0\0")) + body[at:]
+    rest, raws = kserve_grpc.cut(body)
+    try:
+        whole = messages.ModelInferRequest.FromString(body)
+    except DecodeError:
+        with pytest.raises(DecodeError):
+            messages.ModelInferRequest.FromString(rest)
+        return
+    found = messages.ModelInferRequest.FromString(rest)
+    assert [*raws, *found.raw_input_contents] == [*whole.raw_input_contents]
+    del found.raw_input_contents[:], whole.raw_input_contents[:]
+    assert found == whole
 
 
 def test_a_column_of_texts_is_a_list_of_texts() -> None:
@@ -350,6 +369,9 @@ REFUSED: dict[str, tuple[Callable[[], InferRequest], str | None, str]] = {
     "a string too few": (strings(joined(["a"])), "text", "ends within"),
     "a string too many": (strings(joined(["a"] * 3)), "text", "5 bytes more"),
     "a text that is no UTF-8": (strings(joined([b"a", b"\xff"])), "text", "entry 1 is not valid UTF-8"),
+    "a text in JSON that is no UTF-8": (
+        body(b'{"inputs":[{"name":"text","datatype":"BYTES","shape":[1],"data":["\xff"]}]}'), "text", "not valid UTF-8"
+    ),
     "a BOOL of two": (grpc(b"\1\2", name="BOOL"), "BOOL", "0 or 1"),
     "no message": (lambda: understood(kserve_grpc.read(b"\xff\xff").message), None, "no inference.ModelInferRequest"),
     "raw contents for fewer inputs": (grpc(bytes(16), bytes(16)), None, "2 raw_input_contents"),
