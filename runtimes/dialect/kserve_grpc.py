@@ -31,7 +31,7 @@ CONTENTS: Mapping[str, str] = MappingProxyType(
 #: Of protobuf's encoding: what precedes bytes and messages, and, with that, the field that tensors come in.
 LENGTH_DELIMITED = 2
 RAW_INPUT_CONTENTS = 7 << 3 | LENGTH_DELIMITED
-VARINT_BYTES_MAX = 10
+VARINT_BYTES = 10
 
 
 class Asked(NamedTuple):
@@ -94,7 +94,7 @@ def cut(body: bytes) -> tuple[bytes, list[memoryview]]:
 def _varint(body: bytes, at: int) -> tuple[int, int]:
     """The number there, and where the next byte is; one beyond the body if it does not end in time."""
     number = 0
-    for index, byte in enumerate(body[at : at + VARINT_BYTES_MAX]):
+    for index, byte in enumerate(body[at : at + VARINT_BYTES]):
         number |= (byte & 0x7F) << 7 * index
         if byte < 0x80:
             return number, at + index + 1
