@@ -223,9 +223,10 @@ ROWS = {
     "a model's name": Row(
         f"{inference.MODEL_CHARS_MAX} characters", [f"{GRPC}::test_what_is_wrong_has_a_status_of_its_own"]
     ),
-    "calls over gRPC": Row(
-        f"{B.connections_max:,}; {edge_grpc.STREAMS_MAX:,}; {edge_grpc.WATCHERS_MAX}",
+    "connections of gRPC": Row(
+        f"{B.connections_max:,}; {B.connections_max:,}; {edge_grpc.STREAMS_MAX:,}; {edge_grpc.WATCHERS_MAX}",
         [
+            f"{GRPC}::test_connections_are_bounded_and_then_free_again",
             f"{GRPC}::test_calls_of_all_connections_are_bounded",
             f"{GRPC}::test_calls_of_one_connection_are_bounded_and_the_others_wait",
             f"{GRPC}::test_watchers_are_bounded_because_they_need_no_key",
