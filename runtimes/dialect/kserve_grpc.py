@@ -9,7 +9,17 @@ from typing import Any, NamedTuple
 from google.protobuf.message import DecodeError
 
 from runtimes.contract import Invalid
-from runtimes.dialect.elements import Encoded, Message, Part, Wanted, classes, require_datatype
+from runtimes.dialect.elements import (
+    NAMED_MAX,
+    Encoded,
+    Message,
+    Part,
+    Wanted,
+    classes,
+    require_datatype,
+    require_few,
+    shaped,
+)
 from runtimes.dialect.kserve_rest import ELSEWHERE
 from runtimes.dialect.messages import ModelInferRequest, ModelInferResponse
 
@@ -51,8 +61,7 @@ def read(body: bytes) -> Asked:
         asked = ModelInferRequest.FromString(rest)
     except DecodeError:
         raise Invalid("The message is no inference.ModelInferRequest.") from None
-    message = _message(asked, [*raws, *asked.raw_input_contents])
-    return Asked(asked.model_name, asked.model_version, message, len(body))
+    return Asked(asked.model_name, asked.model_version, _message(asked, raws), len(body))
 
 
 def write(outputs: Sequence[Encoded], *, id: str, model: str, version: str, final: bool | None = None) -> bytes:
@@ -74,13 +83,13 @@ def write(outputs: Sequence[Encoded], *, id: str, model: str, version: str, fina
 
 def cut(body: bytes) -> tuple[bytes, list[memoryview]]:
     """A ModelInferRequest without its raw_input_contents, and those, where they lie: protobuf would copy them twice,
-    and they may be long. From what no sender writes on, it stays whole, for protobuf to judge."""
+    and they may be long. From what no sender writes on, and after very many, it stays whole, for protobuf to judge."""
     view, kept, raws, at = memoryview(body), list[memoryview](), list[memoryview](), 0
     while at < len(body):
         tag, begin = _varint(body, at)
         size, begin = _varint(body, begin)
         end = begin + size
-        if tag & 7 != LENGTH_DELIMITED or end > len(body):
+        if tag & 7 != LENGTH_DELIMITED or end > len(body) or len(kept) + len(raws) > 4 * NAMED_MAX:
             kept.append(view[at:])
             break
         if tag == RAW_INPUT_CONTENTS:
@@ -101,10 +110,15 @@ def _varint(body: bytes, at: int) -> tuple[int, int]:
     return 0, len(body) + 1
 
 
-def _message(asked: Any, raws: Sequence[bytes | memoryview]) -> Message:
-    if raws and len(raws) != len(asked.inputs):
-        raise Invalid(f"{len(raws)} raw_input_contents were sent for {len(asked.inputs)} inputs; send one for each.")
-    parts = tuple(_part(given, raws[index] if raws else None) for index, given in enumerate(asked.inputs))
+def _message(asked: Any, raws: list[memoryview]) -> Message:
+    """`raws` are those that were cut out."""
+    require_few("inputs", asked.inputs)
+    require_few("outputs", asked.outputs)
+    number = len(raws) + len(asked.raw_input_contents)
+    if number not in (0, len(asked.inputs)):
+        raise Invalid(f"{number} raw_input_contents were sent for {len(asked.inputs)} inputs; send one for each.")
+    contents = [*raws, *asked.raw_input_contents]
+    parts = tuple(_part(given, contents[index] if contents else None) for index, given in enumerate(asked.inputs))
     outputs = tuple(_wanted(output) for output in asked.outputs)
     return Message(asked.id, parts, outputs, _plain(asked.parameters), binary=True)
 
@@ -114,7 +128,7 @@ def _part(given: Any, raw: bytes | memoryview | None) -> Part:
     for parameter in ELSEWHERE:
         if parameter in given.parameters:
             raise Invalid(f"input `{name}`: `{parameter}` is not served; send the tensor itself.", param=name)
-    part = Part(name, given.datatype, tuple(given.shape))
+    part = Part(name, given.datatype, shaped(name, given.shape))
     listed = {field.name: values for field, values in given.contents.ListFields()}
     if raw is not None:
         if listed:
@@ -138,6 +152,7 @@ def _wanted(output: Any) -> Wanted:
 
 
 def _plain(parameters: Any) -> dict[str, Any]:
+    require_few("parameters", parameters)
     found = {}
     for name, value in parameters.items():
         kind = value.WhichOneof("parameter_choice")

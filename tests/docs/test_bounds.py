@@ -208,8 +208,8 @@ ROWS = {
     "a predictor's answer": Row(
         kib(route.WHOLE_BYTES_MAX), ["gateway/test_series.py::test_a_long_answer_begins_before_it_is_whole"]
     ),
-    "a tensor: its axes": Row(
-        f"{elements.RANK_MAX}, 2^{elements.ELEMENTS_MAX.bit_length() - 1}; "
+    "a message's tensors, or parameters": Row(
+        f"{elements.NAMED_MAX}; {elements.RANK_MAX}, 2^{elements.ELEMENTS_MAX.bit_length() - 1}; "
         f"2^{elements.VALUES_MAX.bit_length() - 1}; {elements.STRINGS_MAX:,}",
         ["runtimes/test_dialect_kserve.py::test_what_can_t_be_understood_is_refused_by_name"],
     ),

@@ -20,11 +20,12 @@ from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
 
 from runtimes.contract import InferReply, InferRequest, Invalid
 from runtimes.dialect import kserve_grpc, kserve_rest, messages
-from runtimes.dialect.elements import RANK_MAX, STRINGS_MAX, VALUES_MAX, Encoded, Message, Part, joined
+from runtimes.dialect.elements import NAMED_MAX, RANK_MAX, STRINGS_MAX, VALUES_MAX, Encoded, Message, Part, joined
 from runtimes.dialect.kserve import Tensors
 from runtimes.dialect.tensors import DTYPES, array, listed, raw
 from tests.tensors import EVERYTHING, Everything, bodies, declared, requests
 
+MANY = NAMED_MAX + 1
 NUMBERS = [name for name in DTYPES if name != "BYTES"]
 SHAPES = arrays.array_shapes(min_dims=1, max_dims=4, min_side=0, max_side=4)
 TEXTS = st.lists(st.text(), max_size=6)
@@ -264,6 +265,10 @@ def classes(name: str, count: Any) -> Callable[[], InferRequest]:
     return body(json.dumps({"inputs": [declared("INT64") | {"data": [1, 2]}], "outputs": outputs}).encode())
 
 
+def asks(**fields: Any) -> Callable[[], InferRequest]:
+    return lambda: understood(kserve_grpc.read(messages.ModelInferRequest(**fields).SerializeToString()).message)
+
+
 def grpc(*raws: bytes, outputs: Sequence[Any] = (), **changes: Any) -> Callable[[], InferRequest]:
     name = changes.get("name", "INT64")
     request = messages.ModelInferRequest(inputs=[declared(name) | changes], raw_input_contents=raws, outputs=outputs)
@@ -295,6 +300,27 @@ REFUSED: dict[str, tuple[Callable[[], InferRequest], str | None, str]] = {
     "an empty axis beside a huge one": (rest({"shape": [0, 2**40]}), "INT64", "more than"),
     "a size that is no integer": (rest({"shape": [1.5, 2]}), "inputs", "int"),
     "a size beyond any integer": (rest({"shape": [10**400, 2]}), "INT64", "more than"),
+    "very many inputs": (body(json.dumps({"inputs": [declared("INT64")] * MANY}).encode()), "inputs", "at most"),
+    "very many outputs": (
+        body(json.dumps({"inputs": [], "outputs": [{"name": "x"}] * MANY}).encode()), "outputs", "at most"
+    ),
+    "very many parameters": (
+        body(json.dumps({"inputs": [], "parameters": dict.fromkeys(map(str, range(MANY)))}).encode()),
+        "parameters",
+        "at most",
+    ),
+    "gRPC's very many inputs": (asks(inputs=[declared("INT64")] * MANY), "inputs", "at most"),
+    "gRPC's very many outputs": (asks(outputs=[{"name": "x"}] * MANY), "outputs", "at most"),
+    "gRPC's very many parameters": (
+        asks(parameters={str(index): {"int64_param": 1} for index in range(MANY)}), "parameters", "at most"
+    ),
+    "gRPC's very many parameters of an output": (
+        asks(outputs=[{"name": "x", "parameters": {str(index): {"int64_param": 1} for index in range(MANY)}}]),
+        "parameters",
+        "at most",
+    ),
+    "gRPC's very many tensors": (asks(raw_input_contents=[b""] * 5 * MANY), None, f"{5 * MANY} raw_input_contents"),
+    "gRPC's very many axes": (grpc(shape=[1] * (RANK_MAX + 1)), "INT64", "axes"),
     "very many axes": (rest({"shape": [1] * (RANK_MAX + 1)}), "INT64", "axes"),
     "too few elements": (rest({"data": [1]}), "INT64", "1 elements"),
     "too many elements": (rest({"data": [1, 2, 3]}), "INT64", "3 elements"),
