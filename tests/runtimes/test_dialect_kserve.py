@@ -173,7 +173,7 @@ def test_classes_are_the_best_columns_as_triton_tells_them(
     body = {"inputs": [declared("BOOL") | {"data": [True, False]}], "outputs": outputs}
     written: list[Encoded] = []
 
-    def write(outputs: list[Encoded], version: str) -> bytes:
+    def write(outputs: list[Encoded], model: str, version: str) -> bytes:
         written.extend(outputs)
         return b""
 
