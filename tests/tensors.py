@@ -27,7 +27,7 @@ class Everything:
     """A Predictor's facts. All inputs but `text` [n] are [n, 2]."""
 
     task = "predict"
-    labels = ()
+    labels: tuple[str, ...] = ()
     thresholds: Mapping[str, float] = {}
     inputs = tuple(
         Tensor(name, "BYTES" if name == "text" else name, (-1,) if name == "text" else (-1, 2)) for name in EVERYTHING

@@ -21,7 +21,10 @@ TENSORS, COMPLETIONS = "/v2/infer", "/v1/completions"
 #: What a model is versioned by where nothing better is known; also what asks for no version in particular.
 VERSION = "1"
 #: Of the protocol, by Triton's names for them.
-EXTENSIONS = ("binary_tensor_data", "parameters", "model_configuration", "model_repository", "statistics", "generate")
+EXTENSIONS = (
+    *("binary_tensor_data", "classification", "parameters", "generate"),
+    *("model_configuration", "model_repository", "statistics"),
+)
 
 
 class Facts(NamedTuple):
@@ -77,6 +80,9 @@ class Catalogue:
     def model_ready(self, model: str, version: str, principal: Principal) -> bool:
         """Raises NotFound, Forbidden."""
         return _up(self._named(model, version, principal))
+
+    def exists(self, model: str) -> bool:
+        return self.pipeline.route.get(model) is not None
 
     def metadata(self, model: str, version: str, principal: Principal) -> Json:
         """Raises NotFound, Forbidden, EngineUnavailable; Unsupported if it speaks neither tensors nor text."""
@@ -141,7 +147,8 @@ class Catalogue:
         return {
             "name": target.name,
             "version": _version(target, up[0]) if up else "",
-            "inference_count": served,
+            # Row by row, as Triton counts; who generates has no rows.
+            "inference_count": per.items or served,
             "execution_count": served,
             "inference_stats": {
                 "success": {"count": served, "ns": int(per.total_s.sum * 1e9)},

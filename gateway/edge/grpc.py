@@ -133,6 +133,7 @@ class Grpc:
     def _options(self) -> list[tuple[str, int]]:
         return [
             ("grpc.so_reuseport", 1),
+            ("grpc.max_allowed_incoming_connections", self.bounds.connections_max),
             ("grpc.max_receive_message_length", self.bounds.body_bytes_max),
             ("grpc.max_send_message_length", -1),
             ("grpc.max_metadata_size", self.bounds.header_bytes_max),

@@ -37,7 +37,9 @@ def _server_metadata(catalogue: Catalogue, principal: Principal, body: bytes) ->
 
 def _model_ready(catalogue: Catalogue, principal: Principal, body: bytes) -> bytes:
     asked = decoded(messages.ModelReadyRequest, body)
-    return encoded(messages.ModelReadyResponse(ready=catalogue.model_ready(asked.name, asked.version, principal)))
+    # Triton's answer for what it does not know, over gRPC; over HTTP its status tells as much.
+    up = catalogue.exists(asked.name) and catalogue.model_ready(asked.name, asked.version, principal)
+    return encoded(messages.ModelReadyResponse(ready=up))
 
 
 def _model_metadata(catalogue: Catalogue, principal: Principal, body: bytes) -> bytes:

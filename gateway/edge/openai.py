@@ -118,7 +118,16 @@ class OpenAI:
     def call(self, asked: Asked, request: Request) -> Call:
         """Raises BadRequest; and, if the key has lost its rights since it was shown, Unauthenticated or Forbidden."""
         route, body = asked.route, request.body
-        ask = _decode(DECODERS[route], body)
+        try:
+            ask = _decode(DECODERS[route], body)
+        except BadRequest:
+            coding = request.fields.get(b"content-encoding")
+            if coding is None:
+                raise
+            name = coding.decode("latin-1")[:32]
+            raise BadRequest(
+                f"The body's content-encoding {name!r} is not taken here; send it as plain JSON."
+            ) from None
         options = ask.stream_options or NO_OPTIONS
         call = Call(
             id=request.id,

@@ -8,7 +8,7 @@ little-endian, row by row, each string behind its length in four bytes.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from types import MappingProxyType
 from typing import Any, NamedTuple, get_args
 
@@ -23,6 +23,8 @@ WIDTHS: Mapping[str, int] = MappingProxyType(
     }
 )
 """Bytes of an element, of the datatypes that have a fixed one."""
+NAMED_MAX = 256
+"""Inputs of one message; its outputs; the parameters of either, or of all of it."""
 RANK_MAX = 16
 """Axes of a tensor."""
 ELEMENTS_MAX = 1 << 31
@@ -49,6 +51,8 @@ class Wanted(NamedTuple):
     name: str
     binary: bool = False
     """As bytes behind the JSON; gRPC's are bytes always."""
+    classes: int = 0
+    """How many of each row's best columns are told in place of all its numbers; 0 for the numbers."""
 
 
 class Message(NamedTuple):
@@ -72,6 +76,27 @@ class Encoded(NamedTuple):
     data: bytes | list[Any]
 
 
+def require_few(what: str, given: Sized) -> None:
+    """Before they are looked at one by one. Raises Invalid."""
+    if len(given) > NAMED_MAX:
+        raise Invalid(f"{len(given)} {what} are given; at most {NAMED_MAX} are taken.", param=what)
+
+
+def shaped(name: str, sizes: Sequence[int]) -> tuple[int, ...]:
+    """An input's shape. Raises Invalid if it has too many axes."""
+    if len(sizes) > RANK_MAX:
+        raise Invalid(f"input `{name}` has {len(sizes)} axes; at most {RANK_MAX} are taken.", param=name)
+    return tuple(sizes)
+
+
+def classes(name: str, parameters: Mapping[str, Any]) -> int:
+    """Of an output: what its parameter `classification` says. Raises Invalid."""
+    found = parameters.get("classification", 0)
+    if not isinstance(found, int) or isinstance(found, bool) or found < 0:
+        raise Invalid(f"output `{name}`: `classification` must be a number of classes.", param=name)
+    return found
+
+
 def require_datatype(part: Part) -> Datatype:
     """Raises Invalid for one that nothing here can hold."""
     for datatype in DATATYPES:
@@ -88,8 +113,6 @@ DATATYPES: tuple[Datatype, ...] = get_args(Datatype)
 
 def count(part: Part) -> int:
     """Elements that its shape promises. Raises Invalid for a shape that can't be."""
-    if len(part.shape) > RANK_MAX:
-        raise Invalid(f"input `{part.name}` has {len(part.shape)} axes; at most {RANK_MAX} are taken.", param=part.name)
     if any(size < 0 for size in part.shape):
         raise Invalid(f"input `{part.name}` has the shape {list(part.shape)}; no size is negative.", param=part.name)
     if math.prod(max(size, 1) for size in part.shape) > ELEMENTS_MAX:
@@ -194,7 +217,9 @@ def _decoded(part: Part) -> list[Any]:
             nested = _NESTED.decode(data)
             is_nested = any(isinstance(row, list) for row in nested)
             found = msgspec.convert(_flattened(part, nested) if is_nested else nested, flat.type)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+    except UnicodeDecodeError:
+        raise Invalid(f"input `{part.name}` is not valid UTF-8.", param=part.name) from None
+    except (msgspec.MsgspecError, RecursionError):
         raise Invalid(
             f"input `{part.name}` must bring a list of {part.datatype} elements, flat or nested as its shape.",
             param=part.name,

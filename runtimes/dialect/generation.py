@@ -6,6 +6,7 @@ included, as they would on `/v1/completions`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -78,6 +79,8 @@ def from_message(message: Message) -> Generation:
     for wanted in message.outputs:
         if wanted.name != OUTPUTS[0].name:
             raise Invalid(f"output `{wanted.name}` is none of the model's; it gives `text_output`.", param=wanted.name)
+        if wanted.classes:
+            raise Invalid("output `text_output` has no classes; leave `classification` out.", param=wanted.name)
     sampling = fields.pop("sampling_parameters", None)
     if sampling is not None:
         given: dict[str, Any] = decoded(_FIELDS, sampling.encode())
@@ -131,6 +134,8 @@ def _asked(id: str, fields: dict[str, Any]) -> Generation:
 
 def _number(name: str, value: Any) -> Any:
     """Triton's clients send numbers as strings now and then; engines want them as numbers."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise Invalid(f"`{name}` must be a finite number.", param=name)
     kind = NUMBERS.get(RENAMED.get(name, name))
     if kind is None or value is None:
         return value

@@ -3,7 +3,7 @@ takes, and its answer. Pure; the two wires are `kserve_rest` and `kserve_grpc`."
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -41,11 +41,18 @@ class Tensors:
         outputs = message.outputs or tuple(Wanted(tensor.name, message.binary) for tensor in predictor.outputs)
         if len({wanted.name for wanted in outputs}) != len(outputs):
             raise Invalid("an output is asked for twice.", param="outputs")
-        known = {tensor.name for tensor in predictor.outputs}
+        given = {tensor.name: tensor for tensor in predictor.outputs}
         for wanted in outputs:
-            if wanted.name not in known:
+            tensor = given.get(wanted.name)
+            if tensor is None:
                 raise Invalid(
                     f"output `{wanted.name}` is none of the model's; it gives {_names(predictor.outputs)}.",
+                    param=wanted.name,
+                )
+            if wanted.classes and (tensor.datatype == "BYTES" or len(tensor.shape) != 2):
+                raise Invalid(
+                    f"output `{wanted.name}`: `classification` is of numbers in rows and columns; this is "
+                    f"{tensor.datatype} {list(tensor.shape)}.",
                     param=wanted.name,
                 )
         request = InferRequest(inputs, deadline_s, flow, tuple(wanted.name for wanted in outputs))
@@ -63,8 +70,10 @@ class Asked:
     def answer(self, reply: InferReply, *, model: str, predictor: Predictor, id: str, created_s: int) -> bytes:
         datatypes = {tensor.name: tensor.datatype for tensor in predictor.outputs}
         outputs = []
-        for name, binary in self.outputs:
+        for name, binary, classes in self.outputs:
             found, datatype = reply.outputs[name], datatypes[name]
+            if classes:
+                found, datatype = _best(found, classes, predictor.labels), "BYTES"
             outputs.append(Encoded(name, datatype, found.shape, (raw if binary else listed)(found, datatype)))
         return self.write(outputs, model, predictor.version)
 
@@ -92,6 +101,21 @@ def _admitted(part: Part, declared: dict[str, Tensor]) -> Array:
         )
     found = array(part).reshape(shape)
     return _texts(part.name, found) if datatype == "BYTES" else found
+
+
+def _best(found: Array, classes: int, labels: Sequence[str]) -> Array:
+    """Each row's best columns, as Triton's classification extension has them: `value:column`, and `:label` if the
+    columns have labels."""
+    rows, columns = found.shape
+    # Twice the other way round: of equals, the first column comes first.
+    order = columns - 1 - np.argsort(found[:, ::-1], axis=1, kind="stable")[:, : -classes - 1 : -1]
+    texts = np.empty(order.shape, object)
+    for row in range(rows):
+        for place, column in enumerate(order[row].tolist()):
+            value = found[row, column].item()
+            text = f"{value:f}:{column}" if isinstance(value, float) else f"{int(value)}:{column}"
+            texts[row, place] = f"{text}:{labels[column]}" if len(labels) == columns else text
+    return texts
 
 
 def _texts(name: str, found: Array) -> Array:

@@ -9,7 +9,17 @@ from typing import Any, NamedTuple
 from google.protobuf.message import DecodeError
 
 from runtimes.contract import Invalid
-from runtimes.dialect.elements import Encoded, Message, Part, Wanted, require_datatype
+from runtimes.dialect.elements import (
+    NAMED_MAX,
+    Encoded,
+    Message,
+    Part,
+    Wanted,
+    classes,
+    require_datatype,
+    require_few,
+    shaped,
+)
 from runtimes.dialect.kserve_rest import ELSEWHERE
 from runtimes.dialect.messages import ModelInferRequest, ModelInferResponse
 
@@ -28,6 +38,12 @@ CONTENTS: Mapping[str, str] = MappingProxyType(
 )
 
 
+#: Of protobuf's encoding: what precedes bytes and messages, and, with that, the field that tensors come in.
+LENGTH_DELIMITED = 2
+RAW_INPUT_CONTENTS = 7 << 3 | LENGTH_DELIMITED
+VARINT_BYTES = 10
+
+
 class Asked(NamedTuple):
     """A request, and whom it is for."""
 
@@ -40,13 +56,12 @@ class Asked(NamedTuple):
 
 def read(body: bytes) -> Asked:
     """Raises Invalid."""
+    rest, raws = cut(body)
     try:
-        asked = ModelInferRequest.FromString(body)
+        asked = ModelInferRequest.FromString(rest)
     except DecodeError:
         raise Invalid("The message is no inference.ModelInferRequest.") from None
-    size = len(body)
-    del body  # it may be long, and what follows takes as much again
-    return Asked(asked.model_name, asked.model_version, _message(asked), size)
+    return Asked(asked.model_name, asked.model_version, _message(asked, raws), len(body))
 
 
 def write(outputs: Sequence[Encoded], *, id: str, model: str, version: str, final: bool | None = None) -> bytes:
@@ -66,21 +81,54 @@ def write(outputs: Sequence[Encoded], *, id: str, model: str, version: str, fina
     return body
 
 
-def _message(asked: Any) -> Message:
-    raws = asked.raw_input_contents
-    if raws and len(raws) != len(asked.inputs):
-        raise Invalid(f"{len(raws)} raw_input_contents were sent for {len(asked.inputs)} inputs; send one for each.")
-    parts = tuple(_part(given, raws[index] if raws else None) for index, given in enumerate(asked.inputs))
+def cut(body: bytes) -> tuple[bytes, list[memoryview]]:
+    """A ModelInferRequest without its raw_input_contents, and those, where they lie: protobuf would copy them twice,
+    and they may be long. From what no sender writes on, and after very many, it stays whole, for protobuf to judge."""
+    view, kept, raws, at = memoryview(body), list[memoryview](), list[memoryview](), 0
+    while at < len(body):
+        tag, begin = _varint(body, at)
+        size, begin = _varint(body, begin)
+        end = begin + size
+        if tag & 7 != LENGTH_DELIMITED or end > len(body) or len(kept) + len(raws) > 4 * NAMED_MAX:
+            kept.append(view[at:])
+            break
+        if tag == RAW_INPUT_CONTENTS:
+            raws.append(view[begin:end])
+        else:
+            kept.append(view[at:end])
+        at = end
+    return b"".join(kept), raws
+
+
+def _varint(body: bytes, at: int) -> tuple[int, int]:
+    """The number there, and where the next byte is; one beyond the body if it does not end in time."""
+    number = 0
+    for index, byte in enumerate(body[at : at + VARINT_BYTES]):
+        number |= (byte & 0x7F) << 7 * index
+        if byte < 0x80:
+            return number, at + index + 1
+    return 0, len(body) + 1
+
+
+def _message(asked: Any, raws: list[memoryview]) -> Message:
+    """`raws` are those that were cut out."""
+    require_few("inputs", asked.inputs)
+    require_few("outputs", asked.outputs)
+    number = len(raws) + len(asked.raw_input_contents)
+    if number not in (0, len(asked.inputs)):
+        raise Invalid(f"{number} raw_input_contents were sent for {len(asked.inputs)} inputs; send one for each.")
+    contents = [*raws, *asked.raw_input_contents]
+    parts = tuple(_part(given, contents[index] if contents else None) for index, given in enumerate(asked.inputs))
     outputs = tuple(_wanted(output) for output in asked.outputs)
     return Message(asked.id, parts, outputs, _plain(asked.parameters), binary=True)
 
 
-def _part(given: Any, raw: bytes | None) -> Part:
+def _part(given: Any, raw: bytes | memoryview | None) -> Part:
     name = given.name
     for parameter in ELSEWHERE:
         if parameter in given.parameters:
             raise Invalid(f"input `{name}`: `{parameter}` is not served; send the tensor itself.", param=name)
-    part = Part(name, given.datatype, tuple(given.shape))
+    part = Part(name, given.datatype, shaped(name, given.shape))
     listed = {field.name: values for field, values in given.contents.ListFields()}
     if raw is not None:
         if listed:
@@ -96,13 +144,15 @@ def _part(given: Any, raw: bytes | None) -> Part:
 
 
 def _wanted(output: Any) -> Wanted:
-    for parameter in (*ELSEWHERE, "classification"):
+    name = output.name
+    for parameter in ELSEWHERE:
         if parameter in output.parameters:
-            raise Invalid(f"output `{output.name}`: `{parameter}` is not served; leave it out.", param=output.name)
-    return Wanted(output.name, binary=True)
+            raise Invalid(f"output `{name}`: `{parameter}` is not served; leave it out.", param=name)
+    return Wanted(name, binary=True, classes=classes(name, _plain(output.parameters)))
 
 
 def _plain(parameters: Any) -> dict[str, Any]:
+    require_few("parameters", parameters)
     found = {}
     for name, value in parameters.items():
         kind = value.WhichOneof("parameter_choice")

@@ -10,7 +10,7 @@ import msgspec
 
 from runtimes.contract import Invalid
 from runtimes.dialect import decoded
-from runtimes.dialect.elements import Encoded, Message, Part, Wanted
+from runtimes.dialect.elements import Encoded, Message, Part, Wanted, classes, require_few, shaped
 
 NOTHING = msgspec.Raw(b"")
 
@@ -47,10 +47,12 @@ def read(body: bytes, json_bytes: int | None) -> Message:
             f"Inference-Header-Content-Length says {json_bytes} bytes of JSON; the whole body has {len(body)}."
         )
     asked = decoded(INFERENCE, body if json_bytes is None else body[:json_bytes])
+    for what, given in ("inputs", asked.inputs), ("outputs", asked.outputs), ("parameters", asked.parameters):
+        require_few(what, given)
     at = len(body) if json_bytes is None else json_bytes
     parts = []
-    for given in asked.inputs:
-        part, at = _part(given, body, at)
+    for it in asked.inputs:
+        part, at = _part(it, body, at)
         parts.append(part)
     if at != len(body):
         raise Invalid(f"The body has {len(body) - at} bytes behind its JSON that are none of its inputs'.")
@@ -91,7 +93,7 @@ def _part(given: Input, body: bytes, at: int) -> tuple[Part, int]:
     if size is None:
         if given.data == NOTHING:
             raise Invalid(f"input `{name}` brings neither `data` nor `binary_data_size`.", param=name)
-        return Part(name, given.datatype, tuple(given.shape), values=given.data), at
+        return Part(name, given.datatype, shaped(name, given.shape), values=given.data), at
     if given.data != NOTHING:
         raise Invalid(f"input `{name}` brings both `data` and `binary_data_size`; send one of them.", param=name)
     if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= len(body) - at:
@@ -100,11 +102,12 @@ def _part(given: Input, body: bytes, at: int) -> tuple[Part, int]:
             "left of them.",
             param=name,
         )
-    return Part(name, given.datatype, tuple(given.shape), raw=memoryview(body)[at : at + size]), at + size
+    return Part(name, given.datatype, shaped(name, given.shape), raw=memoryview(body)[at : at + size]), at + size
 
 
 def _wanted(output: Output, binary: bool) -> Wanted:
-    for parameter in (*ELSEWHERE, "classification"):
-        if parameter in output.parameters:
-            raise Invalid(f"output `{output.name}`: `{parameter}` is not served; leave it out.", param=output.name)
-    return Wanted(output.name, output.parameters.get("binary_data", binary) is True)
+    name, parameters = output.name, output.parameters
+    for parameter in ELSEWHERE:
+        if parameter in parameters:
+            raise Invalid(f"output `{name}`: `{parameter}` is not served; leave it out.", param=name)
+    return Wanted(name, parameters.get("binary_data", binary) is True, classes(name, parameters))

@@ -64,7 +64,7 @@ class Pairs:
             first, second = self._one, vectors
         # Not a matrix product, whose last bits depend on how many rows there are.
         found: Array = (first * second).sum(axis=1)
-        return found
+        return found.clip(-1, 1)  # rounding may carry equal texts a little beyond what a cosine can be
 
     def _request(self, texts: list[str]) -> InferRequest:
         return InferRequest({"text": text_tensor(texts)}, self.deadline_s, self.flow)

@@ -208,8 +208,8 @@ ROWS = {
     "a predictor's answer": Row(
         kib(route.WHOLE_BYTES_MAX), ["gateway/test_series.py::test_a_long_answer_begins_before_it_is_whole"]
     ),
-    "a tensor: its axes": Row(
-        f"{elements.RANK_MAX}, 2^{elements.ELEMENTS_MAX.bit_length() - 1}; "
+    "a message's tensors, or parameters": Row(
+        f"{elements.NAMED_MAX}; {elements.RANK_MAX}, 2^{elements.ELEMENTS_MAX.bit_length() - 1}; "
         f"2^{elements.VALUES_MAX.bit_length() - 1}; {elements.STRINGS_MAX:,}",
         ["runtimes/test_dialect_kserve.py::test_what_can_t_be_understood_is_refused_by_name"],
     ),
@@ -223,9 +223,10 @@ ROWS = {
     "a model's name": Row(
         f"{inference.MODEL_CHARS_MAX} characters", [f"{GRPC}::test_what_is_wrong_has_a_status_of_its_own"]
     ),
-    "calls over gRPC": Row(
-        f"{B.connections_max:,}; {edge_grpc.STREAMS_MAX:,}; {edge_grpc.WATCHERS_MAX}",
+    "connections of gRPC": Row(
+        f"{B.connections_max:,}; {B.connections_max:,}; {edge_grpc.STREAMS_MAX:,}; {edge_grpc.WATCHERS_MAX}",
         [
+            f"{GRPC}::test_connections_are_bounded_and_then_free_again",
             f"{GRPC}::test_calls_of_all_connections_are_bounded",
             f"{GRPC}::test_calls_of_one_connection_are_bounded_and_the_others_wait",
             f"{GRPC}::test_watchers_are_bounded_because_they_need_no_key",

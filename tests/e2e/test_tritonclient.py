@@ -139,6 +139,7 @@ async def test_a_model_is_ready_or_not(triton: Client) -> None:
     assert await triton.is_model_ready("tiny")
     assert await triton.is_model_ready("team/echo:1")
     assert not await triton.is_model_ready("down")
+    assert not await triton.is_model_ready("nobody")
 
 
 async def test_the_server_says_what_it_is(triton: Client) -> None:
@@ -185,7 +186,7 @@ async def test_the_index_holds_what_the_key_may_use(triton: Client, served: Gate
         assert [it["name"] for it in (found if isinstance(found, list) else found["models"])] == ["slow"]
 
 
-async def test_statistics_count_calls(triton: Client) -> None:
+async def test_statistics_count_texts(triton: Client) -> None:
     async def counted() -> int:
         found = as_json(await triton.get_inference_statistics("tiny"))
         (stats,) = found["model_stats"]
@@ -193,7 +194,7 @@ async def test_statistics_count_calls(triton: Client) -> None:
 
     before = await counted()
     await triton.infer("tiny", [triton.input("text", TEXTS)])
-    assert await counted() == before + 1
+    assert await counted() == before + len(TEXTS)
 
 
 async def test_no_model_is_loaded_by_a_client(triton: Client) -> None:

@@ -31,9 +31,10 @@ SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.Health
 
 
 class Site:
-    def __init__(self, stages: Stages, door: Grpc, channel: Any) -> None:
+    def __init__(self, stages: Stages, door: Grpc, address: str, channel: Any) -> None:
         self.stages = stages
         self.door = door
+        self.address = address
         self.channel = channel
         self.inference: Any = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         self.health: Any = health_pb2_grpc.HealthStub(channel)
@@ -45,7 +46,7 @@ async def open_site(folder: Path, *frames: Any, bounds: Bounds = BOUNDS) -> Asyn
         door = Grpc(**found.given | {"bounds": bounds})
         with Reservation("127.0.0.1:0", "grpc") as kept:
             async with door.serving(kept.address), grpc.aio.insecure_channel(kept.address) as channel:
-                yield Site(found.stages, door, channel)
+                yield Site(found.stages, door, kept.address, channel)
 
 
 @pytest.fixture
@@ -181,6 +182,11 @@ WRONG = {
     "a model that fails": (asked("broken"), "UNAVAILABLE", "broken"),
     "an input": (asked(inputs=[TEXT | {"name": "nobody"}]), "INVALID_ARGUMENT", "`nobody`"),
     "text that is none": (asked(raw_input_contents=[b"\1\0\0\0\xff"]), "INVALID_ARGUMENT", "UTF-8"),
+    "a temperature of no number": (
+        generation(stream=False, parameters={"temperature": {"double_param": float("nan")}}),
+        "INVALID_ARGUMENT",
+        "finite",
+    ),
     "a stream without one": (generation(model="team/llm:1"), "INVALID_ARGUMENT", "ModelStreamInfer"),
     "two texts": (
         asked("llm", inputs=[TEXT | {"name": "text_input", "shape": [2]}], raw_input_contents=[bytes(8)]),
@@ -301,6 +307,19 @@ async def test_a_long_stream_arrives_whole_however_slowly_it_is_read(tmp_path: P
 
 
 # ---- bounds ------------------------------------------------------------------------------------------------
+
+
+async def test_connections_are_bounded_and_then_free_again(tmp_path: Path) -> None:
+    async with open_site(tmp_path, bounds=Bounds(connections_max=1)) as site, asyncio.timeout(20):
+        host, _, port = site.address.rpartition(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        assert await reader.read(1), "gRPC's greeting"
+        one_more, its_writer = await asyncio.open_connection(host, int(port))
+        assert await one_more.read() == b""
+        for its in (writer, its_writer):
+            its.close()
+            await its.wait_closed()
+        await site.health.Check(health_pb2.HealthCheckRequest(), wait_for_ready=True)
 
 
 async def test_calls_of_all_connections_are_bounded(tmp_path: Path) -> None:

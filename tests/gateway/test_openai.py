@@ -1,5 +1,6 @@
 """OpenAI's HTTP API, through the application as it is served."""
 
+import gzip
 import json
 import socket
 from collections.abc import AsyncIterator, Callable
@@ -120,6 +121,13 @@ async def test_an_answer_is_relayed_with_the_call_s_id(site: Site) -> None:
     assert response.content == b'{"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":1}}'
     (record,) = await site.stages.records()
     assert response.headers["x-request-id"] == record.id
+
+
+async def test_a_compressed_body_is_refused_as_what_it_is(site: Site) -> None:
+    headers = {**authorization("good"), "content-encoding": "gzip"}
+    body = gzip.compress(json.dumps(BODY).encode())
+    error = refused(await site.client.post("/v1/chat/completions", content=body, headers=headers), 400)
+    assert "content-encoding 'gzip' is not taken" in error["message"]
 
 
 async def test_a_stream_is_relayed_to_its_closing_event(open_site: Open) -> None:

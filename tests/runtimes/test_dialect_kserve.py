@@ -4,13 +4,14 @@ refused with its name."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 import tritonclient.grpc
 import tritonclient.http
+from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -19,11 +20,12 @@ from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
 
 from runtimes.contract import InferReply, InferRequest, Invalid
 from runtimes.dialect import kserve_grpc, kserve_rest, messages
-from runtimes.dialect.elements import RANK_MAX, STRINGS_MAX, VALUES_MAX, Encoded, Message, Part, joined
+from runtimes.dialect.elements import NAMED_MAX, RANK_MAX, STRINGS_MAX, VALUES_MAX, Encoded, Message, Part, joined
 from runtimes.dialect.kserve import Tensors
 from runtimes.dialect.tensors import DTYPES, array, listed, raw
 from tests.tensors import EVERYTHING, Everything, bodies, declared, requests
 
+MANY = NAMED_MAX + 1
 NUMBERS = [name for name in DTYPES if name != "BYTES"]
 SHAPES = arrays.array_shapes(min_dims=1, max_dims=4, min_side=0, max_side=4)
 TEXTS = st.lists(st.text(), max_size=6)
@@ -122,6 +124,24 @@ def test_every_datatype_is_understood_on_both_wires(message: Message) -> None:
     assert (request.deadline_s, request.flow, request.outputs) == (1, "acme", tuple(EVERYTHING))
 
 
+@given(st.data())
+def test_tensors_are_cut_out_of_a_message_as_protobuf_reads_them(data: st.DataObject) -> None:
+    body = data.draw(st.sampled_from([*requests()]) | st.binary())
+    at = data.draw(st.integers(0, len(body)))
+    body = body[:at] + data.draw(st.binary(max_size=12) | st.just(b"\x3a\0") | st.just(b"\xba\0\0")) + body[at:]
+    rest, raws = kserve_grpc.cut(body)
+    try:
+        whole = messages.ModelInferRequest.FromString(body)
+    except DecodeError:
+        with pytest.raises(DecodeError):
+            messages.ModelInferRequest.FromString(rest)
+        return
+    found = messages.ModelInferRequest.FromString(rest)
+    assert [*raws, *found.raw_input_contents] == [*whole.raw_input_contents]
+    del found.raw_input_contents[:], whole.raw_input_contents[:]
+    assert found == whole
+
+
 def test_a_column_of_texts_is_a_list_of_texts() -> None:
     message = Message("", (Part("text", "BYTES", (2, 1), raw=joined(["a", "b"])),), (), {})
     assert understood(message).inputs["text"].tolist() == ["a", "b"]
@@ -130,6 +150,38 @@ def test_a_column_of_texts_is_a_list_of_texts() -> None:
 def test_bytes_that_are_no_text_stay_bytes() -> None:
     message = Message("", (Part("BYTES", "BYTES", (1, 2), raw=joined([b"\xff", b"a"])),), (), {})
     assert understood(message).inputs["BYTES"].tolist() == [[b"\xff", b"a"]]
+
+
+@pytest.mark.parametrize(
+    ("datatype", "row", "labels", "classes", "best"),
+    [
+        ("FP32", [0.25, 0.75], ("no", "yes"), 1, ["0.750000:1:yes"]),
+        ("FP32", [0.25, 0.75], (), 9, ["0.750000:1", "0.250000:0"]),
+        ("FP32", [0.25, 0.75], ("of another output",), 1, ["0.750000:1"]),
+        ("FP64", [0.5, 0.5], (), 2, ["0.500000:0", "0.500000:1"]),
+        ("UINT8", [0, 255], (), 2, ["255:1", "0:0"]),
+        ("INT64", [-(2**63), 2**63 - 1], (), 1, [f"{2**63 - 1}:1"]),
+        ("BOOL", [False, True], (), 1, ["1:1"]),
+    ],
+)
+def test_classes_are_the_best_columns_as_triton_tells_them(
+    datatype: str, row: list[Any], labels: tuple[str, ...], classes: int, best: list[str]
+) -> None:
+    predictor = Everything()
+    predictor.labels = labels
+    outputs = [{"name": datatype, "parameters": {"classification": classes}}]
+    body = {"inputs": [declared("BOOL") | {"data": [True, False]}], "outputs": outputs}
+    written: list[Encoded] = []
+
+    def write(outputs: list[Encoded], model: str, version: str) -> bytes:
+        written.extend(outputs)
+        return b""
+
+    message = kserve_rest.read(json.dumps(body).encode(), None)
+    asked = Tensors(message, write).parse(b"", predictor=predictor, deadline_s=0, flow="")
+    reply = InferReply({datatype: np.array([row, row], DTYPES[datatype])}, 1)
+    asked.answer(reply, model="m", predictor=predictor, id="", created_s=0)
+    assert written == [Encoded(datatype, "BYTES", (2, len(best)), best * 2)]
 
 
 # ---- answers -----------------------------------------------------------------------------------------------
@@ -208,9 +260,18 @@ def body(text: bytes, json_bytes: int | None = None) -> Callable[[], InferReques
     return lambda: understood(kserve_rest.read(text, json_bytes))
 
 
-def grpc(*raws: bytes, **changes: Any) -> Callable[[], InferRequest]:
+def classes(name: str, count: Any) -> Callable[[], InferRequest]:
+    outputs = [{"name": name, "parameters": {"classification": count}}]
+    return body(json.dumps({"inputs": [declared("INT64") | {"data": [1, 2]}], "outputs": outputs}).encode())
+
+
+def asks(**fields: Any) -> Callable[[], InferRequest]:
+    return lambda: understood(kserve_grpc.read(messages.ModelInferRequest(**fields).SerializeToString()).message)
+
+
+def grpc(*raws: bytes, outputs: Sequence[Any] = (), **changes: Any) -> Callable[[], InferRequest]:
     name = changes.get("name", "INT64")
-    request = messages.ModelInferRequest(inputs=[declared(name) | changes], raw_input_contents=raws)
+    request = messages.ModelInferRequest(inputs=[declared(name) | changes], raw_input_contents=raws, outputs=outputs)
     return lambda: understood(kserve_grpc.read(request.SerializeToString()).message)
 
 
@@ -239,6 +300,27 @@ REFUSED: dict[str, tuple[Callable[[], InferRequest], str | None, str]] = {
     "an empty axis beside a huge one": (rest({"shape": [0, 2**40]}), "INT64", "more than"),
     "a size that is no integer": (rest({"shape": [1.5, 2]}), "inputs", "int"),
     "a size beyond any integer": (rest({"shape": [10**400, 2]}), "INT64", "more than"),
+    "very many inputs": (body(json.dumps({"inputs": [declared("INT64")] * MANY}).encode()), "inputs", "at most"),
+    "very many outputs": (
+        body(json.dumps({"inputs": [], "outputs": [{"name": "x"}] * MANY}).encode()), "outputs", "at most"
+    ),
+    "very many parameters": (
+        body(json.dumps({"inputs": [], "parameters": dict.fromkeys(map(str, range(MANY)))}).encode()),
+        "parameters",
+        "at most",
+    ),
+    "gRPC's very many inputs": (asks(inputs=[declared("INT64")] * MANY), "inputs", "at most"),
+    "gRPC's very many outputs": (asks(outputs=[{"name": "x"}] * MANY), "outputs", "at most"),
+    "gRPC's very many parameters": (
+        asks(parameters={str(index): {"int64_param": 1} for index in range(MANY)}), "parameters", "at most"
+    ),
+    "gRPC's very many parameters of an output": (
+        asks(outputs=[{"name": "x", "parameters": {str(index): {"int64_param": 1} for index in range(MANY)}}]),
+        "parameters",
+        "at most",
+    ),
+    "gRPC's very many tensors": (asks(raw_input_contents=[b""] * 5 * MANY), None, f"{5 * MANY} raw_input_contents"),
+    "gRPC's very many axes": (grpc(shape=[1] * (RANK_MAX + 1)), "INT64", "axes"),
     "very many axes": (rest({"shape": [1] * (RANK_MAX + 1)}), "INT64", "axes"),
     "too few elements": (rest({"data": [1]}), "INT64", "1 elements"),
     "too many elements": (rest({"data": [1, 2, 3]}), "INT64", "3 elements"),
@@ -290,9 +372,14 @@ REFUSED: dict[str, tuple[Callable[[], InferRequest], str | None, str]] = {
         "outputs",
         "twice",
     ),
-    "classes of an output": (
-        body(b'{"inputs":[],"outputs":[{"name":"x","parameters":{"classification":3}}]}'), "x", "not served"
+    "gRPC's classes of texts": (
+        grpc(bytes(16), outputs=[{"name": "text", "parameters": {"classification": {"int64_param": 3}}}]),
+        "text",
+        "numbers in rows",
     ),
+    "classes of texts": (classes("text", 3), "text", "numbers in rows"),
+    "a number of classes that is none": (classes("FP32", "3"), "FP32", "must be a number of classes"),
+    "less than no classes": (classes("FP32", -1), "FP32", "must be a number of classes"),
     "fewer bytes than the shape takes": (binary(8, tail=bytes(8)), "INT64", "brings 8 bytes; INT64 .* takes 16"),
     "bytes that are not there": (binary(17), "INT64", "16 are left"),
     "a negative number of bytes": (binary(-1), "INT64", "must be a number of bytes"),
@@ -308,6 +395,9 @@ REFUSED: dict[str, tuple[Callable[[], InferRequest], str | None, str]] = {
     "a string too few": (strings(joined(["a"])), "text", "ends within"),
     "a string too many": (strings(joined(["a"] * 3)), "text", "5 bytes more"),
     "a text that is no UTF-8": (strings(joined([b"a", b"\xff"])), "text", "entry 1 is not valid UTF-8"),
+    "a text in JSON that is no UTF-8": (
+        body(b'{"inputs":[{"name":"text","datatype":"BYTES","shape":[1],"data":["\xff"]}]}'), "text", "not valid UTF-8"
+    ),
     "a BOOL of two": (grpc(b"\1\2", name="BOOL"), "BOOL", "0 or 1"),
     "no message": (lambda: understood(kserve_grpc.read(b"\xff\xff").message), None, "no inference.ModelInferRequest"),
     "raw contents for fewer inputs": (grpc(bytes(16), bytes(16)), None, "2 raw_input_contents"),

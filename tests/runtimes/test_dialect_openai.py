@@ -351,6 +351,14 @@ def test_scores_are_cosines_in_vllms_shape() -> None:
     }
 
 
+def test_equal_texts_are_no_more_than_equal() -> None:
+    vectors = np.array([[0.1, 0.2, 0.7]] * 2, np.float32)
+    row = vectors[0] / np.sqrt(np.square(vectors[0]).sum())
+    assert np.square(row).sum() > 1, "a row whose length is rounded up"
+    body = answered(parsed("/v1/score", text_1="a", text_2=["a"]), says(vectors))
+    assert [it["score"] for it in body["data"]] == [1]
+
+
 def test_as_many_on_both_sides_are_scored_pair_by_pair() -> None:
     asked = parsed("/v1/score", queries=["a", "b"], documents=["c", "d"])
     request = asked_of(asked)
