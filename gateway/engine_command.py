@@ -19,7 +19,7 @@ from gateway.home import state_of
 EXAMPLES = """
 Examples:
 
-    headrace engine install vllm
+    headrace engine install triton
     headrace engine install vllm --torch-index https://download.pytorch.org/whl/cpu
 """
 ENGINE = App(name="engine", help="Install and remove engines, each on its own.", help_epilogue=EXAMPLES)
@@ -34,7 +34,7 @@ def engine_install(
     Parameters
     ----------
     name
-        E.g. vllm.
+        vllm for language models, triton for classifiers, train for making models.
     version
         Which version, if not the one this release was tested with.
     torch_index
