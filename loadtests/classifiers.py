@@ -11,7 +11,6 @@ import asyncio
 import math
 import os
 import re
-import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -26,12 +25,13 @@ from msgspec.structs import asdict, replace
 
 from loadtests.child import ChildFault, running
 from loadtests.client import Answer
+from loadtests.contest import turns
 from loadtests.field import Cores, free_ports, pinned
 from loadtests.install import Own
-from loadtests.peer import bare_env
+from loadtests.peer import FAR_LIMITS, bare_env, issued
 from loadtests.raw import Done
 from loadtests.report import Batches, Cost, Report, Results, Side, machine
-from loadtests.scenario import Scenario
+from loadtests.scenario import TENANT, Scenario
 from loadtests.tally import Tally
 from loadtests.target import Access, Target, parse
 from loadtests.trial import trial
@@ -81,22 +81,20 @@ class Raw(msgspec.Struct, frozen=True):
 async def classifiers(
     scenario: Scenario, *, name: str, artifact: Path, state: Path, repeat: int, say: Callable[[str], None]
 ) -> Results:
-    """Every door with each number of callers. Raises ChildFault if the gateway does not start."""
+    """Every door with each number of callers. Raises ChildFault or PeerFault if the gateway does not start."""
     steps = scenario.steps(name)
     runs: dict[str, list[Report]] = {}
     cores = Cores.of(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory(prefix="headrace-load-") as folder:
         async with doors(artifact, state=state, folder=Path(folder)) as ways:
             with pinned(cores.client):
-                for step, plan in steps.items():
-                    for number in range(1, repeat + 1):
-                        for way in ways if number % 2 else reversed(ways):
-                            say(f"{step}, {number} of {repeat}: {way.name}")
-                            if isinstance(way, Raw):
-                                made = await _raw(way, plan, step, artifact)
-                            else:
-                                made = await _through(way, replace(plan, model=way.model), step)
-                            runs.setdefault(way.name, []).append(made)
+                for step, number, way in turns(steps, ways, repeat):
+                    say(f"{step}, {number} of {repeat}: {way.name}")
+                    if isinstance(way, Raw):
+                        made = await _raw(way, steps[step], step, artifact)
+                    else:
+                        made = await _through(way, replace(steps[step], model=way.model), step)
+                    runs.setdefault(way.name, []).append(made)
     version = Own("headrace").version()
     return Results(sides=tuple(Side(it.name, version, it.about, runs=tuple(runs[it.name])) for it in ways))
 
@@ -114,17 +112,8 @@ async def doors(artifact: Path, *, state: Path, folder: Path) -> AsyncIterator[t
             port=port, grpc_port=grpc_port, admin_port=admin_port, state=own, artifact=artifact, rows=BATCH_ROWS
         )
     )
-    command, key = str(Path(sys.executable).with_name("headrace")), folder / "key"
-    for told in (
-        ("tenant", "add", "load", "--rpm", "100000000", "--tpm", "2000000000", "--concurrent", "100000"),
-        ("key", "add", "--tenant", "load", "--save", str(key)),
-    ):
-        done = subprocess.run(  # noqa: S603, ASYNC221 - our own, and nothing else runs yet
-            (command, *told, "--config", str(config)), check=False, capture_output=True, text=True, env=bare_env()
-        )
-        if done.returncode:
-            raise ChildFault(f"`headrace {told[0]} {told[1]}` failed: {done.stderr.strip()}")
-    access = Access(keys=dict.fromkeys(("load",), key.read_text().strip()))
+    command = str(Path(sys.executable).with_name("headrace"))
+    access = Access(keys={TENANT: issued(command, TENANT, FAR_LIMITS, config)})
     ready, metrics = (f"http://127.0.0.1:{admin_port}/{it}" for it in ("readyz", "metrics"))
     http, grpc = parse(f"http://127.0.0.1:{port}"), parse(f"grpc://127.0.0.1:{grpc_port}")
     serve = (command, "serve", "--config", str(config))

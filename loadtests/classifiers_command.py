@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
-import sys
 from pathlib import Path
 
 import msgspec
-import uvloop
 
 from loadtests.classifiers import classifiers
-from loadtests.console import Repeat, Settings, fail, home, require_folder, say, show
-from loadtests.page import page
+from loadtests.console import Repeat, Settings, fail, home, require_folder, say
+from loadtests.peers_command import carry_out
 from loadtests.scenario import load
-from loadtests.standings import cross, standings
 
 EXAMPLES = """
 Examples:
@@ -55,19 +51,8 @@ def classifiers_(
     folder = (artifact or _promoted(home() / "shelf" / NAME)).absolute()
     if not (folder / "model.onnx").is_file():
         fail(1, f"{folder} is no folder with a model.onnx; name an artifact's with --artifact")
-    made = classifiers(scenario, name="classify", artifact=folder, state=home(), repeat=repeat, say=say)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        results = runner.run(made)
-    if json is not None:
-        json.write_bytes(msgspec.json.encode(results))
-    if html is not None:
-        html.write_text(page(results))
-    for step in results.scenarios:
-        show(f"{step}: {scenario.about}", standings(results, step))
-        show("Ours, as a multiple", cross(results, step))
-    for side in results.sides:
-        sys.stdout.write(f"{side.name} {side.version}: {side.about}\n")
-    sys.stdout.write(f"{next(run.machine for side in results.sides for run in side.runs)}\n")
+    measuring = classifiers(scenario, name="classify", artifact=folder, state=home(), repeat=repeat, say=say)
+    carry_out(measuring, json=json, html=html)
 
 
 def _promoted(home: Path) -> Path:

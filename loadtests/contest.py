@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from loadtests.field import Cores, Entrant, field, pinned
 from loadtests.install import Own, PeerFault
@@ -20,6 +21,8 @@ from loadtests.scenario import Scenario
 from loadtests.standings import DIRECT
 from loadtests.target import TargetFault
 from loadtests.trial import trial
+
+T = TypeVar("T")
 
 EMULATOR = "the engine emulator, no gateway"
 
@@ -40,7 +43,7 @@ async def contest(
         for alike in _by_needs(scenarios):
             scenario = next(iter(alike.values()))
             async with field(scenario, peers, state=state, cores=cores, faults=faults, say=say) as entrants:
-                for name, number, entrant in _turns(alike, entrants, repeat):
+                for name, number, entrant in turns(alike, entrants, repeat):
                     # Who failed once is out, so that trials stay paired with the others', repetition by repetition.
                     if entrant.name in faults or (number > 1 and entrant.slow):
                         continue
@@ -71,9 +74,8 @@ def _by_needs(scenarios: Mapping[str, Scenario]) -> Iterator[dict[str, Scenario]
         yield dict(alike)
 
 
-def _turns(
-    names: Mapping[str, Scenario], entrants: Sequence[Entrant], repeat: int
-) -> Iterator[tuple[str, int, Entrant]]:
+def turns(names: Iterable[str], entrants: Sequence[T], repeat: int) -> Iterator[tuple[str, int, T]]:
+    """Who is next, under which scenario, for the how manieth time."""
     for name in names:
         for number in range(1, repeat + 1):
             for entrant in entrants if number % 2 else reversed(entrants):

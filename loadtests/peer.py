@@ -144,16 +144,19 @@ def _headrace(*, limits: Sequence[str], trace: str) -> Callable[[Site], Start]:
         server = HEADRACE.format(port=site.port, other_port=site.other_port, third_port=site.third_port, state=state)
         models = (HEADRACE_MODEL.format(model=model, upstream=site.upstream) for model in site.models)
         config.write_text(server + "".join(models) + trace.format(spans=site.spans))
-        keys = {}
-        for tenant in site.tenants:
-            file = site.folder / f"{tenant}.key"
-            _run(command, "tenant", "add", tenant, *limits, "--config", str(config))
-            _run(command, "key", "add", "--tenant", tenant, "--save", str(file), "--config", str(config))
-            keys[tenant] = file.read_text().strip()
+        keys = {tenant: issued(command, tenant, limits, config) for tenant in site.tenants}
         serve = (command, "serve", "--config", str(config))
         return Start(command=serve, ready="/readyz", ready_port=site.other_port, keys=keys)
 
     return start
+
+
+def issued(command: str, tenant: str, limits: Sequence[str], config: Path) -> str:
+    """The key of a new tenant. Raises PeerFault."""
+    file = config.with_name(f"{tenant}.key")
+    _run(command, "tenant", "add", tenant, *limits, "--config", str(config))
+    _run(command, "key", "add", "--tenant", tenant, "--save", str(file), "--config", str(config))
+    return file.read_text().strip()
 
 
 HEADRACE = """

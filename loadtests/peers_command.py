@@ -100,8 +100,13 @@ def run(
     plans: dict[str, Scenario] = {}
     for name in scenarios:
         plans |= load(name, settings).steps(Path(name).stem)
+    carry_out(contest(plans, _chosen(only), state=state(), repeat=repeat, say=say), json=json, html=html)
+
+
+def carry_out(measuring: Coroutine[Any, Any, Results], *, json: Path | None, html: Path | None) -> None:
+    """Measure, write down, show."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        results = runner.run(_until_sigterm(contest(plans, _chosen(only), state=state(), repeat=repeat, say=say)))
+        results = runner.run(_until_sigterm(measuring))
     if json is not None:
         json.write_bytes(msgspec.json.encode(results))
     if html is not None:
