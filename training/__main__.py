@@ -15,7 +15,8 @@ from cyclopts import App, Parameter
 
 from runtimes.artifact import Manifest, Shelf
 from runtimes.integrity import ShelfFault
-from training import recipe as recipes_
+from training import catalogue
+from training.errors import TrainingError
 
 app = App(name="headrace-train", help="Make the artifacts that Headrace serves, measure them, promote them.")
 
@@ -35,14 +36,16 @@ def run(
     shelf: Where = None,
     json_: AsJson = False,
     if_missing: Annotated[bool, Parameter(negative="", help="Do nothing if this recipe's artifact is there.")] = False,
+    resume: Annotated[bool, Parameter(negative="", help="Go on where this recipe was stopped or killed.")] = False,
+    from_: Annotated[str | None, Parameter(name="--from", help="Keep what was made before this stage.")] = None,
 ) -> None:
     """Make an artifact: train, quantize, measure, and if the gate holds publish and promote it.
 
     RECIPE is a shipped recipe's name (see `recipes`) or the path of a TOML file.
     """
-    wanted = recipes_.read(recipe, set_)
+    wanted = catalogue.read(recipe, set_)
     place = Shelf(_shelf(shelf))
-    manifest = recipes_.made(wanted, place) if if_missing else None
+    manifest = catalogue.made(wanted, place) if if_missing else None
     if manifest is None:
         if importlib.util.find_spec("torch") is None:
             _elsewhere()
@@ -50,19 +53,21 @@ def run(
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
         os.environ.setdefault("TQDM_DISABLE", "1")  # its bars tear our lines apart
         logging.getLogger("training").setLevel(logging.INFO)
-        manifest = recipes_.run(wanted, place)
+        from training.recipe import run as carry_out
+
+        manifest = carry_out(wanted, place, _state() / "runs", resume=resume, start=from_)
     _print_manifest(manifest, place, as_json=json_)
 
 
 @app.command
 def recipes(*, json_: AsJson = False) -> None:
     """List the recipes that come with the package."""
-    found = [recipes_.read(name) for name in recipes_.shipped()]
+    found = [catalogue.read(name) for name in catalogue.shipped()]
     if json_:
-        print(json.dumps([{"name": it.name, "task": it.task, "about": it.about} for it in found]))
+        print(json.dumps([{"name": it.name, "about": it.about} for it in found]))
         return
     for it in found:
-        print(f"{it.name:<16}{it.task:<10}{it.about}")
+        print(f"{it.name:<22}{it.about}")
 
 
 @app.command
@@ -97,7 +102,7 @@ def main() -> None:
     logging.basicConfig(stream=sys.stderr, format="%(relativeCreated)7.0f ms  %(message)s", level=logging.WARNING)
     try:
         app()
-    except (recipes_.RecipeError, recipes_.GateFailed, ShelfFault) as error:
+    except (TrainingError, ShelfFault) as error:
         sys.exit(f"headrace-train: {error}")
 
 
@@ -127,7 +132,7 @@ def _print_manifest(manifest: Manifest, shelf: Shelf, *, as_json: bool) -> None:
         return
     print(_line(manifest, shelf))
     for title, scores in (("before", manifest.before), ("after", manifest.after)):
-        print(f"  {title:<7}", "  ".join(f"{name} {value:.4f}" for name, value in scores.items()))
+        print(f"  {title:<7}", "  ".join(f"{name} {value:.4g}" for name, value in scores.items()))
     made = manifest.lineage
     print(f"  made    from {made.base}, trained on {made.rows_train} rows, tested on {made.rows_test}")
 

@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 
 from runtimes.artifact import Artifact, Card, Lineage, Manifest, seal
 from runtimes.clock import SystemClock
-from training import data, model
-from training.quantization import Graph, Weights
+from training.contract import Graph, Rows, Scores, Weights
+from training.models.generator import Generator
 from training.spec import Recipe
 
 TEMPLATE = Path(__file__).parent / "recipes" / "chatml.jinja"
@@ -22,31 +22,27 @@ _PACKAGES = ("torch", "transformers", "tokenizers", "onnx", "onnxruntime", "safe
 
 
 def build(
-    recipe: Recipe,
-    recipe_hash: str,
-    rows: data.Rows,
-    trained: model.Model,
-    small: Graph | Weights,
-    folder: Path,
+    recipe: Recipe, recipe_hash: str, rows: Rows, product: Graph | Weights, origin: object, folder: Path
 ) -> Artifact:
-    """Write weights, tokenizer, configuration and manifest into the empty `folder`."""
-    if isinstance(small, Graph):
-        assert isinstance(trained, model.Embedder | model.Classifier)
-        (folder / "model.onnx").write_bytes(small.content)
-        trained.tokenizer.save(str(folder / "tokenizer.json"))
+    """Write what is served into the empty `folder`, and its manifest. `origin` is the model that it was made of."""
+    if isinstance(product, Graph):
+        (folder / "model.onnx").write_bytes(product.content)
+        for name, content in product.beside.items():
+            (folder / name).write_bytes(content)
+        fields = dict(product.card)
     else:
-        assert isinstance(trained, model.Generator)
-        _write_generator(trained, small, folder)
+        assert isinstance(origin, Generator)
+        _write_generator(origin, product, folder)
+        fields = {"task": "generate", "tokens_max": origin.tokens_max}
+    base, licence = recipe.model.origin
     card = Card(
         name=recipe.name,
-        task=recipe.task,
-        format="onnx" if isinstance(small, Graph) else "safetensors",
-        tokens_max=recipe.base.tokens_max,
+        format="onnx" if isinstance(product, Graph) else "safetensors",
         lineage=Lineage(
             recipe=recipe.name,
             recipe_hash=recipe_hash,
-            base=model.describe(recipe.base),
-            base_licence=recipe.base.licence,
+            base=base,
+            base_licence=licence,
             data=rows.fingerprint,
             rows_train=len(rows.train),
             rows_test=len(rows.test),
@@ -54,27 +50,25 @@ def build(
             packages={name: importlib.metadata.version(name) for name in _PACKAGES},
             commit=_commit(),
         ),
-        labels=data.labels(rows.train),
-        pooling="mean" if isinstance(small, Graph) else None,
-        truncate=recipe.truncate,
         tolerance=recipe.gate.get("batch_drift_max"),
+        **fields,
     )
     return Artifact(folder, seal(folder, card, created_s=SystemClock().wall_s()))
 
 
-def card(draft: Manifest, before: dict[str, float], after: dict[str, float]) -> Card:
+def card(draft: Manifest, before: Scores, after: Scores) -> Card:
     """The bundle's card with its scores on it."""
     fields = {name: getattr(draft, name) for name in Card.__struct_fields__}
     return Card(**fields | {"before": before, "after": after})
 
 
-def _write_generator(trained: model.Generator, small: Weights, folder: Path) -> None:
+def _write_generator(origin: Generator, small: Weights, folder: Path) -> None:
     """Hugging Face's layout, by its own writers where they are right."""
-    trained.network.config.save_pretrained(folder)
-    trained.network.generation_config.save_pretrained(folder)
+    origin.network.config.save_pretrained(folder)
+    origin.network.generation_config.save_pretrained(folder)
     # A GGUF names no limit, and transformers then saves 10^30, which engines believe.
-    trained.tokenizer.model_max_length = trained.tokens_max
-    trained.tokenizer.save_pretrained(folder)
+    origin.tokenizer.model_max_length = origin.tokens_max
+    origin.tokenizer.save_pretrained(folder)
     shutil.copyfile(TEMPLATE, folder / "chat_template.jinja")
     _update_json(folder / "config.json", small.config)
     save_file(small.tensors, folder / "model.safetensors", metadata={"format": "pt"})

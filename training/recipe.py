@@ -1,126 +1,147 @@
-"""An artifact's life, from rows to shelf. START HERE: `run` is the whole story, one line per stage."""
+"""An artifact's life, from rows to shelf. START HERE: `make` is the whole story, one line per stage.
+
+What the stages hand to each other is in `training.contract`, what a recipe may say in `training.spec`, and what is kept
+of a run, so that a killed one goes on, in `training.run`.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import tempfile
-import tomllib
+import logging
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from runtimes.artifact import Manifest, Shelf
+from runtimes.artifact import Artifact, Manifest, Shelf, verify
+from runtimes.integrity import ShelfFault
+from training.catalogue import fingerprint, with_files
+from training.run import Run
 from training.spec import Recipe
 
-RECIPES = Path(__file__).parent / "recipes"
+if TYPE_CHECKING:
+    from training.contract import Graph, Rows, Weights
+    from training.evaluation.scoring import Measured
 
-# Part of every recipe's hash. Raise it when the same recipe would make a different artifact.
-_EDITION = 2
+LOG = logging.getLogger("training")
 
 
-def run(recipe: Recipe, shelf: Shelf) -> Manifest:
+def run(recipe: Recipe, shelf: Shelf, runs: Path, *, resume: bool = False, start: str | None = None) -> Manifest:
+    """Make the artifact in a folder of its own below `runs`: afresh, or going on after an interruption, or with what is
+    there before the stage `start`."""
+    recipe_hash = fingerprint(recipe)
+    folder = Run(runs / f"{recipe.name}-{recipe_hash[:12]}", seed=recipe.seed)
+    content = msgspec.json.format(msgspec.json.encode(recipe), indent=2)
+    with folder.open(content, resume=resume, start=start) as opened:
+        return make(with_files(recipe), recipe_hash, shelf, opened)
+
+
+def make(recipe: Recipe, recipe_hash: str, shelf: Shelf, run: Run) -> Manifest:
     """Make the artifact, measure it, and if the gate holds publish it and move its alias `stable` to it.
 
     Promotion is part of it because the gate is what stands between an artifact and its users: on an empty shelf
     somebody has to be first, and later `rollback` undoes it in one step. Raises GateFailed, and then publishes nothing.
     """
-    from training import data, evaluation, model, package, quantization, trainer
+    from training import package, report
+    from training.evaluation import folds, gate, measures
 
-    evaluation.check(recipe.gate, recipe.task)  # a typing error must not cost a training run
-    rows = data.load(recipe.data, recipe.task)
-    base = model.load(recipe.base, recipe.task, seed=recipe.seed)
-    trained = trainer.fit(recipe.trainer, base, rows.train)
-    before = evaluation.score(trained, rows.test)
-    small = quantization.quantize(recipe.quantization, trained)
-    with tempfile.TemporaryDirectory(prefix="headrace-train-") as folder:
-        bundle = package.build(recipe, fingerprint(recipe), rows, trained, small, Path(folder))
-        after = evaluation.score(bundle, rows.test, reference=trained)
-        evaluation.require(recipe.gate, before, after)
-        manifest = shelf.publish(bundle.path, package.card(bundle.manifest, before, after))
+    rows = recipe.data.load()
+    _say(rows)
+    gate.check(recipe.gate, measures.MEASURES[measures.kind(rows.test.targets)])  # a typing error must not cost a run
+    model = run.stage("train", lambda: _trained(recipe, rows, run))
+    floor = run.stage("floor", lambda: _floor(recipe, rows))
+    before = run.stage("before", lambda: _whole(recipe, recipe_hash, rows, model, run))
+    product = model
+    for number, step in enumerate(recipe.compress, 1):
+        product = run.stage(f"compress-{number}", partial(step.apply, product, rows, run))
+    bundle = run.stage("package", lambda: _bundle(recipe, recipe_hash, rows, product, model, run, "bundle"))
+    verify(bundle)
+    after = run.stage("after", lambda: _after(bundle, before, rows, run))
+    crossed, crossed_floor = folds.validate(recipe, rows.both, run) if recipe.folds else ({}, {})
+    evidence = gate.Evidence(
+        before.scores,
+        after.scores | crossed,
+        floor | crossed_floor,
+        lambda name: _gain_on_stable(name, recipe, shelf, rows, after),
+    )
+    findings = gate.findings(recipe.gate, evidence)
+    report.write(run, recipe, rows, before, after, evidence, findings)
+    gate.require(findings)
+    manifest = shelf.publish(bundle.path, package.card(bundle.manifest, before.scores, after.scores | crossed))
     shelf.promote(manifest.name, manifest.version)
     return manifest
 
 
-def read(reference: str, settings: tuple[str, ...] = ()) -> Recipe:
-    """The shipped recipe of that name, or the TOML file at that path, with `section.field=value` settings on top."""
-    path = RECIPES / f"{reference}.toml"
-    if not path.is_file():
-        path = Path(reference)
-    if not path.is_file():
-        raise RecipeError(f"there is no recipe {reference!r}; shipped are {', '.join(shipped())}; or name a TOML file")
+def _say(rows: Rows) -> None:
+    for note in rows.notes:
+        LOG.info("data: %s", note)
+    LOG.info("data: %d rows to train, %d to test, fingerprint %s", len(rows.train), len(rows.test), rows.fingerprint)
+
+
+def _trained(recipe: Recipe, rows: Rows, run: Run) -> Any:
+    """The model that the recipe starts from, having learnt if it has a trainer."""
+    model = recipe.model.build(rows)
+    return model if recipe.trainer is None else recipe.trainer.fit(model, rows.train, run)
+
+
+def _floor(recipe: Recipe, rows: Rows) -> dict[str, float]:
+    from training.evaluation.measures import measure
+
+    if recipe.floor is None:
+        return {}
+    found = measure(rows.test.targets, recipe.floor.predict(rows.train, rows.test, seed=recipe.seed))
+    LOG.info("floor: %s", "  ".join(f"{name} {value:.4g}" for name, value in found.items()))
+    return found
+
+
+def _whole(recipe: Recipe, recipe_hash: str, rows: Rows, model: Any, run: Run) -> Measured:
+    """The model as trained, in fp32, through the runtime that serves its like."""
+    from training.evaluation import scoring
+    from training.models.generator import Generator
+
+    if isinstance(model, Generator):
+        return scoring.score(model, rows.test, title="before")
+    return scoring.score(_bundle(recipe, recipe_hash, rows, model, model, run, "whole"), rows.test, title="before")
+
+
+def _bundle(
+    recipe: Recipe, recipe_hash: str, rows: Rows, product: Graph | Weights | Any, model: Any, run: Run, where: str
+) -> Artifact:
+    from training import package
+    from training.contract import Weights
+    from training.export import export
+
+    whole = product if isinstance(product, Weights) else export(product)
+    return package.build(recipe, recipe_hash, rows, whole, model, run.scratch(where))
+
+
+def _after(bundle: Artifact, before: Measured, rows: Rows, run: Run) -> Measured:
+    """The bundle, and what it gained and lost by being made small."""
+    from runtimes.artifact import open_folder
+    from training.evaluation import scoring
+
+    after = scoring.score(bundle, rows.test, title="after")
+    if bundle.manifest.format == "onnx":
+        whole = open_folder(run.folder / "whole")
+        assert isinstance(whole, Artifact)
+        after.scores["size_ratio"] = bundle.manifest.size_bytes / whole.manifest.size_bytes
+        after.scores.update(scoring.speedups(whole, bundle, rows.test))
+        if "left" in after.outputs:
+            after.scores.update(scoring.closeness(after, before))
+    return after
+
+
+def _gain_on_stable(name: str, recipe: Recipe, shelf: Shelf, rows: Rows, after: Measured) -> float | None:
+    """By how much, at least, the bundle is better than the promoted artifact on the same rows; None without one."""
+    from training.evaluation import bootstrap, scoring
+
     try:
-        content = tomllib.loads(path.read_text("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path}: {error}") from error
-    _anchor(content, path.parent)
-    for setting in settings:
-        _set(content, setting)
-    _anchor(content, Path.cwd())
-    try:
-        return msgspec.convert(content, Recipe)
-    except msgspec.ValidationError as error:
-        raise RecipeError(f"{path}: {error}") from error
-
-
-def shipped() -> list[str]:
-    """Names of the recipes in the package."""
-    return sorted(it.stem for it in RECIPES.glob("*.toml"))
-
-
-def fingerprint(recipe: Recipe) -> str:
-    """Hash of the recipe and of the data files' content, wherever they lie."""
-    content = msgspec.to_builtins(recipe)
-    for part in ("train", "test"):
-        if path := content["data"][part]:
-            try:
-                content["data"][part] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
-            except OSError as error:
-                raise RecipeError(f"data.{part}: {path} cannot be read ({error.strerror})") from error
-    return hashlib.sha256(msgspec.json.encode([_EDITION, content], order="deterministic")).hexdigest()
-
-
-def made(recipe: Recipe, shelf: Shelf) -> Manifest | None:
-    """The promoted artifact of that name, if this recipe has been published already. It may be another version, then
-    somebody moved the alias on purpose."""
-    if recipe.name not in shelf.names() or "stable" not in shelf.aliases(recipe.name):
+        stable = shelf.resolve(recipe.name)
+    except ShelfFault:
+        LOG.info("gate: nothing of the name %s is promoted yet, so there is nothing to compare with", recipe.name)
         return None
-    wanted = fingerprint(recipe)
-    published = (shelf.resolve(f"{recipe.name}@{it}").manifest for it in shelf.versions(recipe.name))
-    if any(it.lineage.recipe_hash == wanted for it in published):
-        return shelf.resolve(recipe.name).manifest
-    return None
-
-
-class GateFailed(Exception):
-    """The bundle is not good enough, and was not published. The message says by which measure."""
-
-
-class RecipeError(ValueError):
-    """The recipe, or a file that it names, cannot be used. The message says where and why."""
-
-
-def _anchor(content: dict[str, Any], folder: Path) -> None:
-    """Make the paths of the data files absolute; a path that is absolute already stays."""
-    table = content.get("data")
-    for part in ("train", "test"):
-        if isinstance(table, dict) and isinstance(table.get(part), str):
-            table[part] = str(folder / Path(table[part]).expanduser())
-
-
-def _set(content: dict[str, Any], setting: str) -> None:
-    """Apply `a.b=value`. The value is TOML; what is not, is text, so that paths and names need no quotes."""
-    key, equals, text = setting.partition("=")
-    *sections, field = key.strip().split(".")
-    if not equals or not all([*sections, field]):
-        raise RecipeError(f"--set {setting!r}: write it as section.field=value")
-    try:
-        value = tomllib.loads(f"it = {text}")["it"]
-    except tomllib.TOMLDecodeError:
-        value = text
-    table = content
-    for section in sections:
-        table = table.setdefault(section, {})
-        if not isinstance(table, dict):
-            raise RecipeError(f"--set {setting!r}: {section!r} is not a section")
-    table[field] = value
+    verify(stable)
+    old = scoring.score(stable, rows.test, title="stable")
+    value, low, high = bootstrap.difference(name, rows.test.targets, after.outputs, old.outputs, seed=recipe.seed)
+    LOG.info("gate: %s %+.4f on %s, 95 %% interval %+.4f to %+.4f", name, value, stable.manifest.version, low, high)
+    return low

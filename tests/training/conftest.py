@@ -57,7 +57,7 @@ def base(base_folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.fixture
 def classify(base: str, tmp_path: Path) -> Callable[..., Recipe]:
-    """A recipe over 20 rows of two labels; keywords replace its fields."""
+    """A recipe over 20 rows of two labels; keywords replace its fields; tables but the gate are merged."""
     import msgspec
 
     rows = [
@@ -71,13 +71,16 @@ def classify(base: str, tmp_path: Path) -> Callable[..., Recipe]:
         fields = {
             "name": "tiny",
             "about": "for tests",
-            "task": "classify",
-            "data": {"train": str(file)},
-            "base": {"package": base, "licence": "none", "tokens_max": 16},
+            "data": {"kind": "text", "train": str(file)},
+            "model": {"kind": "encoder", "package": base, "licence": "none", "tokens_max": 16},
             "trainer": {"kind": "probe"},
-            "quantization": {"kind": "int8-dynamic"},
+            "compress": [{"kind": "int8-dynamic"}],
             "gate": {"accuracy_min": 0.9, "accuracy_drop_max": 0.1},
         }
-        return msgspec.convert(fields | changes, Recipe)
+        for name, value in changes.items():
+            kept = fields.get(name)
+            merge = name != "gate" and isinstance(kept, dict) and isinstance(value, dict)
+            fields[name] = kept | value if merge else value  # type: ignore[operator]
+        return msgspec.convert(fields, Recipe)
 
     return make

@@ -7,13 +7,17 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
 from runtimes.artifact import Card, Lineage, Shelf, verify
+from training import catalogue
 from training import recipe as recipes
-from training.recipe import GateFailed, RecipeError
+from training.contract import Classes
+from training.errors import GateFailed, RecipeError
 from training.spec import Recipe
+from training.spec.data import Pairs
 
 ROOT = Path(recipes.__file__).parents[1]
 Make = Callable[..., Recipe]
@@ -21,27 +25,29 @@ Make = Callable[..., Recipe]
 
 def test_a_run_ends_with_a_verified_and_promoted_artifact(classify: Make, tmp_path: Path) -> None:
     shelf = Shelf(tmp_path / "shelf")
-    manifest = recipes.run(classify(), shelf)
+    manifest = recipes.run(classify(), shelf, tmp_path / "runs")
     found = shelf.resolve("tiny@stable")
     verify(found)
     assert found.manifest == manifest
     assert manifest.labels == ("delivery", "payment")
     assert set(manifest.files) == {"model.onnx", "tokenizer.json"}
-    assert manifest.before.keys() == {"accuracy", "macro_f1"}
-    assert manifest.after.keys() == {"accuracy", "macro_f1", "batch_drift"}
+    quality = {"accuracy", "macro_f1", "log_loss", "ece", "auc"}
+    assert manifest.before.keys() == quality | {"size_bytes", "batch_drift"}
+    assert manifest.after.keys() == manifest.before.keys() | {"size_ratio", "speedup_1", "speedup_8", "latency_ms"}
+    assert 0 < manifest.after["size_ratio"] < 1
     assert (manifest.truncate, manifest.tolerance) == (False, None)
     assert manifest.lineage.base == "tiny-base 1.5 (PyPI)"
     assert manifest.lineage.rows_train + manifest.lineage.rows_test == 20
 
 
 def test_the_same_recipe_makes_the_same_version(classify: Make, tmp_path: Path) -> None:
-    first = recipes.run(classify(), Shelf(tmp_path / "one"))
-    assert recipes.run(classify(), Shelf(tmp_path / "two")).version == first.version
+    first = recipes.run(classify(), Shelf(tmp_path / "one"), tmp_path / "runs")
+    assert recipes.run(classify(), Shelf(tmp_path / "two"), tmp_path / "runs").version == first.version
 
 
 def test_what_the_gate_allows_batches_to_do_is_in_the_manifest(classify: Make, tmp_path: Path) -> None:
-    recipe = classify(gate={"batch_drift_max": 1e-5}, truncate=True)
-    manifest = recipes.run(recipe, Shelf(tmp_path / "shelf"))
+    recipe = classify(gate={"batch_drift_max": 1e-5}, model={"truncate": True})
+    manifest = recipes.run(recipe, Shelf(tmp_path / "shelf"), tmp_path / "runs")
     assert (manifest.truncate, manifest.tolerance) == (True, 1e-5)
     assert manifest.after["batch_drift"] <= 1e-5
 
@@ -49,15 +55,15 @@ def test_what_the_gate_allows_batches_to_do_is_in_the_manifest(classify: Make, t
 def test_a_failed_gate_publishes_nothing(classify: Make, tmp_path: Path) -> None:
     shelf = Shelf(tmp_path / "shelf")
     with pytest.raises(GateFailed, match=r"accuracy_min is 1\.01"):
-        recipes.run(classify(gate={"accuracy_min": 1.01}), shelf)
+        recipes.run(classify(gate={"accuracy_min": 1.01}), shelf, tmp_path / "runs")
     assert shelf.names() == []
 
 
 def test_a_failed_gate_leaves_the_promoted_one_in_place(classify: Make, tmp_path: Path) -> None:
     shelf = Shelf(tmp_path / "shelf")
-    good = recipes.run(classify(), shelf)
+    good = recipes.run(classify(), shelf, tmp_path / "runs")
     with pytest.raises(GateFailed):
-        recipes.run(classify(gate={"accuracy_min": 1.01}), shelf)
+        recipes.run(classify(gate={"accuracy_min": 1.01}), shelf, tmp_path / "runs")
     assert shelf.resolve("tiny").manifest == good
     assert shelf.versions("tiny") == [good.version]
 
@@ -65,10 +71,9 @@ def test_a_failed_gate_leaves_the_promoted_one_in_place(classify: Make, tmp_path
 def test_an_embedder_is_compared_with_fp32(base: str, tmp_path: Path, classify: Make) -> None:
     pairs = tmp_path / "pairs.csv"
     pairs.write_text("left,right,similarity\nmy parcel,the order,3\nmy card,my card,5\npay,parcel is not yet,0\n")
-    recipe = classify(
-        task="embed", trainer=None, data={"test": str(pairs)}, gate={"cosine_to_fp32_least_min": 0.95}, name="embedder"
-    )
-    manifest = recipes.run(recipe, Shelf(tmp_path / "shelf"))
+    recipe = classify(trainer=None, gate={"cosine_to_fp32_least_min": 0.95}, name="embedder")
+    recipe = msgspec.structs.replace(recipe, data=Pairs(test=str(pairs)))
+    manifest = recipes.run(recipe, Shelf(tmp_path / "shelf"), tmp_path / "runs")
     assert (manifest.task, manifest.labels, manifest.pooling) == ("embed", (), "mean")
     assert 0.95 <= manifest.after["cosine_to_fp32_least"] <= manifest.after["cosine_to_fp32"] <= 1.0001
 
@@ -76,34 +81,37 @@ def test_an_embedder_is_compared_with_fp32(base: str, tmp_path: Path, classify: 
 def test_a_bound_on_what_is_not_measured_is_refused_before_training(classify: Make, tmp_path: Path) -> None:
     for gate in ({"nll_max": 1.0}, {"accuracy": 0.9}, {"acuracy_min": 0.9}):
         with pytest.raises(RecipeError, match="bound"):
-            recipes.run(classify(gate=gate, data={"train": "/nowhere.csv"}), Shelf(tmp_path / "shelf"))
+            recipes.run(classify(gate=gate, model={"package": "never-read"}), Shelf(tmp_path / "shelf"), tmp_path)
 
 
 def test_a_base_that_is_not_installed_is_named(classify: Make, tmp_path: Path) -> None:
-    recipe = classify(base={"package": "no-such-model", "licence": "none", "tokens_max": 16})
+    recipe = classify(model={"package": "no-such-model"})
     with pytest.raises(RecipeError, match="no-such-model"):
-        recipes.run(recipe, Shelf(tmp_path / "shelf"))
+        recipes.run(recipe, Shelf(tmp_path / "shelf"), tmp_path / "runs")
 
 
-@pytest.mark.parametrize("name", recipes.shipped())
+@pytest.mark.parametrize("name", catalogue.shipped())
 def test_every_shipped_recipe_reads_and_has_its_data(name: str) -> None:
-    from training import data, evaluation
+    from training.evaluation import gate, measures
 
-    recipe = recipes.read(name)
-    evaluation.check(recipe.gate, recipe.task)
+    recipe = catalogue.read(name)
     assert recipe.name == name
-    assert len(data.load(recipe.data, recipe.task).test) >= 40
+    try:
+        rows = catalogue.with_files(recipe).data.load()
+    except RecipeError as error:
+        pytest.skip(str(error))  # real data, which is not shipped
+    gate.check(recipe.gate, measures.MEASURES[measures.kind(rows.test.targets)])
+    assert len(rows.test) >= 40
 
 
 def test_the_starter_set_keeps_its_promise() -> None:
-    from training import data
-
-    rows = data.load(recipes.read("support-intent").data, "classify")
-    every = [row for row in rows.train + rows.test if isinstance(row, data.Labelled)]
-    counts = np.unique([row.label for row in every], return_counts=True)[1]
+    rows = catalogue.read("support-intent").data.load()
+    every = rows.both
+    assert isinstance(every.targets, Classes)
+    counts = np.bincount(every.targets.index)
     assert len(counts) >= 8
     assert counts.min() >= 30
-    assert len({row.text.casefold() for row in every}) == len(every)
+    assert len({text.casefold() for text in every.inputs["text"]}) == len(every)
     assert 0.25 < len(rows.test) / len(every) < 0.35
 
 
@@ -111,7 +119,7 @@ def test_settings_change_fields_and_paths_follow_the_working_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    recipe = recipes.read("support-intent", ("name=mine", "seed=7", "gate.accuracy_min=0.5", "data.train=own.csv"))
+    recipe = catalogue.read("support-intent", ("name=mine", "seed=7", "gate.accuracy_min=0.5", "data.train=own.csv"))
     assert (recipe.name, recipe.seed, recipe.gate["accuracy_min"]) == ("mine", 7, 0.5)
     assert recipe.data.train == str(tmp_path / "own.csv")
 
@@ -129,12 +137,12 @@ def test_settings_change_fields_and_paths_follow_the_working_folder(
 )
 def test_a_wrong_setting_is_refused_with_its_place(setting: str, says: str) -> None:
     with pytest.raises(RecipeError, match=says):
-        recipes.read("support-intent", (setting,))
+        catalogue.read("support-intent", (setting,))
 
 
 def test_an_unknown_recipe_is_answered_with_those_there_are() -> None:
     with pytest.raises(RecipeError, match="shipped are minilm, smollm2, support-intent"):
-        recipes.read("nothing")
+        catalogue.read("nothing")
 
 
 def test_the_fingerprint_follows_the_content_not_the_place(classify: Make, tmp_path: Path) -> None:
@@ -142,10 +150,10 @@ def test_the_fingerprint_follows_the_content_not_the_place(classify: Make, tmp_p
     copy = tmp_path / "elsewhere.csv"
     assert here.data.train
     copy.write_bytes(Path(here.data.train).read_bytes())
-    assert recipes.fingerprint(classify(data={"train": str(copy)})) == recipes.fingerprint(here)
+    assert catalogue.fingerprint(classify(data={"train": str(copy)})) == catalogue.fingerprint(here)
     copy.write_text("text,label\na,b\n")
-    assert recipes.fingerprint(classify(data={"train": str(copy)})) != recipes.fingerprint(here)
-    assert recipes.fingerprint(classify(seed=1)) != recipes.fingerprint(here)
+    assert catalogue.fingerprint(classify(data={"train": str(copy)})) != catalogue.fingerprint(here)
+    assert catalogue.fingerprint(classify(seed=1)) != catalogue.fingerprint(here)
 
 
 def publish_as_made(recipe: Recipe, shelf: Shelf, folder: Path) -> str:
@@ -153,7 +161,7 @@ def publish_as_made(recipe: Recipe, shelf: Shelf, folder: Path) -> str:
     folder.mkdir()
     (folder / "note.txt").write_text("in place of a model")
     lineage = Lineage(
-        recipe=recipe.name, recipe_hash=recipes.fingerprint(recipe), base="", base_licence="", data="", rows_train=0,
+        recipe=recipe.name, recipe_hash=catalogue.fingerprint(recipe), base="", base_licence="", data="", rows_train=0,
         rows_test=0, seed=0, packages={},
     )  # fmt: skip
     return shelf.publish(
@@ -163,7 +171,7 @@ def publish_as_made(recipe: Recipe, shelf: Shelf, folder: Path) -> str:
 
 def test_if_missing_returns_what_is_promoted_without_importing_torch(tmp_path: Path) -> None:
     shelf = Shelf(tmp_path / "shelf")
-    version = publish_as_made(recipes.read("minilm"), shelf, tmp_path / "source")
+    version = publish_as_made(catalogue.read("minilm"), shelf, tmp_path / "source")
     shelf.promote("minilm", version)
     arguments = ["headrace-train", "run", "minilm", "--if-missing", "--json", "--shelf", str(shelf.root)]
     # None in sys.modules makes any import of torch an ImportError.
@@ -177,12 +185,12 @@ def test_if_missing_returns_what_is_promoted_without_importing_torch(tmp_path: P
 
 def test_a_recipe_that_is_published_but_not_promoted_is_missing(tmp_path: Path) -> None:
     shelf = Shelf(tmp_path / "shelf")
-    recipe = recipes.read("minilm")
+    recipe = catalogue.read("minilm")
     version = publish_as_made(recipe, shelf, tmp_path / "source")
-    assert recipes.made(recipe, shelf) is None
+    assert catalogue.made(recipe, shelf) is None
     shelf.promote("minilm", version)
-    assert recipes.made(recipe, shelf) == shelf.resolve("minilm").manifest
-    assert recipes.made(recipes.read("minilm", ("seed=1",)), shelf) is None
+    assert catalogue.made(recipe, shelf) == shelf.resolve("minilm").manifest
+    assert catalogue.made(catalogue.read("minilm", ("seed=1",)), shelf) is None
 
 
 def test_the_command_answers_mistakes_in_one_line(tmp_path: Path) -> None:

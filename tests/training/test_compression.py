@@ -10,9 +10,14 @@ import pytest
 import torch
 import transformers
 
-from training import evaluation, model, quantization
+from training.compression import dynamic_int8, w8a8
+from training.contract import Graph, strings
+from training.export import export
+from training.model import predict
+from training.models import encoder
+from training.models.generator import Generator
 from training.package import TEMPLATE
-from training.spec import Base
+from training.spec.models import Encoder
 
 
 def naive(weight: torch.Tensor, scale: torch.Tensor) -> list[list[int]]:
@@ -25,7 +30,7 @@ def naive(weight: torch.Tensor, scale: torch.Tensor) -> list[list[int]]:
 
 def test_int8_weights_are_those_of_the_plainest_rounding() -> None:
     weight = torch.randn(24, 40, generator=torch.Generator().manual_seed(0))
-    whole, scale = quantization.round_to_nearest(weight)
+    whole, scale = w8a8.round_to_nearest(weight)
     assert whole.dtype == torch.int8
     assert scale.dtype == torch.float32
     assert scale.shape == (24, 1)
@@ -34,7 +39,7 @@ def test_int8_weights_are_those_of_the_plainest_rounding() -> None:
 
 def test_no_row_is_worse_than_with_the_widest_scale() -> None:
     weight = torch.randn(24, 400, generator=torch.Generator().manual_seed(0)).pow(3)
-    whole, scale = quantization.round_to_nearest(weight)
+    whole, scale = w8a8.round_to_nearest(weight)
     widest = weight.abs().amax(1, keepdim=True) / 127
     plain = torch.tensor(naive(weight, widest)) * widest
     chosen_error = (whole * scale - weight).square().sum(1)
@@ -44,29 +49,33 @@ def test_no_row_is_worse_than_with_the_widest_scale() -> None:
 
 
 def test_rows_of_zeros_stay_zeros() -> None:
-    whole, scale = quantization.round_to_nearest(torch.zeros(2, 3))
+    whole, scale = w8a8.round_to_nearest(torch.zeros(2, 3))
     assert not whole.any()
     assert torch.isfinite(scale).all()
 
 
 @pytest.fixture
-def embedder(base: str) -> model.Embedder:
-    embedder = model.load(Base(package=base, licence="none", tokens_max=16), "embed", seed=0)
-    assert isinstance(embedder, model.Embedder)
-    return embedder
+def embedder(base: str) -> encoder.Embedder:
+    return encoder.load(Encoder(package=base, licence="none", tokens_max=16))
 
 
 @pytest.fixture
-def classifier(embedder: model.Embedder) -> model.Classifier:
-    classifier = model.Classifier(embedder, ("a", "b", "c"))
+def classifier(embedder: encoder.Embedder) -> encoder.Classifier:
+    torch.manual_seed(0)
+    classifier = encoder.Classifier(embedder, ("a", "b", "c"))
     classifier.eval()
     return classifier
 
 
-def session(graph: quantization.Graph) -> onnxruntime.InferenceSession:
+def session(graph: Graph) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     return onnxruntime.InferenceSession(graph.content, options, providers=["CPUExecutionProvider"])
+
+
+def tokens(classifier: encoder.Classifier, texts: list[str]) -> list[np.ndarray[Any, np.dtype[np.int64]]]:
+    """Ids and mask."""
+    return [it.numpy() for it in classifier.feed({"text": strings(texts)})]
 
 
 TEXTS = [
@@ -77,9 +86,9 @@ TEXTS = [
 
 
 @pytest.mark.parametrize("texts", TEXTS, ids=len)
-def test_the_exported_graph_answers_as_torch_at_every_shape(classifier: model.Classifier, texts: list[str]) -> None:
-    graph = session(quantization.export(classifier))
-    ids, mask = model.tokenize(classifier.tokenizer, texts, tokens_max=16)
+def test_the_exported_graph_answers_as_torch_at_every_shape(classifier: encoder.Classifier, texts: list[str]) -> None:
+    graph = session(export(classifier))
+    ids, mask = tokens(classifier, texts)
     scores, logits = graph.run(["scores", "logits"], {"input_ids": ids, "attention_mask": mask})
     with torch.inference_mode():
         want_scores, want_logits = classifier(torch.from_numpy(ids), torch.from_numpy(mask))
@@ -88,16 +97,16 @@ def test_the_exported_graph_answers_as_torch_at_every_shape(classifier: model.Cl
     np.testing.assert_allclose(scores.sum(1), 1, atol=1e-5)
 
 
-def test_exporting_a_model_does_not_change_its_answers(embedder: model.Embedder) -> None:
+def test_exporting_a_model_does_not_change_its_answers(embedder: encoder.Embedder) -> None:
     # The exporter restores the mode that it found: one module left in training mode would mean dropout from here on.
-    before = model.outputs(embedder, ["where is my parcel"])
-    quantization.export(embedder)
-    np.testing.assert_array_equal(model.outputs(embedder, ["where is my parcel"]), before)
+    before = predict(embedder, {"text": strings(["where is my parcel"])})["embedding"]
+    export(embedder)
+    np.testing.assert_array_equal(predict(embedder, {"text": strings(["where is my parcel"])})["embedding"], before)
 
 
-def test_embeddings_have_length_one_and_do_not_feel_padding(classifier: model.Classifier) -> None:
-    graph = session(quantization.export(classifier.embedder))
-    ids, mask = model.tokenize(classifier.tokenizer, ["my parcel"], tokens_max=16)
+def test_embeddings_have_length_one_and_do_not_feel_padding(classifier: encoder.Classifier) -> None:
+    graph = session(export(classifier.embedder))
+    ids, mask = tokens(classifier, ["my parcel"])
     wide = np.zeros((1, 16), np.int64)
     wide_mask = wide.copy()
     wide[:, : ids.shape[1]], wide_mask[:, : ids.shape[1]] = ids, mask
@@ -107,19 +116,19 @@ def test_embeddings_have_length_one_and_do_not_feel_padding(classifier: model.Cl
     np.testing.assert_allclose(tight, padded, atol=1e-5)
 
 
-def test_int8_is_smaller_and_close(classifier: model.Classifier) -> None:
-    whole = quantization.export(classifier.embedder)
-    small = quantization.dynamic_int8(whole)
-    ids, mask = model.tokenize(classifier.tokenizer, ["where is my parcel"], tokens_max=16)
+def test_int8_is_smaller_and_close(classifier: encoder.Classifier) -> None:
+    whole = export(classifier.embedder)
+    small = dynamic_int8.quantize(whole)
+    ids, mask = tokens(classifier, ["where is my parcel"])
     inputs = {"input_ids": ids, "attention_mask": mask}
     (want,), (got,) = session(whole).run(None, inputs), session(small).run(None, inputs)
     assert len(small.content) < len(whole.content)
     assert (want * got).sum() > 0.99
 
 
-def test_int8_answers_a_row_alike_whatever_is_beside_it(classifier: model.Classifier) -> None:
-    small = session(quantization.dynamic_int8(quantization.export(classifier)))
-    ids, mask = model.tokenize(classifier.tokenizer, [*TEXTS[1], *TEXTS[2]], tokens_max=16)
+def test_int8_answers_a_row_alike_whatever_is_beside_it(classifier: encoder.Classifier) -> None:
+    small = session(dynamic_int8.quantize(export(classifier)))
+    ids, mask = tokens(classifier, [*TEXTS[1], *TEXTS[2]])
     (together,) = small.run(["logits"], {"input_ids": ids, "attention_mask": mask})
     for row, answer in enumerate(together):
         length = mask[row].sum()
@@ -127,19 +136,19 @@ def test_int8_answers_a_row_alike_whatever_is_beside_it(classifier: model.Classi
         np.testing.assert_allclose(small.run(["logits"], alone)[0][0], answer, atol=1e-5)
 
 
-def test_int8_scales_each_token_by_its_own_largest(classifier: model.Classifier) -> None:
+def test_int8_scales_each_token_by_its_own_largest(classifier: encoder.Classifier) -> None:
     # Another provider, or a fusion, that took one scale for all would still be close; so layers are looked at by numpy.
     weight = np.array([[1.0, -2.0], [0.5, 3.0], [-1.0, 0.25]], np.float32)
     given = np.array([[[1.0, 2.0, 3.0], [100.0, 50.0, -25.0]]], np.float32)
     whole = linear(weight)
-    answer = session(quantization.dynamic_int8(whole)).run(None, {"given": given})[0]
+    answer = session(dynamic_int8.quantize(whole)).run(None, {"given": given})[0]
     scale = np.abs(given).max(axis=-1, keepdims=True) / 127
     weight_scale = np.abs(weight).max(axis=0) / 127
     want = (np.round(given / scale) @ np.round(weight / weight_scale)) * scale * weight_scale
     np.testing.assert_allclose(answer, want, rtol=1e-2, atol=2e-2)
 
 
-def linear(weight: np.ndarray[Any, np.dtype[np.float32]]) -> quantization.Graph:
+def linear(weight: np.ndarray[Any, np.dtype[np.float32]]) -> Graph:
     helper, kind = onnx.helper, onnx.TensorProto.FLOAT
     graph = helper.make_graph(
         [helper.make_node("MatMul", ["given", "weight"], ["answer"])],
@@ -149,11 +158,11 @@ def linear(weight: np.ndarray[Any, np.dtype[np.float32]]) -> quantization.Graph:
         [onnx.numpy_helper.from_array(weight, "weight")],
     )
     opset = [helper.make_opsetid("", 17)]
-    return quantization.Graph(helper.make_model(graph, opset_imports=opset, ir_version=8).SerializeToString())
+    return Graph(helper.make_model(graph, opset_imports=opset, ir_version=8).SerializeToString())
 
 
-def test_texts_longer_than_the_limit_are_cut_and_keep_their_special_tokens(classifier: model.Classifier) -> None:
-    ids, mask = model.tokenize(classifier.tokenizer, ["my " * 50, "my"], tokens_max=16)
+def test_texts_longer_than_the_limit_are_cut_and_keep_their_special_tokens(classifier: encoder.Classifier) -> None:
+    ids, mask = tokens(classifier, ["my " * 50, "my"])
     assert ids.shape == mask.shape == (2, 16)
     assert (ids[0, 0], ids[0, -1]) == (2, 3)
     assert mask.sum(1).tolist() == [16, 3]
@@ -171,7 +180,7 @@ def network() -> transformers.LlamaForCausalLM:
 
 
 def test_w8a8_takes_every_linear_layer_but_the_head(network: transformers.LlamaForCausalLM) -> None:
-    weights = quantization.w8a8(network)
+    weights = w8a8.quantize(Generator(network, None, tokens_max=64))
     whole = {name for name, tensor in weights.tensors.items() if tensor.dtype == torch.int8}
     assert len(whole) == 2 * 7
     assert all(name.endswith("_proj.weight") for name in whole)
@@ -187,7 +196,7 @@ def test_w8a8_files_are_read_by_an_implementation_of_their_own(
 
     from training.package import _update_json
 
-    weights = quantization.w8a8(network)
+    weights = w8a8.quantize(Generator(network, None, tokens_max=64))
     network.config.save_pretrained(tmp_path)
     _update_json(tmp_path / "config.json", weights.config)
     save_file(weights.tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
@@ -244,41 +253,3 @@ def test_tools_calls_and_results_reach_the_model() -> None:
     one = '<tool_call>\n{"name": "weather", "arguments": {"city": "Paris"}}\n</tool_call>'
     assert f"<|im_start|>assistant\n{one}\n{one}<|im_end|>\n" in text
     assert "<|im_start|>user\n<tool_response>\n18 degrees\n</tool_response><|im_end|>\n" in text
-
-
-def test_measures_are_those_of_the_textbooks() -> None:
-    assert evaluation.accuracy(["a", "b", "b", "a"], ["a", "b", "a", "a"]) == 0.75
-    # a: precision 1, recall 2/3, F1 0.8; b: precision 1/2, recall 1, F1 2/3
-    assert evaluation.macro_f1(["a", "b", "b", "a"], ["a", "b", "a", "a"]) == pytest.approx((0.8 + 2 / 3) / 2)
-    assert evaluation.spearman([1, 2, 3, 4], [10, 20, 30, 400]) == pytest.approx(1)
-    assert evaluation.spearman([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
-    # ranks 1, 2.5, 2.5, 4 against 1, 2, 3, 4
-    assert evaluation.spearman([1, 2, 2, 3], [1, 2, 3, 4]) == pytest.approx(4.5 / np.sqrt(4.5 * 5))
-
-
-@pytest.mark.parametrize(
-    ("gate", "holds"),
-    [
-        ({"nll_increase_max": 0.1}, True),
-        ({"nll_increase_max": 0.05}, False),
-        ({"nll_max": 2.1}, True),
-        ({"nll_max": 2.0}, False),
-        ({"accuracy_drop_max": 0.02}, True),
-        ({"accuracy_drop_max": 0.005}, False),
-        ({"accuracy_min": 0.89}, True),
-        ({"accuracy_min": 0.9, "nll_max": 3.0}, False),
-    ],
-)
-def test_the_gate_holds_or_names_what_does_not(gate: dict[str, float], holds: bool) -> None:
-    before, after = {"nll": 1.99, "accuracy": 0.9}, {"nll": 2.06, "accuracy": 0.89}
-    if holds:
-        evaluation.require(gate, before, after)
-    else:
-        with pytest.raises(evaluation.GateFailed, match=next(iter(gate))):
-            evaluation.require(gate, before, after)
-
-
-def test_not_a_number_never_passes_a_gate() -> None:
-    for gate in ({"nll_max": 9.0}, {"nll_increase_max": 9.0}, {"nll_min": 0.0}):
-        with pytest.raises(evaluation.GateFailed):
-            evaluation.require(gate, {"nll": 1.0}, {"nll": float("nan")})

@@ -1,0 +1,160 @@
+"""What the stages of a run hand to each other. A new kind of data or model plugs in here, and the line stays as it is.
+
+spec.data.load()   → Rows        what callers would send, and what they should get back
+spec.model.build() → Model       the graph that will be served, as torch
+trainer.fit()      → Model       the same, having learnt
+compression.apply()→ Model | Graph | Weights
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, Self
+
+import msgspec
+import numpy as np
+
+Task = Literal["generate", "classify", "embed", "predict"]
+"""What runtimes call it; see `runtimes.artifact.Card`."""
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Inputs = Mapping[str, Array]
+"""Name → what a caller of the served model sends under it: strings, pixels, the bytes of a file… [n, …]."""
+
+Scores = dict[str, float]
+"""Measure → value; what each means is said by `training.evaluation`."""
+
+
+class Targets(msgspec.Struct, frozen=True):
+    """What should come back. Its type decides what is measured. Fields that are arrays have one entry a row."""
+
+    def __len__(self) -> int:
+        return len(next(value for value in msgspec.structs.astuple(self) if isinstance(value, np.ndarray)))
+
+    def take(self, chosen: Array) -> Self:
+        """The rows of these indices, int64 [m]."""
+        return self._changed(lambda _, array: array[chosen])
+
+    def joined(self, other: Self) -> Self:
+        """The rows of both."""
+        return self._changed(lambda name, array: np.concatenate([array, getattr(other, name)]))
+
+    def _changed(self, change: Callable[[str, Array], Array]) -> Self:
+        arrays = {name: it for name, it in msgspec.structs.asdict(self).items() if isinstance(it, np.ndarray)}
+        return msgspec.structs.replace(self, **{name: change(name, it) for name, it in arrays.items()})
+
+
+class Classes(Targets, frozen=True):
+    """One label a row."""
+
+    index: Array
+    """int64 [n], into `labels`."""
+    labels: tuple[str, ...]
+
+
+class Flags(Targets, frozen=True):
+    """Any number of labels a row."""
+
+    values: Array
+    """float32 [n, labels]: 1 yes, 0 no, NaN unknown."""
+    labels: tuple[str, ...]
+
+
+class Values(Targets, frozen=True):
+    """A number a row: a rating, or how alike two texts are."""
+
+    values: Array
+    """float32 [n]."""
+    meaning: Literal["rating", "similarity"]
+
+
+class Answers(Targets, frozen=True):
+    """The text hoped for."""
+
+    texts: Array
+    """Strings [n]."""
+
+
+class Examples(msgspec.Struct, frozen=True):
+    """Rows as columns."""
+
+    inputs: dict[str, Array]
+    targets: Targets
+    slices: dict[str, Array] = {}
+    """Column → strings [n]: measures are also given for each of its values."""
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def take(self, chosen: Array) -> Examples:
+        """The rows of these indices, int64 [m]."""
+        return Examples(
+            {name: array[chosen] for name, array in self.inputs.items()},
+            self.targets.take(chosen),
+            {name: array[chosen] for name, array in self.slices.items()},
+        )
+
+
+class Rows(msgspec.Struct, frozen=True):
+    """What a recipe learns from, and what it is measured with. Nothing is in both."""
+
+    train: Examples
+    test: Examples
+    notes: tuple[str, ...] = ()
+    """What was cleaned, and what to know about the data; for the log and the report."""
+
+    @property
+    def both(self) -> Examples:
+        """All rows."""
+        one, other = self.train, self.test
+        return Examples(
+            {name: np.concatenate([array, other.inputs[name]]) for name, array in one.inputs.items()},
+            one.targets.joined(other.targets),
+            {name: np.concatenate([array, other.slices[name]]) for name, array in one.slices.items()},
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of every row, in order."""
+        digest = hashlib.sha256()
+        for part in (self.train, self.test):
+            for name, array in sorted(part.inputs.items()):
+                digest.update(name.encode())
+                _digest(digest, array)
+            for value in msgspec.structs.astuple(part.targets):
+                _digest(digest, value if isinstance(value, np.ndarray) else np.array(value, object))
+        return digest.hexdigest()[:16]
+
+
+def _digest(digest: Any, array: Array) -> None:
+    digest.update(f"{array.dtype}{array.shape}".encode())
+    if array.dtype == object:
+        digest.update(msgspec.msgpack.encode(array.tolist()))
+    else:
+        digest.update(np.ascontiguousarray(array).data)
+
+
+class Graph(msgspec.Struct, frozen=True):
+    """A whole model as one ONNX file."""
+
+    content: bytes
+    beside: dict[str, bytes] = {}
+    """Files that its runtime reads with it (`tokenizer.json`)."""
+    card: dict[str, Any] = {}
+    """Fields of its `runtimes.artifact.Card`."""
+
+
+class Weights(msgspec.Struct, frozen=True):
+    """A generator for vLLM: Hugging Face's layout."""
+
+    tensors: dict[str, Any]
+    config: dict[str, Any]
+    """What `config.json` has to say about them, on top of the model's own."""
+
+
+def strings(values: Sequence[str]) -> Array:
+    """An array of strings [n]; numpy's own would be padded to the longest."""
+    array = np.empty(len(values), object)
+    array[:] = list(values)
+    return array

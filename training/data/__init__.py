@@ -1,0 +1,1 @@
+"""Rows: read, checked, cleaned and split. One module per kind of data, each with `load(spec) -> Rows`."""

@@ -1,0 +1,63 @@
+"""Files of records: CSV, TSV and JSON Lines."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from training.errors import DataError
+
+Record = dict[str, Any]
+
+
+def read(file: str) -> list[Record]:
+    """Every record: column → value. Raises DataError."""
+    path = Path(file)
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as opened:
+            if path.suffix in {".csv", ".tsv"}:
+                dialect = "excel" if path.suffix == ".csv" else "excel-tab"
+                records: list[Record] = list(csv.DictReader(opened, dialect=dialect, strict=True))
+            elif path.suffix in {".jsonl", ".ndjson"}:
+                decoder = msgspec.json.Decoder(Record)
+                records = [decoder.decode(line) for line in opened if line.strip()]
+            else:
+                raise DataError(f"{path}: rows are read from .csv, .tsv and .jsonl files")
+    except (OSError, csv.Error, msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+    if not records:
+        raise DataError(f"{path} has no rows")
+    return records
+
+
+def columns(records: Sequence[Record], wanted: Sequence[str], *, file: str) -> None:
+    """Raise DataError unless all of these columns are there."""
+    there = set(records[0])
+    if missing := sorted(set(wanted) - there):
+        raise DataError(f"{file} has no column {missing[0]!r}; it has {', '.join(sorted(there))}")
+
+
+def text(record: Record, column: str, *, file: str, number: int) -> str:
+    """The text in that column of row `number`, which counts from one. Raises DataError if there is none."""
+    value = record.get(column)
+    if value is None or not str(value).strip():
+        raise DataError(f"{file}, row {number}: {column!r} is empty")
+    if isinstance(value, dict | list):
+        raise DataError(f"{file}, row {number}: {column!r} is {type(value).__name__}, not a text")
+    return str(value)
+
+
+def number(record: Record, column: str, *, file: str, number: int) -> float:
+    """The finite number in that column of row `number`. Raises DataError if there is none."""
+    value = text(record, column, file=file, number=number)
+    try:
+        found = float(value)
+    except ValueError:
+        found = float("nan")
+    if found - found != 0:
+        raise DataError(f"{file}, row {number}: {column!r} is {value!r}, not a number")
+    return found

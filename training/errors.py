@@ -1,0 +1,35 @@
+"""What can go wrong on the way from rows to shelf. Each message says what, where, and what to do.
+
+TrainingError
+├── RecipeError   the recipe cannot be used, or does not fit its data
+├── DataError     a row, or a file of rows, cannot be used
+├── Diverged      the loss is no longer a number
+├── Interrupted   stopped by whoever runs it; a checkpoint is kept
+└── GateFailed    not good enough, so nothing was published
+"""
+
+from __future__ import annotations
+
+
+class TrainingError(Exception):
+    """Any of the below; nothing has been published."""
+
+
+class RecipeError(TrainingError, ValueError):
+    """The recipe, or what it asks of its data, cannot be done."""
+
+
+class DataError(TrainingError, ValueError):
+    """Names the file, and the row where it is one row's fault."""
+
+
+class Diverged(TrainingError):
+    """Names the step; the last good checkpoint is kept."""
+
+
+class Interrupted(TrainingError):
+    """The run can be continued."""
+
+
+class GateFailed(TrainingError):
+    """Names every rule that does not hold, and by how much."""

@@ -1,0 +1,134 @@
+"""Measures: pure functions of what was put out and what was wanted.
+
+one label a row      accuracy, macro_f1, log_loss in nats, ece (15 bins of equal width, https://arxiv.org/abs/1706.04599),
+                     and for two labels auc, of the second one
+any number of labels auprc and auc, means over the labels with 40 known positives or more; macro_f1 at 0.5
+ratings              rmse, mae
+pairs of texts       spearman, the rank correlation of cosine and wanted similarity
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+import numpy as np
+
+from training.contract import Answers, Array, Classes, Flags, Scores, Targets, Values
+
+MEASURES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "Classes": ("accuracy", "macro_f1", "log_loss", "ece", "auc"),
+        "Flags": ("auprc", "auc", "macro_f1"),
+        "rating": ("rmse", "mae"),
+        "similarity": ("spearman", "cosine_to_fp32", "cosine_to_fp32_least"),
+        "Answers": ("nll",),
+    }
+)
+"""Kind of target → what is measured."""
+
+POSITIVES_MIN = 40
+"""Known positives that a label needs before anything is claimed of it."""
+ECE_BINS = 15
+
+
+def kind(targets: Targets) -> str:
+    """Key of MEASURES."""
+    return targets.meaning if isinstance(targets, Values) else type(targets).__name__
+
+
+def measure(targets: Targets, outputs: Mapping[str, Array]) -> Scores:
+    """Every measure that such targets have, from the model's outputs [n, …]."""
+    match targets:
+        case Classes():
+            return classes(targets, outputs["scores"])
+        case Flags():
+            return flags(targets, outputs["scores"])
+        case Values(meaning="rating"):
+            error = outputs["value"].ravel() - targets.values
+            return {"rmse": float(np.sqrt(np.mean(error**2))), "mae": float(np.mean(np.abs(error)))}
+        case Values():
+            cosine = (outputs["left"] * outputs["right"]).sum(1)
+            return {"spearman": spearman(cosine, targets.values)}
+        case Answers():
+            return {"nll": float(outputs["nll"].sum() / outputs["tokens"].sum())}
+    raise TypeError(f"nothing is known to measure of {type(targets).__name__}")
+
+
+def classes(targets: Classes, scores: Array) -> Scores:
+    """`scores` [n, labels], each row a distribution."""
+    best = scores.argmax(1)
+    right = best == targets.index
+    chosen = scores[np.arange(len(scores)), targets.index]
+    found = {
+        "accuracy": float(right.mean()),
+        "macro_f1": macro_f1(best, targets.index, len(targets.labels)),
+        "log_loss": float(-np.log(np.maximum(chosen, 1e-12)).mean()),
+        "ece": ece(scores.max(1), right),
+    }
+    if len(targets.labels) == 2:
+        found["auc"] = auc(scores[:, 1], targets.index == 1)
+    return found
+
+
+def flags(targets: Flags, scores: Array) -> Scores:
+    """`scores` [n, labels], each a probability of its own."""
+    columns = []
+    for at in range(len(targets.labels)):
+        known = ~np.isnan(targets.values[:, at])
+        wanted, given = targets.values[known, at] == 1, scores[known, at]
+        if wanted.sum() >= POSITIVES_MIN and not wanted.all():
+            hits = (wanted & (given >= 0.5)).sum()
+            f1 = 2 * hits / (wanted.sum() + (given >= 0.5).sum())
+            columns.append((auprc(given, wanted), auc(given, wanted), f1))
+    if not columns:
+        return {}
+    means = np.mean(columns, axis=0)
+    return {"auprc": float(means[0]), "auc": float(means[1]), "macro_f1": float(means[2])}
+
+
+def macro_f1(predicted: Array, wanted: Array, labels: int) -> float:
+    """Mean over the labels, of those wanted or predicted, of 2·hits / (predicted + wanted)."""
+    hits = np.bincount(wanted[predicted == wanted], minlength=labels)
+    both = np.bincount(predicted, minlength=labels) + np.bincount(wanted, minlength=labels)
+    there = both > 0
+    return float((2 * hits[there] / both[there]).mean())
+
+
+def ece(confidence: Array, right: Array) -> float:
+    """Expected calibration error: how far, on average over the rows, what a model believes is from how often that is
+    right."""
+    bins = np.minimum((confidence * ECE_BINS).astype(int), ECE_BINS - 1)
+    gap = np.bincount(bins, confidence, ECE_BINS) - np.bincount(bins, right, ECE_BINS)
+    return float(np.abs(gap).sum() / len(confidence))
+
+
+def auc(scores: Array, positive: Array) -> float:
+    """Chance that a positive row is scored above a negative one, ties half; NaN if there are not both."""
+    count = int(positive.sum())
+    if count in (0, len(positive)):
+        return float("nan")
+    above = ranks(scores)[positive].sum() - count * (count + 1) / 2
+    return float(above / (count * (len(positive) - count)))
+
+
+def auprc(scores: Array, positive: Array) -> float:
+    """Average precision: the sum over falling thresholds of precision times gained recall."""
+    order = np.argsort(-scores, kind="stable")
+    hits = np.cumsum(positive[order])
+    ends = np.append(np.nonzero(np.diff(scores[order]))[0], len(order) - 1)  # equal scores are one threshold
+    recall = hits[ends] / hits[-1]
+    return float((np.diff(recall, prepend=0.0) * hits[ends] / (ends + 1)).sum())
+
+
+def spearman(left: Array, right: Array) -> float:
+    """Pearson's correlation of the ranks; ties share their mean rank."""
+    return float(np.corrcoef(ranks(left), ranks(right))[0, 1])
+
+
+def ranks(values: Array) -> Array:
+    """From one; ties share their mean."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    found: Array = np.asarray(last - (counts - 1) / 2)[inverse]
+    return found

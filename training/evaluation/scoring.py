@@ -1,0 +1,178 @@
+"""Outputs for the test rows, of a model in torch or of a bundle through the runtime that will serve it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+import transformers
+
+from runtimes.artifact import Artifact, Shelf
+from runtimes.batch import BATCH_MAX
+from runtimes.clock import SystemClock
+from runtimes.contract import InferRequest, Predictor, Site
+from runtimes.onnx import Onnx
+from training.contract import Answers, Array, Examples, Inputs, Scores, Values
+from training.evaluation.measures import measure
+from training.models.generator import Generator
+
+LOG = logging.getLogger("training")
+
+_ROWS_AT_ONCE = 64
+_CALL_S_MAX = 600.0
+_DRIFT_ROWS = 256
+_TIMED_CALLS = 8
+_TIMED_ROUNDS = 5
+
+
+class Measured(msgspec.Struct, frozen=True):
+    scores: Scores
+    outputs: dict[str, Array]
+    """What the measures were taken of, [n, …]."""
+
+
+def score(it: Generator | Artifact, examples: Examples, *, title: str) -> Measured:
+    """Measure a bundle through the runtime that will serve it.
+
+    On top of the measures: `batch_drift`, how far any number that a bundle answers moves when rows go through it
+    together; `size_bytes`. Generators are the exception: their engine lives in an environment of its own, so a bundle
+    is read back from its files and run by transformers, in the number formats that the engine is started with.
+    """
+    outputs = _outputs(it, examples)
+    scores = measure(examples.targets, outputs)
+    for column, values in examples.slices.items():
+        for value in sorted(set(values)):
+            chosen = np.nonzero(values == value)[0]
+            part = measure(examples.targets.take(chosen), {name: array[chosen] for name, array in outputs.items()})
+            scores |= {f"{name}[{column}={value}]": number for name, number in part.items()}
+    if isinstance(it, Artifact):
+        scores["size_bytes"] = float(it.manifest.size_bytes)
+        if it.manifest.format == "onnx":
+            scores["batch_drift"] = _drift(it, examples)
+    LOG.info("%s: %s", title, "  ".join(f"{name} {value:.4g}" for name, value in scores.items() if "[" not in name))
+    return Measured(scores, outputs)
+
+
+def closeness(one: Measured, other: Measured) -> Scores:
+    """How close a bundle's embeddings are to those of the fp32 one: mean and least cosine over the texts."""
+    cosines = np.concatenate([(one.outputs[side] * other.outputs[side]).sum(1) for side in ("left", "right")])
+    return {"cosine_to_fp32": float(cosines.mean()), "cosine_to_fp32_least": float(cosines.min())}
+
+
+def speedups(before: Artifact, after: Artifact, examples: Examples) -> Scores:
+    """How many times as fast the second is, at one row and at eight: medians of rounds in which they take turns, on
+    one thread; and its milliseconds for one row."""
+    return asyncio.run(_speedups(before, after, examples))
+
+
+async def _speedups(before: Artifact, after: Artifact, examples: Examples) -> Scores:
+    scores: Scores = {}
+    async with _opened(before) as first, _opened(after) as second:
+        for rows in (1, 8):
+            chosen = np.random.default_rng(rows).permutation(len(examples))[: _TIMED_CALLS * rows]
+            calls = [
+                {name: array[part] for name, array in _flat(examples).items()}
+                for part in np.split(chosen, range(rows, len(chosen), rows))
+                if len(part)
+            ]
+            took = np.array([[await _timed(it, calls) for it in (first, second)] for _ in range(_TIMED_ROUNDS)])
+            scores[f"speedup_{rows}"] = float(np.median(took[:, 0] / took[:, 1]))
+            if rows == 1:
+                scores["latency_ms"] = float(np.median(took[:, 1]) * 1000)
+    return scores
+
+
+async def _timed(runtime: Predictor, calls: Sequence[Inputs]) -> float:
+    """Seconds for a call, CPU of this process, mean over these."""
+    started_s = time.process_time()
+    for call in calls:
+        await _ask(runtime, call)
+    return (time.process_time() - started_s) / len(calls)
+
+
+def _flat(examples: Examples) -> Inputs:
+    """What single calls are made of."""
+    if "left" in examples.inputs:
+        return {"text": examples.inputs["left"]}
+    return examples.inputs
+
+
+def _outputs(it: Generator | Artifact, examples: Examples) -> dict[str, Array]:
+    targets = examples.targets
+    if isinstance(targets, Answers):
+        network = (it.network, it.tokenizer) if isinstance(it, Generator) else _read_generator(it.path)
+        return negative_log_likelihoods(*network, examples)
+    assert isinstance(it, Artifact)
+    if isinstance(targets, Values) and targets.meaning == "similarity":
+        return {side: served(it, {"text": examples.inputs[side]})["embedding"] for side in ("left", "right")}
+    return served(it, examples.inputs)
+
+
+def _drift(it: Artifact, examples: Examples) -> float:
+    inputs = {name: array[:_DRIFT_ROWS] for name, array in _flat(examples).items()}
+    together, alone = (served(it, inputs, batch_max=rows) for rows in (BATCH_MAX, 1))
+    numbers = [name for name, array in together.items() if array.dtype.kind == "f"]
+    return max(float(np.abs(together[name] - alone[name]).max()) for name in numbers)
+
+
+def served(bundle: Artifact, inputs: Inputs, *, batch_max: int | None = None) -> dict[str, Array]:
+    """What the runtime answers: the same code, tokenizer and graph that will serve the artifact."""
+
+    async def ask() -> dict[str, Array]:
+        parts = []
+        async with _opened(bundle, batch_max=batch_max) as runtime:
+            count = len(next(iter(inputs.values())))
+            for start in range(0, count, _ROWS_AT_ONCE):
+                piece = {name: array[start : start + _ROWS_AT_ONCE] for name, array in inputs.items()}
+                parts.append(await _ask(runtime, piece))
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    return asyncio.run(ask())
+
+
+async def _ask(runtime: Predictor, inputs: Inputs) -> dict[str, Array]:
+    reply = await runtime.infer(InferRequest(dict(inputs), deadline_s=SystemClock().now_s() + _CALL_S_MAX))
+    return dict(reply.outputs)
+
+
+class _opened:
+    """The bundle's runtime, as the gateway would open it, on one thread."""
+
+    def __init__(self, bundle: Artifact, *, batch_max: int | None = None) -> None:
+        site = Site(model=bundle.manifest.name, replica="evaluation", state=bundle.path, shelf=Shelf(bundle.path))
+        self._runtime = Onnx(artifact=str(bundle.path), provider="cpu", batch_max=batch_max).build(site)
+
+    async def __aenter__(self) -> Predictor:
+        await self._runtime.open()
+        return self._runtime
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._runtime.aclose()
+
+
+def negative_log_likelihoods(network: Any, tokenizer: Any, examples: Examples) -> dict[str, Array]:
+    """Of each answer, in nats, and its number of tokens, the end-of-turn token included, prompts not."""
+    assert isinstance(examples.targets, Answers)
+    sums, counts = [], []
+    for prompt, wanted in zip(examples.inputs["prompt"], examples.targets.texts, strict=True):
+        turn = [{"role": "user", "content": prompt}]
+        text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        start = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
+        answer = tokenizer(wanted + "<|im_end|>", add_special_tokens=False, return_tensors="pt").input_ids
+        with torch.inference_mode():
+            logits = network(torch.cat([start, answer], 1)).logits[0, start.shape[1] - 1 : -1]
+        sums.append(float(torch.nn.functional.cross_entropy(logits.float(), answer[0], reduction="sum")))
+        counts.append(answer.shape[1])
+    return {"nll": np.array(sums), "tokens": np.array(counts)}
+
+
+def _read_generator(folder: Path) -> tuple[Any, Any]:
+    network = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, local_files_only=True)
+    return network.eval(), transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)

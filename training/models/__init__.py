@@ -1,0 +1,1 @@
+"""The models that recipes name. One module per kind, each with `build(spec, rows)`."""

@@ -1,0 +1,141 @@
+"""A BERT encoder: mean over its tokens, length one; and a linear layer on top where there are labels."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import tokenizers
+import torch
+import transformers
+from torch import Tensor, nn
+
+from training.contract import Array, Classes, Flags, Inputs, Rows, strings
+from training.model import Model
+from training.models import package
+from training.spec.models import Encoder
+
+LOG = logging.getLogger("training")
+
+
+class TextModel(Model):
+    """What reads `text` through a tokenizer."""
+
+    names_in = ("input_ids", "attention_mask")
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer, *, tokens_max: int, truncate: bool) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.tokens_max = tokens_max
+        self.truncate = truncate
+        self.sample = {"text": strings(["one", "two or three"])}
+
+    def feed(self, inputs: Inputs) -> tuple[Tensor, ...]:
+        """Ids and mask, int64 [n, longest]. Longer texts are cut, special tokens kept."""
+        encoded = self._encode(inputs["text"])
+        width = max(map(len, encoded))
+        ids = np.zeros((len(encoded), width), np.int64)
+        mask = np.zeros_like(ids)
+        for row, found in enumerate(encoded):
+            ids[row, : len(found)], mask[row, : len(found)] = found, 1
+        return torch.from_numpy(ids), torch.from_numpy(mask)
+
+    def costs(self, inputs: Inputs) -> Array:
+        return np.array([len(it) for it in self._encode(inputs["text"])], np.int64)
+
+    def axes(self) -> dict[str, dict[int, str]]:
+        return super().axes() | {name: {0: "n", 1: "tokens"} for name in self.names_in}
+
+    def beside(self) -> dict[str, bytes]:
+        return {"tokenizer.json": self.tokenizer.to_str(pretty=True).encode()}
+
+    def card(self) -> dict[str, Any]:
+        return super().card() | {"tokens_max": self.tokens_max, "truncate": self.truncate}
+
+    def _encode(self, texts: Array) -> list[list[int]]:
+        self.tokenizer.enable_truncation(self.tokens_max)
+        found = [it.ids for it in self.tokenizer.encode_batch(list(texts))]
+        self.tokenizer.no_truncation()  # what is written beside the graph must not have it
+        return found
+
+
+class Embedder(TextModel):
+    """Encoder, mean over the tokens that are there, length one."""
+
+    task = "embed"
+    names_out = ("embedding",)
+
+    def __init__(self, encoder: nn.Module, tokenizer: tokenizers.Tokenizer, *, tokens_max: int, truncate: bool) -> None:
+        super().__init__(tokenizer, tokens_max=tokens_max, truncate=truncate)
+        self.encoder = encoder
+
+    @property
+    def width(self) -> int:
+        return int(self.encoder.config.hidden_size)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
+        """Token ids and mask [n, tokens] → embedding [n, width] of L2 norm one."""
+        hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
+        mean = (hidden * mask).sum(1) / mask.sum(1).clamp(min=1.0)
+        return (nn.functional.normalize(mean, dim=-1),)
+
+    def card(self) -> dict[str, Any]:
+        return super().card() | {"pooling": "mean"}
+
+
+class Classifier(TextModel):
+    """An Embedder and a linear layer."""
+
+    task = "classify"
+    names_out = ("scores", "logits")
+
+    def __init__(self, embedder: Embedder, labels: Sequence[str], *, exclusive: bool = True) -> None:
+        super().__init__(embedder.tokenizer, tokens_max=embedder.tokens_max, truncate=embedder.truncate)
+        self.embedder = embedder
+        self.labels = tuple(labels)
+        self.exclusive = exclusive
+        """A text has exactly one of the labels, so that the scores sum to one; else each is a question of its own."""
+        self.linear = nn.Linear(embedder.width, len(labels))
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
+        """Token ids and mask [n, tokens] → scores [n, labels], and the logits behind them."""
+        logits = self.linear(self.embedder(input_ids, attention_mask)[0])
+        return logits.softmax(-1) if self.exclusive else logits.sigmoid(), logits
+
+    def head(self) -> Sequence[nn.Parameter]:
+        return [*self.linear.parameters()]
+
+    def card(self) -> dict[str, Any]:
+        return super().card() | {"pooling": "mean"}
+
+
+def build(spec: Encoder, rows: Rows) -> Embedder | Classifier:
+    """On the CPU, in fp32; a head is new, and drawn from torch's random numbers."""
+    embedder = load(spec)
+    targets = rows.train.targets
+    if isinstance(targets, Classes | Flags):
+        classifier = Classifier(embedder, targets.labels, exclusive=isinstance(targets, Classes))
+        classifier.eval()
+        return classifier
+    return embedder
+
+
+def load(spec: Encoder) -> Embedder:
+    """The encoder as it was published, with its tokenizer."""
+    transformers.utils.logging.disable_progress_bar()
+    folder = package.find(spec.package)
+    LOG.info("model: reading %s", package.describe(spec.package))
+    encoder = transformers.AutoModel.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager", local_files_only=True
+    )
+    tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    # The file asks for padding to 128 and for truncation; both are the business of whoever makes a batch.
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    # All of it in evaluation mode: export restores the outermost mode, and would switch dropout on behind our back.
+    embedder = Embedder(encoder, tokenizer, tokens_max=spec.tokens_max, truncate=spec.truncate)
+    embedder.eval()
+    return embedder

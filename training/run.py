@@ -1,0 +1,216 @@
+"""A run's folder: what each stage made, so that a run that was killed goes on where it was.
+
+    <runs>/<name>-<recipe hash>/
+      recipe.json      what was asked for
+      run.json         stage → hash of what it made; a stage is done when it stands here
+      stages/          what they made; the run's own, read by nobody else
+      checkpoint.pt    of the stage under way
+      metrics.jsonl    one line per measurement: stage, step, and numbers
+      log.txt          everything that was said
+      report.html      see `training.report`
+
+Each stage starts from what the ones before it left on disk and from random numbers of its own, also in a run that
+nothing interrupted: so that one that was killed ends with the same bytes.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import logging
+import os
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from runtimes.integrity import digest
+from training.errors import Interrupted, RecipeError
+
+LOG = logging.getLogger("training")
+
+T = TypeVar("T")
+
+_RECORD = "run.json"
+
+
+class Record(msgspec.Struct):
+    """What `run.json` holds."""
+
+    stages: dict[str, str]
+    """Stage → hash of its product, in the order in which they were done."""
+
+
+class Run:
+    """One at a time: raises RecipeError if another process has the folder."""
+
+    def __init__(self, folder: Path, *, seed: int) -> None:
+        self.folder = folder
+        self.seed = seed
+        self.stage_name = ""
+        self._record = Record({})
+        self._stopping = False
+
+    @contextmanager
+    def open(self, recipe: bytes, *, resume: bool = False, start: str | None = None) -> Iterator[Run]:
+        """Have the folder, its log and Ctrl-C until the block ends. Afresh, unless `resume`, or from the stage `start`
+        on."""
+        (self.folder / "stages").mkdir(parents=True, exist_ok=True, mode=0o700)
+        with (self.folder / ".lock").open("wb") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RecipeError(f"another process is running this recipe in {self.folder}; wait for it") from None
+            self._prepare(recipe, resume=resume, start=start)
+            with self._logging(), self._stoppable():
+                yield self
+
+    def stage(self, name: str, make: Callable[[], T]) -> T:
+        """What the stage makes, or made before. Anything that torch can save."""
+        import torch
+
+        self.stage_name = name
+        file = self.folder / "stages" / f"{name}.pt"
+        if name in self._record.stages:
+            LOG.info("%s: done before", name)
+        else:
+            self._check_stop()
+            torch.manual_seed(self.derived("stage", name))
+            # One thread: two of them on a shared machine wait for each other and halve the speed.
+            torch.set_num_threads(1)
+            product = make()
+            self._write(file, lambda draft: torch.save(product, draft))
+            self._finish(name, digest(file))
+        if digest(file) != self._record.stages[name]:
+            raise RecipeError(f"{file} is not what the stage {name!r} left; run it again with --from {name}")
+        product = torch.load(file, weights_only=False)  # our own, proven by its hash
+        assert product is not None
+        return product
+
+    def derived(self, *what: object) -> int:
+        """A seed for this and nothing else: below 2^63, the same in every run of the recipe."""
+        text = msgspec.json.encode([self.seed, self.stage_name, *what])
+        return int.from_bytes(hashlib.sha256(text).digest()[:8]) >> 1
+
+    def checkpoint(self, state: dict[str, Any]) -> None:
+        """Keep this of the stage under way. Raises Interrupted if somebody wants to stop: now is the time."""
+        import torch
+
+        self._write(self.folder / "checkpoint.pt", lambda draft: torch.save([self.stage_name, state], draft))
+        self._check_stop()
+
+    def kept(self) -> dict[str, Any] | None:
+        """The latest checkpoint of the stage under way."""
+        import torch
+
+        file = self.folder / "checkpoint.pt"
+        if not file.exists():
+            return None
+        stage, state = torch.load(file, weights_only=False)
+        return state if stage == self.stage_name else None
+
+    @property
+    def stopping(self) -> bool:
+        """Somebody pressed Ctrl-C: make a checkpoint soon."""
+        return self._stopping
+
+    def note(self, **values: Any) -> None:
+        """Add a measurement to `metrics.jsonl`."""
+        with (self.folder / "metrics.jsonl").open("ab") as file:
+            file.write(msgspec.json.encode({"stage": self.stage_name} | values) + b"\n")
+
+    def rewind(self, step: int) -> None:
+        """Forget the measurements of this stage after that step: they will be made again."""
+        lines = self.metrics()
+        kept = [it for it in lines if it["stage"] != self.stage_name or it.get("step", 0) <= step]
+        if len(kept) < len(lines):
+            content = b"".join(msgspec.json.encode(it) + b"\n" for it in kept)
+            self._write(self.folder / "metrics.jsonl", lambda draft: draft.write_bytes(content))
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """All measurements so far. A last line that was being written when the run was killed is none."""
+        file = self.folder / "metrics.jsonl"
+        if not file.exists():
+            return []
+        lines = file.read_bytes().split(b"\n")[:-1]
+        return [msgspec.json.decode(it) for it in lines]
+
+    def scratch(self, name: str) -> Path:
+        """An empty folder, gone when the next stage asks for one of that name."""
+        folder = self.folder / name
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        return folder
+
+    def _prepare(self, recipe: bytes, *, resume: bool, start: str | None) -> None:
+        record = self.folder / _RECORD
+        found = msgspec.json.decode(record.read_bytes(), type=Record) if record.exists() else Record({})
+        if start is not None:
+            if start not in found.stages:
+                done = ", ".join(found.stages) or "no stage"
+                raise RecipeError(f"--from {start}: this recipe has done {done} in {self.folder}")
+            names = [*found.stages]
+            self._record = Record({name: found.stages[name] for name in names[: names.index(start)]})
+        elif resume:
+            self._record = found
+        if not resume:
+            for file in ("checkpoint.pt",) if start else ("checkpoint.pt", "metrics.jsonl", "log.txt"):
+                (self.folder / file).unlink(missing_ok=True)
+        if found.stages and not self._record.stages and not resume:
+            LOG.info("run: starting over; --resume would have gone on after %s", [*found.stages][-1])
+        (self.folder / "recipe.json").write_bytes(recipe)
+        self._save()
+
+    def _finish(self, name: str, hashed: str) -> None:
+        self._record.stages[name] = hashed
+        self._save()
+        (self.folder / "checkpoint.pt").unlink(missing_ok=True)
+
+    def _save(self) -> None:
+        content = msgspec.json.format(msgspec.json.encode(self._record), indent=2)
+        self._write(self.folder / _RECORD, lambda draft: draft.write_bytes(content))
+
+    def _write(self, file: Path, write: Callable[[Path], object]) -> None:
+        """All of it or nothing, also after a power cut."""
+        draft = file.with_name(f".{file.name}")
+        write(draft)
+        with draft.open("rb") as opened:
+            os.fsync(opened.fileno())
+        draft.replace(file)
+
+    @contextmanager
+    def _logging(self) -> Iterator[None]:
+        handler = logging.FileHandler(self.folder / "log.txt", encoding="utf-8")
+        handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s"))
+        LOG.addHandler(handler)
+        try:
+            yield
+        finally:
+            LOG.removeHandler(handler)
+            handler.close()
+
+    @contextmanager
+    def _stoppable(self) -> Iterator[None]:
+        """The first Ctrl-C asks for a checkpoint, the second one does not wait for it."""
+
+        def stop(signum: int, frame: object) -> None:
+            self._stopping = True
+            signal.signal(signal.SIGINT, previous)
+
+        try:
+            previous = signal.signal(signal.SIGINT, stop)
+        except ValueError:  # not the main thread: whoever runs it so has their own way to stop
+            yield
+            return
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, previous)
+
+    def _check_stop(self) -> None:
+        if self._stopping:
+            raise Interrupted(f"stopped in the stage {self.stage_name!r}; go on with --resume")

@@ -1,0 +1,38 @@
+"""What a recipe file may say: one frozen Struct per choice, and the kind of each stage is its tag. Light, so that
+asking for a recipe imports no torch; a Struct knows which module does its work, and imports it then."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+from training.spec.compression import Compression
+from training.spec.data import Data
+from training.spec.floors import Floor
+from training.spec.models import ModelSpec
+from training.spec.trainers import Trainer
+
+
+class Recipe(Struct, frozen=True, forbid_unknown_fields=True):
+    """How one artifact is made."""
+
+    name: str
+    """Its name on the shelf."""
+    about: str
+    data: Data
+    model: ModelSpec
+    gate: dict[str, float]
+    """What must hold, or nothing is published; see `training.evaluation.gate`."""
+    trainer: Trainer | None = None
+    """None: the model as it is."""
+    compress: tuple[Compression, ...] = ()
+    """In this order."""
+    floor: Floor | None = None
+    """The plainest thing that could work, made from the same rows and measured with the same: `floor_<measure>`."""
+    folds: Annotated[int, Meta(ge=2)] | None = None
+    """Also measure by cross-validation over all rows: `folds_<measure>`, mean over this many folds."""
+    seed: int = 0
+
+
+__all__ = ["Recipe"]

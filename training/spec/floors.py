@@ -1,0 +1,28 @@
+"""The plainest things that could work, to be measured beside what a recipe makes. By scikit-learn, and never served."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from msgspec import Meta, Struct
+
+if TYPE_CHECKING:
+    from training.contract import Array, Examples
+
+
+class Ngrams(Struct, frozen=True, forbid_unknown_fields=True, tag="ngrams", tag_field="kind"):
+    """TF-IDF of n-grams, logistic regression."""
+
+    unit: Literal["word", "char"] = "word"
+    least: Annotated[int, Meta(ge=1)] = 1
+    most: Annotated[int, Meta(ge=1)] = 2
+    c: Annotated[float, Meta(gt=0)] = 10.0
+
+    def predict(self, train: Examples, test: Examples, *, seed: int) -> dict[str, Array]:
+        """Outputs for `test`, as a model's."""
+        from training.evaluation import floors
+
+        return floors.ngrams(self, train, test, seed=seed)
+
+
+Floor = Ngrams

@@ -1,0 +1,1 @@
+"""Ways to learn. One module each, with `fit(spec, model, examples, run)`."""

@@ -1,0 +1,201 @@
+"""Stochastic gradient descent, so that a run which was killed goes on to the bit.
+
+All that changes from step to step is in the checkpoint: weights, the optimizer's state, and the best epoch so far. The
+order of the rows, the learning rate and the random numbers of a step are functions of the seed and the step.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from training.contract import Array, Classes, Examples
+from training.errors import Diverged, RecipeError
+from training.evaluation.measures import measure
+from training.model import Model, predict, row_losses, weighted
+from training.run import Run
+from training.spec.trainers import Gradient
+from training.trainers import batches, lora, probe, schedule
+
+LOG = logging.getLogger("training")
+
+
+def fit(spec: Gradient, model: Model, examples: Examples, run: Run) -> Model:
+    """The model, having learnt. Raises Diverged, and Interrupted when somebody wants to stop."""
+    if not isinstance(model, Model):
+        raise RecipeError("the trainer 'gradient' does not fit a generator; see llm-sft")
+    learnt, held = _validation(spec, examples, run)
+    if spec.probe is not None:
+        model = probe.fit(spec.probe, model, learnt)
+    if spec.lora is not None:
+        model = lora.attach(spec.lora, model)
+    best = Descent(spec, model, learnt, held, run).descend()
+    model.load_state_dict(best)
+    model = lora.merge(model) if spec.lora is not None else model
+    model.eval()
+    return model
+
+
+class Descent:
+    """One model's way down."""
+
+    def __init__(self, spec: Gradient, model: Model, learnt: Examples, held: Examples | None, run: Run) -> None:
+        self.spec = spec
+        self.model = model
+        self.learnt = learnt
+        self.held = held
+        self.run = run
+        self.costs = model.costs(learnt.inputs)
+        self.weights = _weights(spec, learnt)
+        self.per_epoch = math.ceil(len(learnt) / spec.batch)
+        self.steps = max(1, round(spec.epochs * self.per_epoch))
+        self.optimizer = _optimizer(spec, model)
+        self.step = 0
+        self.best: dict[str, Tensor] = {}
+        self.best_loss = math.inf
+        self.waited = 0
+
+    def descend(self) -> dict[str, Tensor]:
+        """All steps; returns the weights to keep."""
+        self._restore()
+        saved_s = time.monotonic()
+        started_s, started_at, losses = saved_s, self.step, [0.0]
+        LOG.info("train: %d rows, %d steps of %d", len(self.learnt), self.steps, self.spec.batch)
+        while self.step < self.steps and not self._patience_is_over():
+            number, at = divmod(self.step, self.per_epoch)
+            if at == 0 or self.step == started_at:
+                order = batches.epoch(self.costs, self.spec.batch, seed=self.run.derived("epoch", number))
+                losses = []
+            losses.append(self._learn(order[at]))
+            self.step += 1
+            if self.step % self.per_epoch == 0 or self.step == self.steps:
+                self._epoch_is_over(number + 1, losses, started_s, started_at)
+            if self.run.stopping or time.monotonic() - saved_s > self.spec.checkpoint_s:
+                self.run.checkpoint(self._state())
+                saved_s = time.monotonic()
+        return self.best or self.model.state_dict()
+
+    def _learn(self, chosen: Array) -> float:
+        """One step on these rows; returns their mean loss."""
+        torch.manual_seed(self.run.derived("step", self.step))
+        self.model.train()
+        rate = schedule.share(self.spec, self.step, self.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["highest"] * rate
+        rows = self.learnt.take(chosen)
+        inputs = self.model.augment(rows.inputs, np.random.default_rng(self.run.derived("augment", self.step)))
+        outputs = self.model(*self.model.feed(inputs))
+        weights = torch.from_numpy(self.weights[chosen])
+        loss = self._loss(outputs, rows, weights)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise Diverged(
+                f"the loss is {value} at step {self.step} of {self.steps}; the weights of the step before are kept "
+                "in the run's checkpoint: lower trainer.rate and start over, or --resume with another seed"
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if self.spec.clip is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.spec.clip)
+        self.optimizer.step()
+        return value
+
+    def _loss(self, outputs: tuple[Tensor, ...], rows: Examples, weights: Tensor) -> Tensor:
+        if self.spec.smoothing and isinstance(rows.targets, Classes):
+            logits = self.model.named(outputs)["logits"]
+            wanted = torch.from_numpy(rows.targets.index)
+            losses = nn.functional.cross_entropy(logits, wanted, reduction="none", label_smoothing=self.spec.smoothing)
+            return weighted(losses, weights)
+        return self.model.loss(outputs, rows.targets, weights)
+
+    def _epoch_is_over(self, number: int, losses: list[float], started_s: float, started_at: int) -> None:
+        speed = (self.step - started_at) * self.spec.batch / (time.monotonic() - started_s)
+        values: dict[str, float] = {"loss": float(np.mean(losses))}
+        if self.held is not None:
+            outputs = predict(self.model, self.held.inputs)
+            with torch.inference_mode():
+                held_loss = float(
+                    row_losses({name: torch.from_numpy(it) for name, it in outputs.items()}, self.held.targets).mean()
+                )
+            values |= {"validation_loss": held_loss}
+            values |= {f"validation_{name}": it for name, it in measure(self.held.targets, outputs).items()}
+            if held_loss < self.best_loss:
+                self.best_loss, self.waited = held_loss, 0
+                if self.spec.keep == "best":
+                    self.best = copy.deepcopy(self.model.state_dict())
+            else:
+                self.waited += 1
+        self.run.note(step=self.step, epoch=number, **values)
+        left_s = (self.steps - self.step) * self.spec.batch / speed
+        LOG.info(
+            "train: epoch %d of %g  %s  %.0f rows/s, %.0f s left", number, self.spec.epochs,
+            "  ".join(f"{name} {it:.4f}" for name, it in values.items()), speed, left_s,
+        )  # fmt: skip
+
+    def _patience_is_over(self) -> bool:
+        return self.spec.patience is not None and self.waited >= self.spec.patience
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "best": (self.best_loss, self.waited, self.best),
+        }
+
+    def _restore(self) -> None:
+        state = self.run.kept()
+        self.run.rewind(state["step"] if state else -1)
+        if state is None:
+            return
+        self.step = state["step"]
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.best_loss, self.waited, self.best = state["best"]
+        LOG.info("train: going on after step %d of %d", self.step, self.steps)
+
+
+def _validation(spec: Gradient, examples: Examples, run: Run) -> tuple[Examples, Examples | None]:
+    if not spec.validation:
+        if spec.keep == "best" or spec.patience is not None:
+            raise RecipeError("trainer.keep = 'best' and trainer.patience need trainer.validation: a share of the rows")
+        return examples, None
+    order = np.random.default_rng(run.derived("validation")).permutation(len(examples))
+    held = max(1, round(spec.validation * len(examples)))
+    return examples.take(np.sort(order[held:])), examples.take(np.sort(order[:held]))
+
+
+def _weights(spec: Gradient, examples: Examples) -> Array:
+    """What each row counts, float32 [n], one on average."""
+    weights = np.ones(len(examples), np.float32)
+    if spec.balanced:
+        if not isinstance(examples.targets, Classes):
+            raise RecipeError("trainer.balanced is for rows with one label each")
+        index = examples.targets.index
+        counts = np.bincount(index, minlength=len(examples.targets.labels))
+        weights *= (len(index) / (np.count_nonzero(counts) * np.maximum(counts, 1)))[index]
+    return weights
+
+
+def _optimizer(spec: Gradient, model: Model) -> torch.optim.Optimizer:
+    """Matrices decay, vectors (biases, norms) do not; what is new may learn faster."""
+    new = {id(it) for it in model.head()}
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            rate = spec.head_rate if spec.head_rate is not None and id(parameter) in new else spec.rate
+            groups.setdefault((rate, spec.decay if parameter.ndim > 1 else 0.0), []).append(parameter)
+    listed = [
+        {"params": members, "lr": rate, "highest": rate, "weight_decay": decay}
+        for (rate, decay), members in groups.items()
+    ]
+    if spec.optimizer == "sgd":
+        return torch.optim.SGD(listed, momentum=spec.momentum)
+    return torch.optim.AdamW(listed)
