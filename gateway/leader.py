@@ -9,23 +9,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import TypeGuard
 
-import msgspec
 from prometheus_client import ProcessCollector
 
-import runtimes
 from gateway.app import Running, at, open_admin, open_state
 from gateway.config import Config, Model
 from gateway.journal import Journal
 from gateway.plane import cancel, replica_of, sites
+from gateway.promotion import is_engine
 from gateway.replica import Replica
 from gateway.report import Report, families
 from gateway.shared import make
 from gateway.workers import Workers
 from runtimes.clock import Clock, SystemClock
-from runtimes.triton import Triton
-from runtimes.vllm import Vllm
 
 
 @asynccontextmanager
@@ -43,9 +39,7 @@ async def leading(config: Config, clock: Clock | None = None) -> AsyncIterator[R
         for engine in engines:
             opened.push_async_callback(engine.aclose)
             engine.start()
-        workers = Workers(
-            config=_as_workers_see_it(at(config, grpc)), listening=data.socket, shared=make(config), clock=clock
-        )
+        workers = Workers(config=at(config, grpc), listening=data.socket, shared=make(config), clock=clock)
 
         process = ProcessCollector(registry=None)
 
@@ -67,19 +61,4 @@ def _engines(model: Model, config: Config, clock: Clock) -> list[Replica]:
     """Those of its replicas that are engines to be started here; workers reach them, and the leader never calls
     them."""
     replicas = zip(model.replicas, sites(model, config.state_path), strict=True)
-    return [replica_of(spec, site, clock) for spec, site in replicas if _is_engine(spec)]
-
-
-def _as_workers_see_it(config: Config) -> Config:
-    models = []
-    for model in config.models:
-        replicas = [
-            spec.attached(site) if _is_engine(spec) else spec
-            for spec, site in zip(model.replicas, sites(model, config.state_path), strict=True)
-        ]
-        models.append(msgspec.structs.replace(model, replicas=tuple(replicas)))
-    return msgspec.structs.replace(config, models=tuple(models))
-
-
-def _is_engine(spec: runtimes.Spec) -> TypeGuard[Vllm | Triton]:
-    return isinstance(spec, Vllm | Triton) and spec.url is None
+    return [replica_of(spec, site, clock, attached=False) for spec, site in replicas if is_engine(spec)]

@@ -28,6 +28,7 @@ from gateway.key import pepper_of
 from gateway.metrics import BatchMetrics, Gauge, LiveMetrics, Metrics
 from gateway.pipeline import Pipeline
 from gateway.places import SharedLine
+from gateway.promotion import Source
 from gateway.quota import Quota
 from gateway.replica import Replica, replica_name
 from gateway.report import ModelLook, Report, families
@@ -155,7 +156,7 @@ async def open_plane(
     """One that serves `listening` until `opened` is left. `shared` is what it has in common with other workers, None if
     it has none beside it."""
     state, bounds = config.state_path, config.server.bounds
-    targets = [_target(model, state=state, clock=clock) for model in config.models]
+    targets = [_target(model, state=state, clock=clock, attached=shared is not None) for model in config.models]
     route = Route(targets=targets)
     tenants = Tenants(store=store, pepper=pepper_of(state), clock=clock, listeners=(route.take,))
     await tenants.open()
@@ -212,12 +213,13 @@ async def open_plane(
     )
 
 
-def replica_of(spec: runtimes.Spec, site: Site, clock: Clock) -> Replica:
+def replica_of(spec: runtimes.Spec, site: Site, clock: Clock, *, attached: bool) -> Replica:
+    """With `attached`, an engine that it needs is another process's to start."""
     return Replica(
         name=site.replica,
         model=site.model,
         kind=str(type(spec).__struct_config__.tag),
-        runtime=spec.build(site),
+        source=Source(spec, site, attached=attached, clock=clock),
         slots=spec.slots,
         clock=clock,
     )
@@ -238,8 +240,11 @@ async def cancel(task: asyncio.Task[Any]) -> None:
 # ---- parts of the whole ------------------------------------------------------------------------------------
 
 
-def _target(model: Model, *, state: Path, clock: Clock) -> Target:
-    replicas = [replica_of(spec, site, clock) for spec, site in zip(model.replicas, sites(model, state), strict=True)]
+def _target(model: Model, *, state: Path, clock: Clock, attached: bool) -> Target:
+    replicas = [
+        replica_of(spec, site, clock, attached=attached)
+        for spec, site in zip(model.replicas, sites(model, state), strict=True)
+    ]
     return Target(
         name=model.name,
         created_s=int(clock.wall_s()),

@@ -8,6 +8,7 @@ import logging
 
 import msgspec
 
+from gateway.promotion import Source
 from runtimes.clock import Clock
 from runtimes.contract import Generator, Predictor, RuntimeFault
 
@@ -44,16 +45,13 @@ class Replica:
     FAILURES_MAX of them in a row it is left alone for a while, longer each time, and one success clears it.
     """
 
-    def __init__(
-        self, *, name: str, model: str, kind: str, runtime: Generator | Predictor, slots: int, clock: Clock
-    ) -> None:
+    def __init__(self, *, name: str, model: str, kind: str, source: Source, slots: int, clock: Clock) -> None:
         self.name = name
         self.model = model
         self.kind = kind
-        self.runtime = runtime
-        # Told apart once: asking a runtime which protocol it meets costs more than the rest of a dispatch.
-        self.generator = runtime if isinstance(runtime, Generator) else None
-        self._predictor = runtime if not isinstance(runtime, Generator) else None
+        self.source = source
+        self.version = source.version()
+        self._use(source.build(self.version))
         self.slots = slots
         self.clock = clock
         self.state = State.starting
@@ -67,6 +65,12 @@ class Replica:
         self.up = asyncio.Event()
         """Set once it has been ready."""
         self.watch: asyncio.Task[None] | None = None
+        self._opened = False
+        self._following: asyncio.Task[None] | None = None
+        self._refused = ""
+        """The version that could not be opened last."""
+        self._retired: dict[str, Retired] = {}
+        """Version → what ran it, while it may still have calls."""
 
     @property
     def predictor(self) -> Predictor:
@@ -75,12 +79,15 @@ class Replica:
 
     def start(self) -> None:
         self.watch = asyncio.create_task(self._watch(), name=f"watch {self.name}")
+        if self.source.follows:
+            self._following = asyncio.create_task(self._follow(), name=f"follow {self.name}")
 
     async def aclose(self) -> None:
         if self.watch is not None:
-            self.watch.cancel()
-            await asyncio.gather(self.watch, return_exceptions=True)
-        await self.runtime.aclose()
+            await _cancelled(self.watch)
+        if self._following is not None:
+            await _cancelled(self._following)
+        await asyncio.gather(*(it.close() for it in self._retired.values()), self.runtime.aclose())
 
     def look(self) -> Health:
         ejected = self.clock.now_s() < self.ejected_until_s
@@ -107,17 +114,19 @@ class Replica:
 
     async def _watch(self) -> None:
         """Open the runtime, then keep `state` true. A runtime that can restart its engine does so itself."""
-        opened = False
         retry_s = 1.0
         while True:
+            runtime = self.runtime
             try:
-                if not opened:
-                    await self.runtime.open()
-                    opened = True
-                await self.runtime.ready()
+                if not self._opened:
+                    await runtime.open()
+                    self._opened = True
+                await runtime.ready()
             except RuntimeFault as fault:
+                if runtime is not self.runtime:  # another has taken its place meanwhile
+                    continue
                 self._become(State.down, str(fault))
-                pause_s = PROBE_S if opened else retry_s
+                pause_s = PROBE_S if self._opened else retry_s
                 retry_s = min(REOPEN_S_MAX, retry_s * 2)
             except Exception:
                 log.exception("replica %s: its runtime is at fault", self.name)
@@ -128,6 +137,53 @@ class Replica:
                 self.up.set()
                 pause_s = PROBE_S
             await self.clock.sleep(pause_s)
+
+    async def _follow(self) -> None:
+        """Go over to whatever is promoted."""
+        while True:
+            await self.clock.sleep(FOLLOW_S)
+            version = await asyncio.to_thread(self.source.version)
+            if version and version != self.version:
+                try:
+                    await self._go_over(version)
+                except RuntimeFault as fault:
+                    if self._refused != version:
+                        log.warning("replica %s goes on with %s: %s", self.name, self.version or "what it had", fault)
+                    self._refused = version
+                    await self.clock.sleep(self.source.retry_s)
+
+    async def _go_over(self, version: str) -> None:
+        """Have that version opened beside what runs, then send it the calls, and let what ran before end its own.
+        Raises RuntimeFault if it cannot be."""
+        retired = self._retired.get(version)
+        if retired is not None and await retired.revived():
+            successor = retired.runtime
+        else:
+            successor = self.source.build(version)
+            try:
+                await successor.open()
+                await successor.ready()
+                wanted = await asyncio.to_thread(self.source.version)
+            except BaseException:
+                await successor.aclose()
+                raise
+            if wanted != version:  # it took its time, and another one is promoted meanwhile
+                await successor.aclose()
+                return
+        former, former_version = self.runtime, self.version
+        self._use(successor)
+        self.version = version
+        self._opened = True
+        log.info("replica %s has gone over from %s to %s", self.name, former_version or "nothing", version)
+        self._become(State.ready, "")
+        self.up.set()
+        self._retired[former_version] = Retired(former, former_version, self._retired, self.source.retire_s, self.clock)
+
+    def _use(self, runtime: Generator | Predictor) -> None:
+        self.runtime = runtime
+        # Told apart once: asking a runtime which protocol it meets costs more than the rest of a dispatch.
+        self.generator = runtime if isinstance(runtime, Generator) else None
+        self._predictor = runtime if not isinstance(runtime, Generator) else None
 
     def _become(self, state: State, reason: str) -> None:
         if state is not self.state:
@@ -143,9 +199,51 @@ class Replica:
         self.state, self.reason = state, reason
 
 
+class Retired:
+    """What ran before: still there for calls that are about to reach it, then for those that it has, then closed.
+    Until then it can be had back."""
+
+    def __init__(
+        self, runtime: Generator | Predictor, version: str, among: dict[str, Retired], retire_s: float, clock: Clock
+    ) -> None:
+        self.runtime = runtime
+        self._version = version
+        self._among = among
+        self._closing = False
+        self._end = asyncio.create_task(self._close_after(clock, retire_s), name=f"retire {version}")
+
+    async def revived(self) -> bool:
+        """Whether it can be had back; if not, it is closed when this returns."""
+        if self._closing:
+            await asyncio.shield(self._end)
+            return False
+        await _cancelled(self._end)
+        del self._among[self._version]
+        return True
+
+    async def close(self) -> None:
+        if await self.revived():
+            await self.runtime.aclose()
+
+    async def _close_after(self, clock: Clock, retire_s: float) -> None:
+        await clock.sleep(retire_s)
+        self._closing = True
+        try:
+            await self.runtime.aclose()
+        finally:
+            del self._among[self._version]
+
+
+async def _cancelled(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
 #: Faults in a row before a replica is left alone, and for how long the first time, the second, …
 FAILURES_MAX = 5
 EJECTIONS_S = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 #: Pause between two looks at a running replica, and the longest between two tries to open one.
 PROBE_S = 1.0
+#: Pause between two looks at what is promoted: it is to be followed within two seconds.
+FOLLOW_S = 0.5
 REOPEN_S_MAX = 30.0

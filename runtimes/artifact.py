@@ -282,6 +282,14 @@ def locate(reference: str, shelf: Shelf) -> Artifact | Folder | Hub:
     )
 
 
+def aliased(reference: str, shelf: Shelf) -> str | None:
+    """The version that `reference` means just now, if it is what an alias of the shelf decides; else None."""
+    name, _, alias = reference.partition("@")
+    if not Name.fullmatch(name) or Version.fullmatch(alias) or ("@" not in reference and name not in shelf.names()):
+        return None
+    return shelf.aliases(name).get(alias or "stable")
+
+
 def open_folder(path: Path) -> Artifact | Folder:
     """An Artifact if the folder has a manifest, else a generator in Hugging Face's layout: config.json and
     safetensors weights. The latter may hold links: it is the user's own, often a cache made of them."""

@@ -38,10 +38,17 @@ class Site(msgspec.Struct, frozen=True):
     model: str
     """The name clients call it by, and the name an engine must serve it under."""
     replica: str
-    """Unique in this gateway and stable over restarts, e.g. `chat-0`; names logs, sockets and pid files."""
+    """Unique in this gateway and stable over restarts, e.g. `chat-0`."""
     state: Path
     """The state folder: engines, shelf, logs, run."""
     shelf: Shelf
+    generation: str = ""
+    """Which of the replica's engines it is, where one follows another while it still runs."""
+
+    @property
+    def engine(self) -> str:
+        """Names an engine's log, sockets and pid file."""
+        return f"{self.replica}.{self.generation}" if self.generation else self.replica
 
 
 class Exchange(msgspec.Struct, frozen=True, gc=False):

@@ -309,7 +309,7 @@ def backoff_s(failures: int, limits: Limits) -> float:
 
 def scratch(site: Site) -> Path:
     """Where an engine's sockets will be. In a deep state folder their names would be too long."""
-    folder = site.state.absolute() / "run" / site.replica
+    folder = site.state.absolute() / "run" / site.engine
     if len(os.fsencode(folder)) + SOCKET_NAME_BYTES <= SOCKET_BYTES_MAX:
         return folder
     name = hashlib.sha256(os.fsencode(folder)).hexdigest()[:16]

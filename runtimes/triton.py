@@ -148,7 +148,7 @@ class TritonRuntime:
         self._reach(f"unix:{_socket(self._site)}", MODEL, "")
         what = served(artifact, threads=self._spec.threads, batch_max=self._spec.batch_max)
         return Process(
-            name=self._site.replica,
+            name=self._site.engine,
             state=self._site.state.absolute(),
             command=command(what, engine, scratch(self._site)),
             probe=self._alive,

@@ -190,7 +190,7 @@ class VllmRuntime:
         self._reach(f"unix:{socket}")
         python = environments.folder(engine) / "bin" / "python"
         return Process(
-            name=self._site.replica,
+            name=self._site.engine,
             state=self._site.state.absolute(),
             command=command(self._spec, self._site, model, engine, python, socket=socket),
             probe=self._probe,

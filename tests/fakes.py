@@ -107,6 +107,29 @@ def events(*frames: Frame) -> Script:
     return Script(list(frames), headers=((b"content-type", b"text/event-stream; charset=utf-8"),))
 
 
+class FakeSource:
+    """What a replica runs, by version; `promote` says which."""
+
+    def __init__(self, runtimes: dict[str, Generator | Predictor], promoted: str) -> None:
+        self.runtimes = runtimes
+        self.promoted = promoted
+        self.follows = len(runtimes) > 1
+        self.built: list[str] = []
+        self.retry_s, self.retire_s = 30.0, 1.0
+
+    def version(self) -> str:
+        return self.promoted
+
+    def build(self, version: str) -> Generator | Predictor:
+        self.built.append(version)
+        return self.runtimes[version]
+
+
+def fixed(runtime: Generator | Predictor) -> FakeSource:
+    """One that never changes."""
+    return FakeSource({"": runtime}, "")
+
+
 class FakeGenerator:
     """A Generator that follows its script, one entry a call, the last one for ever: replies, or faults to raise
     before any reply."""
@@ -317,7 +340,7 @@ class Stages:
         self.journal = Journal(folder=folder / "journal", sink=self.usage.append, clock=clock)
         self.replicas = {
             model: tuple(
-                Replica(name=f"{model}-{number}", model=model, kind="fake", runtime=it, slots=slots, clock=clock)
+                Replica(name=f"{model}-{number}", model=model, kind="fake", source=fixed(it), slots=slots, clock=clock)
                 for number, it in enumerate(runtimes)
             )
             for model, runtimes in models.items()

@@ -10,6 +10,8 @@ import struct
 from pathlib import Path
 from typing import Literal
 
+import msgspec
+
 from runtimes.artifact import Card, Lineage, Manifest, Shelf
 
 LABELS = ("refund", "card", "login")
@@ -20,11 +22,17 @@ _CLASS = {"refund": 0, "money": 0, "card": 1, "login": 2, "password": 2}
 _FLOAT, _UINT8, _INT64, _STRING = 1, 2, 7, 8
 
 
-def publish(shelf: Shelf, folder: Path, *, task: Literal["embed", "classify"] = "classify") -> Manifest:
-    """Put `tiny@stable` on the shelf, made in an empty folder."""
+def publish(
+    shelf: Shelf,
+    folder: Path,
+    *,
+    task: Literal["embed", "classify"] = "classify",
+    thresholds: dict[str, float] | None = None,
+) -> Manifest:
+    """Put `tiny@stable` on the shelf, made in `folder`. With other thresholds it is another version."""
     (folder / "model.onnx").write_bytes(graph(task))
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer()))
-    manifest = shelf.publish(folder, card(task))
+    manifest = shelf.publish(folder, msgspec.structs.replace(card(task), thresholds=thresholds or {}))
     shelf.promote(manifest.name, manifest.version)
     return manifest
 

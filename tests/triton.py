@@ -127,7 +127,9 @@ def address(folder: Path) -> str:
 
 def socket(gateway: GatewayProcess) -> str:
     """The address of the server that it runs for the model `tiny`."""
-    site = Site(model="tiny", replica="tiny-0", state=gateway.state, shelf=Shelf(gateway.state / "shelf"))
+    shelf = Shelf(gateway.state / "shelf")
+    generation = shelf.aliases("tiny")["stable"]
+    site = Site(model="tiny", replica="tiny-0", state=gateway.state, shelf=shelf, generation=generation)
     url = Triton(artifact="tiny").attached(site).url
     assert url
     return url

@@ -15,7 +15,8 @@ MODEL = "smollm2"
 
 
 def socket(gateway: GatewayProcess) -> str:
-    return str(gateway.state / "run" / f"{MODEL}-0" / "api.sock")
+    [found] = (gateway.state / "run").glob(f"{MODEL}-0.*/api.sock")
+    return str(found)
 
 
 def sessions(gateway: GatewayProcess) -> set[int]:

@@ -7,7 +7,7 @@ import pytest
 
 from gateway.replica import EJECTIONS_S, FAILURES_MAX, PROBE_S, Replica, State
 from runtimes.contract import Unavailable
-from tests.fakes import FakeClock, FakeGenerator, Script, until
+from tests.fakes import FakeClock, FakeGenerator, Script, fixed, until
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def runtime() -> FakeGenerator:
 
 @pytest.fixture
 async def replica(clock: FakeClock, runtime: FakeGenerator) -> AsyncIterator[Replica]:
-    replica = Replica(name="chat-0", model="chat", kind="fake", runtime=runtime, slots=2, clock=clock)
+    replica = Replica(name="chat-0", model="chat", kind="fake", source=fixed(runtime), slots=2, clock=clock)
     yield replica
     await replica.aclose()
 

@@ -17,7 +17,7 @@ from gateway.metrics import BatchMetrics, Gauge, LiveMetrics, Metrics
 from gateway.replica import Replica
 from gateway.trace import Trace
 from runtimes.histogram import Histogram
-from tests.fakes import FakeClock, FakeGenerator, a_call
+from tests.fakes import FakeClock, FakeGenerator, a_call, fixed
 
 CALLER = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
@@ -214,7 +214,7 @@ def test_batches_are_told_of_the_runtimes_that_make_them() -> None:
     runtimes = {"intent": FakeBatching(), "chat": FakeGenerator()}
     registry.register(
         BatchMetrics(
-            Replica(name=f"{model}-0", model=model, kind="fake", runtime=it, slots=1, clock=FakeClock())
+            Replica(name=f"{model}-0", model=model, kind="fake", source=fixed(it), slots=1, clock=FakeClock())
             for model, it in runtimes.items()
         )
     )

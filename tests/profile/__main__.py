@@ -42,6 +42,7 @@ from runtimes.clock import SystemClock
 from runtimes.connection import Connection as Upstream
 from runtimes.contract import Site
 from runtimes.remote import Remote, RemoteRuntime
+from tests.fakes import fixed
 
 ROUNDS, CALLS = 50, 400
 #: Calls that end in one turn of the loop, as under load.
@@ -113,7 +114,9 @@ class Rig:
         self.runtime: RemoteRuntime = Remote(url="http://127.0.0.1:9/v1").build(
             Site(model="chat", replica="chat-0", state=folder, shelf=Shelf(folder / "shelf"))
         )
-        replica = Replica(name="chat-0", model="chat", kind="remote", runtime=self.runtime, slots=4096, clock=clock)
+        replica = Replica(
+            name="chat-0", model="chat", kind="remote", source=fixed(self.runtime), slots=4096, clock=clock
+        )
         replica.state = State.ready
         self.target = Target(
             name="chat",

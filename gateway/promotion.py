@@ -1,0 +1,76 @@
+"""What a replica runs: its part of the configuration, with the artifact that this means just now.
+
+`artifact = "intent@stable"` is another version after a promotion. The replica asks here, and goes over to what is built
+here while calls go on; an engine's sockets, pid file and log are named for the version, so that two stand side by side.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+import runtimes
+from runtimes.artifact import aliased
+from runtimes.clock import Clock
+from runtimes.contract import Generator, Predictor, Site
+from runtimes.integrity import ShelfFault
+
+
+class Source:
+    """One replica's. With `attached`, an engine is another process's to start, and is only reached from here."""
+
+    def __init__(self, spec: runtimes.Spec, site: Site, *, attached: bool, clock: Clock) -> None:
+        self.spec = spec
+        self.site = site
+        self.attached = attached and is_engine(spec)
+        self._clock = clock
+
+    @property
+    def follows(self) -> bool:
+        """Promotions can change what it runs."""
+        return getattr(self.spec, "artifact", None) is not None
+
+    @property
+    def retry_s(self) -> float:
+        """Pause before a version that cannot be run is tried again: one that is only not up yet is looked for often."""
+        return ATTACH_S if self.attached else RETRY_S
+
+    @property
+    def retire_s(self) -> float:
+        """How long what ran before stays as it is: until no call is about to reach it, from other processes either."""
+        drain_s: float = getattr(self.spec, "drain_s_max", 0.0)
+        return ABOUT_S + (drain_s if is_engine(self.spec) and not self.attached else 0.0)
+
+    def version(self) -> str:
+        """The version that the artifact's alias means now; empty if it names none. Reads the shelf."""
+        artifact = getattr(self.spec, "artifact", None)
+        if artifact is None:
+            return ""
+        try:
+            return aliased(artifact, self.site.shelf) or ""
+        except ShelfFault:
+            return ""  # opening it will say what is wrong
+
+    def build(self, version: str) -> Generator | Predictor:
+        """A runtime for this version, not yet open."""
+        spec: Any = self.spec
+        site = self.site
+        if version:
+            name = spec.artifact.partition("@")[0]
+            spec = msgspec.structs.replace(spec, artifact=f"{name}@{version}")
+            if is_engine(spec):
+                site = msgspec.structs.replace(site, generation=version)
+        runtime: Generator | Predictor = (spec.attached(site) if self.attached else spec).build(site)
+        return runtime
+
+
+def is_engine(spec: runtimes.Spec) -> bool:
+    """It starts a process, of which a host has one, however many workers it has."""
+    return hasattr(spec, "attached") and getattr(spec, "url", None) is None
+
+
+#: Pauses between tries, and how long a call may take from being given a replica to having reached its runtime.
+RETRY_S = 30.0
+ATTACH_S = 1.0
+ABOUT_S = 1.0
