@@ -26,7 +26,7 @@ class Acceptor:
         self._crowd = crowd
         self._worker = worker
         self._loop = asyncio.get_running_loop()
-        self._opening: set[asyncio.Task[object]] = set()
+        self._opening: dict[asyncio.Task[object], Connection] = {}
         self._away: asyncio.TimerHandle | None = None
         listening.setblocking(False)
         self._look()
@@ -46,14 +46,16 @@ class Acceptor:
         self._loop.add_reader(self._listening, self._ready)
         self._count()
 
-    def _count(self) -> int:
-        own = self._crowd[self._worker] = len(self._server.connections) + len(self._opening) + 1
-        return own
+    def _count(self) -> None:
+        """Exactly: others judge by it. A connection is the server's some turns before its opening is done."""
+        made = self._server.connections
+        self._crowd[self._worker] = len(made) + sum(it not in made for it in self._opening.values()) + 1
 
     def _ready(self) -> None:
+        self._count()
         for _ in range(TAKE_MAX):
             fewest = min(count for count in self._crowd if count)
-            if self._count() > fewest + fewest // 8 + MORE:
+            if self._crowd[self._worker] > fewest + fewest // 8 + MORE:
                 self._look_away(AWAY_S)
                 return
             if not self._take():
@@ -78,9 +80,11 @@ class Acceptor:
             self._look_away(FAULT_S)
             return False
         accepted.setblocking(False)
-        opening = self._loop.create_task(self._loop.connect_accepted_socket(lambda: Connection(self._server), accepted))
-        self._opening.add(opening)
-        opening.add_done_callback(self._opening.discard)
+        connection = Connection(self._server)
+        opening = self._loop.create_task(self._loop.connect_accepted_socket(lambda: connection, accepted))
+        self._opening[opening] = connection
+        opening.add_done_callback(self._opening.pop)
+        self._crowd[self._worker] += 1
         return True
 
 

@@ -66,6 +66,18 @@ async def test_what_comes_at_once_is_shared_evenly(host: Host, count: int) -> No
     await close(*acceptors)
 
 
+async def test_a_connection_is_counted_once_while_it_is_opened(host: Host) -> None:
+    host.connect(100)
+    acceptor = host.accepting(0)
+    most = 0
+    async with asyncio.timeout(10):
+        while host.counts[0] < 100:
+            await asyncio.sleep(0)
+            most = max(most, host.crowd[0])
+    assert most == 100 + 1
+    await close(acceptor)
+
+
 async def test_who_has_fewer_gets_the_next_ones(host: Host) -> None:
     first = host.accepting(0)
     host.connect(50)

@@ -18,7 +18,7 @@ from runtimes.contract import Broken, Reply, RuntimeFault
 from runtimes.wire import Wire
 from tests.fakes import FakeClock, until
 from tests.runtimes.hostile import Peer, answering, either_loop, hostile
-from tests.runtimes.test_wire import CHUNKED, CUT, IDLE, OK, SOON_S, Answer, answers, wired
+from tests.runtimes.test_wire import CHUNKED, CUT, IDLE, OK, SOON_S, Answer, answers, only, wired
 
 LOOPS = pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
 
@@ -304,33 +304,32 @@ async def test_silence_amid_the_pouring_breaks_it_and_a_full_sink_is_no_silence(
 
     class Slow(Bucket):
         async def drained(self) -> None:
-            await until(lambda: host.peers[0].sent_bytes == len(sent) + len(untaken))
-            await asyncio.sleep(SOON_S)
+            connection = only(wire)
+            await until(lambda: connection.chunks == [b"llo"])
             clock.advance(2 * SOON_S)  # longer than the server may be silent
             await asyncio.sleep(3 * SOON_S)
+            assert not connection.stopped, connection.stopped
             more.set()
+            await until(lambda: connection.chunks == [b"llo", b"!"])
             await super().drained()
 
     async def script(peer: Peer) -> None:
         await peer.request()
-        await peer.send(sent)
+        await peer.send(CHUNKED + b"2\r\nhe\r\n")
         await until(lambda: bucket.got == b"he")
-        await peer.send(untaken)
+        await peer.send(b"3\r\nllo\r\n")
         await more.wait()
         await peer.send(b"1\r\n!\r\n")
+        await until(lambda: bucket.got == b"hello!")
+        clock.advance(SOON_S)
         await peer.gone()
 
-    sent, untaken = CHUNKED + b"2\r\nhe\r\n", b"3\r\nllo\r\n"
-    bucket = Slow([1, 0, 0])
+    bucket = Slow([1, 0])
     async with hostile(script) as host, wired(host, clock=clock, idle_s_max=SOON_S) as wire:
         with pytest.raises(Broken, match="nothing came for"):
-            async with wire.exchange(wire.head("POST", "/"), (), b"", math.inf) as reply:
+            async with asyncio.timeout(10), wire.exchange(wire.head("POST", "/"), (), b"", math.inf) as reply:
                 assert reply.pour is not None
-                pouring = asyncio.ensure_future(reply.pour(bucket))
-                await until(lambda: bucket.got == b"hello!")
-                clock.advance(SOON_S)
-                async with asyncio.timeout(10):
-                    await pouring
+                await reply.pour(bucket)
     assert bucket.got == b"hello!"
 
 

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtimes.clock import Clock, SystemClock
-from runtimes.connection import AHEAD_BYTES_MAX, HEAD_BYTES_MAX, HEADERS_MAX
+from runtimes.connection import AHEAD_BYTES_MAX, HEAD_BYTES_MAX, HEADERS_MAX, Connection
 from runtimes.contract import Broken, Expired, Invalid, Load, Reply, RuntimeFault, Silent, Unavailable
 from runtimes.wire import PARKED_S_MAX, Wire
 from tests.fakes import FakeClock, until
@@ -49,6 +49,12 @@ async def wired(
     finally:
         await wire.aclose()
     assert wire.connections == 0
+
+
+def only(wire: Wire) -> Connection:
+    """Its connection, for tests that must know what has come: what a server has sent may still be on its way."""
+    [connection] = wire._open
+    return connection
 
 
 async def call(wire: Wire, body: bytes = b"{}", *, within_s: float = 20.0, method: str = "POST") -> tuple[Reply, bytes]:
@@ -409,7 +415,7 @@ async def test_the_deadline_ends_an_answer_wherever_it_is_and_the_server_sees_it
         await outcome(wire)
         late = asyncio.create_task(outcome(wire, within_s=SOON_S))
         await here.wait()
-        await asyncio.sleep(SOON_S)
+        await until(lambda: only(wire).heard or not sent)
         clock.advance(SOON_S)
         assert await late == (got, Expired)
         await until(lambda: host.open == 0)
@@ -478,7 +484,7 @@ async def test_silence_before_an_answer_that_must_begin_soon_is_no_patience(sent
             await outcome(wire)
         asking = asyncio.create_task(ask(wire))
         await here.wait()
-        await asyncio.sleep(SOON_S)
+        await until(lambda: only(wire).heard or not sent)
         clock.advance(SOON_S)
         with pytest.raises(Silent):
             await asking
@@ -522,11 +528,11 @@ async def test_a_slow_reader_is_not_the_servers_silence() -> None:
         wired(host, clock=clock, idle_s_max=SOON_S) as wire,
         wire.exchange(wire.head("POST", "/"), (), b"", math.inf) as reply,
     ):
+        connection = only(wire)
         clock.advance(2 * SOON_S)
         await asyncio.sleep(3 * SOON_S)
         read.set()
-        await until(lambda: host.peers[0].sent_bytes == len(HELLO))
-        await asyncio.sleep(SOON_S)
+        await until(lambda: connection.ended)
         assert b"".join([frame async for frame in reply.frames]) == b"hello"
 
 
