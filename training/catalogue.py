@@ -25,15 +25,17 @@ ELSEWHERE = ("hf:", "sklearn:")
 
 
 def read(reference: str, settings: tuple[str, ...] = ()) -> Recipe:
-    """The shipped recipe of that name, or the TOML file at that path, with `section.field=value` settings on top."""
+    """The shipped recipe of that name, or the file at that path (TOML, or a run's `recipe.json`), with settings
+    `section.field=value` on top."""
     path = RECIPES / f"{reference}.toml"
     if not path.is_file():
         path = Path(reference)
     if not path.is_file():
-        raise RecipeError(f"there is no recipe {reference!r}; shipped are {', '.join(shipped())}; or name a TOML file")
+        raise RecipeError(f"there is no recipe {reference!r}; shipped are {', '.join(shipped())}; or name a file")
     try:
-        content = tomllib.loads(path.read_text("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        text = path.read_text("utf-8")
+        content = msgspec.json.decode(text, type=dict[str, Any]) if path.suffix == ".json" else tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, msgspec.DecodeError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: {error}") from error
     _anchor(content, path.parent)
     for setting in settings:
@@ -45,6 +47,17 @@ def read(reference: str, settings: tuple[str, ...] = ()) -> Recipe:
         raise RecipeError(f"{path}: {error}") from error
 
 
+def changed(recipe: Recipe, settings: dict[str, Any]) -> Recipe:
+    """The same recipe with these fields, named as in `--set`. Raises RecipeError."""
+    content = msgspec.to_builtins(recipe)
+    for key, value in settings.items():
+        _put(content, key, value)
+    try:
+        return msgspec.convert(content, Recipe)
+    except msgspec.ValidationError as error:
+        raise RecipeError(f"{', '.join(settings)}: {error}") from error
+
+
 def shipped() -> list[str]:
     """Names of the recipes in the package."""
     return sorted(it.stem for it in RECIPES.glob("*.toml"))
@@ -53,6 +66,7 @@ def shipped() -> list[str]:
 def fingerprint(recipe: Recipe) -> str:
     """Hash of the recipe and of the data files' content, wherever they lie."""
     content = msgspec.to_builtins(recipe)
+    del content["tuning"]  # it decides nothing of what a run makes
     for part, path in _files(content["data"]):
         content["data"][part] = _hash(part, Path(_expanded(path, part)))
     return hashlib.sha256(msgspec.json.encode([_EDITION, content], order="deterministic")).hexdigest()
@@ -120,16 +134,20 @@ def _anchor(content: dict[str, Any], folder: Path) -> None:
 def _set(content: dict[str, Any], setting: str) -> None:
     """Apply `a.b=value`. The value is TOML; what is not, is text, so that paths and names need no quotes."""
     key, equals, text = setting.partition("=")
-    *sections, field = key.strip().split(".")
-    if not equals or not all([*sections, field]):
+    if not equals or not all(key.strip().split(".")):
         raise RecipeError(f"--set {setting!r}: write it as section.field=value")
     try:
         value = tomllib.loads(f"it = {text}")["it"]
     except tomllib.TOMLDecodeError:
         value = text
+    _put(content, key.strip(), value)
+
+
+def _put(content: dict[str, Any], key: str, value: Any) -> None:
+    *sections, field = key.split(".")
     table = content
     for section in sections:
         table = table.setdefault(section, {})
         if not isinstance(table, dict):
-            raise RecipeError(f"--set {setting!r}: {section!r} is not a section")
+            raise RecipeError(f"{key!r}: {section!r} is not a section")
     table[field] = value

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 import torch
 
@@ -16,6 +20,8 @@ from training.spec import Recipe
 
 Make = Callable[..., Recipe]
 GRADIENT = {"kind": "gradient", "epochs": 3, "rate": 1e-3, "batch": 4, "head_rate": 1e-2, "checkpoint_s": 1e-9}
+KILLED = Path(__file__).parent / "killed.py"
+ROOT = Path(recipes.__file__).parents[1]
 LOOSE = {"accuracy_min": 0.0}
 
 
@@ -102,6 +108,27 @@ def test_an_interrupted_run_goes_on_to_the_bit(classify: Make, tmp_path: Path, m
     assert digests(Shelf(tmp_path / "two")) == digests(Shelf(tmp_path / "one"))
     [first], [second] = ([*(tmp_path / it).glob("tiny-*/metrics.jsonl")] for it in ("runs", "others"))
     assert first.read_text() == second.read_text()
+
+
+def test_a_run_that_is_killed_in_every_stage_ends_with_the_same_bytes(
+    classify: Make, base_folder: Path, tmp_path: Path
+) -> None:
+    recipe = fine_tuned(classify, epochs=1)
+    recipes.run(recipe, Shelf(tmp_path / "one"), tmp_path / "runs")
+    file = tmp_path / "recipe.json"
+    file.write_bytes(msgspec.json.encode(recipe))
+    done = subprocess.run(
+        [sys.executable, KILLED, str(file), str(tmp_path / "two"), str(tmp_path / "others")],
+        capture_output=True, text=True, check=False, timeout=300,
+        env=os.environ | {"PYTHONPATH": f"{ROOT}:{base_folder}"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    killed = done.stdout.split()
+    assert {"train", "before", "compress-1", "package", "after"} <= {*killed}
+    assert {*killed} & {"copying", "published", "promoted"}
+    first, second = (Shelf(tmp_path / it).resolve("tiny@stable").manifest for it in ("one", "two"))
+    assert (first.version, first.files) == (second.version, second.files)
+    assert [it.name for it in (tmp_path / "two" / "tiny").glob(".incoming-*")] == []
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,8 @@ MEASURES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 """Kind of target → what is measured."""
 
+LESS_IS_BETTER = frozenset({"log_loss", "ece", "rmse", "mae", "nll"})
+
 POSITIVES_MIN = 40
 """Known positives that a label needs before anything is claimed of it."""
 ECE_BINS = 15

@@ -12,6 +12,7 @@ from training.spec.data import Data
 from training.spec.floors import Floor
 from training.spec.models import ModelSpec
 from training.spec.trainers import Trainer
+from training.spec.tuning import Tuning
 
 
 class Recipe(Struct, frozen=True, forbid_unknown_fields=True):
@@ -32,6 +33,8 @@ class Recipe(Struct, frozen=True, forbid_unknown_fields=True):
     """The plainest thing that could work, made from the same rows and measured with the same: `floor_<measure>`."""
     folds: Annotated[int, Meta(ge=2)] | None = None
     """Also measure by cross-validation over all rows: `folds_<measure>`, mean over this many folds."""
+    tuning: Tuning | None = None
+    """What `headrace-train tune` may try."""
     seed: int = 0
 
 

@@ -1,0 +1,45 @@
+"""What the commands of `headrace-train` have in common: where things are, and how artifacts are written down."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from runtimes.artifact import Manifest, Shelf
+
+Where = Annotated[Path | None, Parameter(name="--shelf", help="Default: shelf/ in $HEADRACE_STATE, or in .headrace.")]
+AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON.")]
+
+
+def state() -> Path:
+    return Path(os.environ.get("HEADRACE_STATE") or ".headrace")
+
+
+def shelf_at(given: Path | None) -> Shelf:
+    return Shelf(given or state() / "shelf")
+
+
+def line_of(manifest: Manifest, shelf: Shelf) -> str:
+    """An artifact in one line."""
+    aliases = [f"@{alias}" for alias, it in shelf.aliases(manifest.name).items() if it == manifest.version]
+    size = f"{manifest.size_bytes / 1e6:.1f} MB"
+    return (
+        f"{manifest.name}@{manifest.version}  {manifest.task}  {manifest.format}  {size}  {' '.join(aliases)}".rstrip()
+    )
+
+
+def table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    """Columns under their heads; the first to the left, numbers to the right."""
+    rows = [head, *lines]
+    widths = [max(len(row[at]) for row in rows) for at in range(len(head))]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if at else cell.ljust(width)
+            for at, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
