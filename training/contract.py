@@ -51,6 +51,8 @@ class Classes(Targets, frozen=True):
     index: Array
     """int64 [n], into `labels`."""
     labels: tuple[str, ...]
+    costs: tuple[float, ...] = ()
+    """What it costs to answer a row of each label wrong; empty: nobody said."""
 
 
 class Flags(Targets, frozen=True):
@@ -67,6 +69,24 @@ class Values(Targets, frozen=True):
     values: Array
     """float32 [n]."""
     meaning: Literal["rating", "similarity"]
+
+
+class Choices(Targets, frozen=True):
+    """What a user took, and what they thought of it."""
+
+    items: Array
+    """Tuples of strings or numbers [n]."""
+    ratings: Array
+    """Tuples of numbers [n], as long as those."""
+    liked_min: float
+    """The rating from which on it was worth recommending."""
+
+    def liked(self) -> list[frozenset[Any]]:
+        """Of each row, the items that were."""
+        return [
+            frozenset(item for item, rating in zip(items, ratings, strict=True) if rating >= self.liked_min)
+            for items, ratings in zip(self.items, self.ratings, strict=True)
+        ]
 
 
 class Answers(Targets, frozen=True):
@@ -158,6 +178,12 @@ class Weights(msgspec.Struct, frozen=True):
 
 def strings(values: Sequence[str]) -> Array:
     """An array of strings [n]; numpy's own would be padded to the longest."""
+    return objects(values)
+
+
+def objects(values: Sequence[Any]) -> Array:
+    """An array of anything [n]; of tuples, numpy would make a table."""
     array = np.empty(len(values), object)
-    array[:] = list(values)
+    for at, value in enumerate(values):
+        array[at] = value
     return array

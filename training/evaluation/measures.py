@@ -1,9 +1,12 @@
 """Measures: pure functions of what was put out and what was wanted.
 
 one label a row      accuracy, macro_f1, log_loss in nats, ece (15 bins of equal width, https://arxiv.org/abs/1706.04599),
-                     and for two labels auc, of the second one
+                     and for two labels auc, of the second one; where wrong answers have a cost, the mean of it, each
+                     row being answered with what costs least by its scores
 any number of labels auprc and auc, means over the labels with 40 known positives or more; macro_f1 at 0.5
 ratings              rmse, mae
+choices              recall_20 and ndcg_20 of what the user liked among the first 20 items, means over the users who
+                     liked any; coverage, the share of the items liked by anyone that somebody is shown there
 pairs of texts       spearman, the rank correlation of cosine and wanted similarity
 """
 
@@ -14,14 +17,15 @@ from types import MappingProxyType
 
 import numpy as np
 
-from training.contract import Answers, Array, Classes, Flags, Scores, Targets, Values
+from training.contract import Answers, Array, Choices, Classes, Flags, Scores, Targets, Values
 
 MEASURES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
-        "Classes": ("accuracy", "macro_f1", "log_loss", "ece", "auc"),
+        "Classes": ("accuracy", "macro_f1", "log_loss", "ece", "auc", "cost"),
         "Flags": ("auprc", "auc", "macro_f1"),
         "rating": ("rmse", "mae"),
         "similarity": ("spearman", "cosine_to_fp32", "cosine_to_fp32_least"),
+        "Choices": ("recall_20", "ndcg_20", "coverage"),
         "Answers": ("nll",),
     }
 )
@@ -32,6 +36,7 @@ LESS_IS_BETTER = frozenset({"log_loss", "ece", "rmse", "mae", "nll"})
 POSITIVES_MIN = 40
 """Known positives that a label needs before anything is claimed of it."""
 ECE_BINS = 15
+_TOP = 20
 
 
 def kind(targets: Targets) -> str:
@@ -52,6 +57,8 @@ def measure(targets: Targets, outputs: Mapping[str, Array]) -> Scores:
         case Values():
             cosine = (outputs["left"] * outputs["right"]).sum(1)
             return {"spearman": spearman(cosine, targets.values)}
+        case Choices():
+            return choices(targets, outputs["item"])
         case Answers():
             return {"nll": float(outputs["nll"].sum() / outputs["tokens"].sum())}
     raise TypeError(f"nothing is known to measure of {type(targets).__name__}")
@@ -70,6 +77,11 @@ def classes(targets: Classes, scores: Array) -> Scores:
     }
     if len(targets.labels) == 2:
         found["auc"] = auc(scores[:, 1], targets.index == 1)
+    if targets.costs:
+        # What costs least to answer is what would cost most to miss, each weighed by how likely it is.
+        losses = np.array(targets.costs)
+        answered = (scores * losses).argmax(1)
+        found["cost"] = float(np.where(answered == targets.index, 0, losses[targets.index]).mean())
     return found
 
 
@@ -87,6 +99,27 @@ def flags(targets: Flags, scores: Array) -> Scores:
         return {}
     means = np.mean(columns, axis=0)
     return {"auprc": float(means[0]), "auc": float(means[1]), "macro_f1": float(means[2])}
+
+
+def choices(targets: Choices, items: Array) -> Scores:
+    """`items` [n, 20 or more], the best first."""
+    gains = 1 / np.log2(np.arange(2, _TOP + 2))
+    recalls, ndcgs = [], []
+    liked = targets.liked()
+    shown = items[:, :_TOP]
+    for wanted, found in zip(liked, shown.tolist(), strict=True):
+        if wanted:
+            hits = np.array([it in wanted for it in found])
+            recalls.append(hits.sum() / len(wanted))
+            ndcgs.append(gains[hits].sum() / gains[: len(wanted)].sum())
+    known = frozenset().union(*liked)
+    if not known:
+        return {}
+    return {
+        "recall_20": float(np.mean(recalls)),
+        "ndcg_20": float(np.mean(ndcgs)),
+        "coverage": len(known & set(shown.ravel().tolist())) / len(known),
+    }
 
 
 def macro_f1(predicted: Array, wanted: Array, labels: int) -> float:
