@@ -28,7 +28,7 @@ class TableModel(Model):
         self.vocabularies = self.features.vocabularies
         self.labels = labels
         self.sample = {name: column[:2] for name, column in inputs.items()}
-        self.networks = nn.ModuleList(_network(spec, self.features.width, len(labels)) for _ in range(spec.networks))
+        self.networks = _networks(spec, self.features.width, len(labels))
 
     def feed(self, inputs: Inputs) -> tuple[Tensor, ...]:
         return tuple(
@@ -41,7 +41,7 @@ class TableModel(Model):
     def forward(self, *columns: Tensor) -> tuple[Tensor, ...]:
         """→ scores [n, labels], and their logarithms; while learning those of each network, [networks, n, labels]."""
         features = self.features(*columns)
-        logits = torch.stack([network(features) for network in self.networks])
+        logits = self.networks(features)
         if self.training:
             return logits.softmax(-1), logits
         scores = logits.softmax(-1).mean(0)
@@ -60,8 +60,23 @@ def build(spec: Mlp, rows: Rows) -> TableModel:
     return TableModel(spec, rows.train.inputs, rows.train.targets.labels)
 
 
-def _network(spec: Mlp, width: int, labels: int) -> nn.Sequential:
+def _networks(spec: Mlp, width: int, labels: int) -> nn.Sequential:
+    """Features [n, width] → logits of each network [networks, n, labels]."""
     parts: list[nn.Module] = []
     for one, other in pairwise((width, *spec.layers)):
-        parts += [nn.Linear(one, other), nn.ReLU(), nn.Dropout(spec.dropout)]
-    return nn.Sequential(*parts, nn.Linear(spec.layers[-1] if spec.layers else width, labels))
+        parts += [Abreast(spec.networks, one, other), nn.ReLU(), nn.Dropout(spec.dropout)]
+    return nn.Sequential(*parts, Abreast(spec.networks, spec.layers[-1] if spec.layers else width, labels))
+
+
+class Abreast(nn.Module):  # type: ignore[misc]  # torch is untyped here
+    """As many linear layers as there are networks, in one product; each begins as torch's own do."""
+
+    def __init__(self, networks: int, width: int, width_out: int) -> None:
+        super().__init__()
+        bound = width**-0.5
+        self.weight = nn.Parameter(torch.empty(networks, width, width_out).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(networks * width_out).uniform_(-bound, bound))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """[n, width] or [networks, n, width] → [networks, n, width_out]."""
+        return inputs @ self.weight + self.bias.view(len(self.weight), 1, -1)
