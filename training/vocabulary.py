@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import numpy as np
 
-from training.contract import Array, strings
+from training.contract import Array, objects, strings
 
 
 class Vocabulary:
@@ -29,3 +32,9 @@ class Vocabulary:
         """The values of these; of zero, -1 or the empty string."""
         nothing = np.array([-1]) if self.values.dtype == np.int64 else strings([""])
         return np.concatenate([nothing, self.values])[numbers]
+
+
+def values_of(rows: Iterable[Iterable[Any]]) -> Array:
+    """Those of all the rows, strings or numbers, one after the other."""
+    flat = [it for row in rows for it in row]
+    return objects(flat) if any(isinstance(it, str) for it in flat) else np.array(flat, np.int64)

@@ -124,7 +124,7 @@ def recipe(tmp_path: Path, **changes: object) -> Recipe:
         "data": {"kind": "table", "train": str(file), "costs": {"yes": 5}},
         "model": {"kind": "mlp", "layers": [8], "networks": 2, "dropout": 0.1, "log": True,
                   "ratios": [["amount", "age"]]},
-        "trainer": {"kind": "gradient", "epochs": 30, "rate": 0.02, "batch": 16, "validation": 0.1, "keep": "best"},
+        "trainer": {"kind": "gradient", "epochs": 12, "rate": 0.05, "batch": 16, "validation": 0.1, "keep": "best"},
         "floor": {"kind": "logistic"},
         "gate": {"auc_min": 0.8, "batch_drift_max": 1e-5},
     }  # fmt: skip

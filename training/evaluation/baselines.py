@@ -7,7 +7,7 @@ import numpy as np
 from training.contract import Array, Choices, Examples, Values
 from training.errors import RecipeError
 from training.spec.floors import Biases
-from training.vocabulary import Vocabulary
+from training.vocabulary import Vocabulary, values_of
 
 _ROUNDS = 20
 _TOP = 100
@@ -42,16 +42,15 @@ def popularity(train: Examples, test: Examples) -> dict[str, Array]:
     """`item` [n, 100 or all there are], `score`: how many liked it."""
     if not isinstance(train.targets, Choices):
         raise RecipeError("the floor 'popularity' is for ratings, and data.wanted = 'top'")
-    items = Vocabulary(np.concatenate([np.array(it) for it in train.targets.items]))
+    items = Vocabulary(values_of(train.targets.items))
     counts = np.zeros(len(items) + 1)
     for liked in train.targets.liked():
-        counts[items.numbers(np.array([*liked]))] += 1
-    order = np.argsort(-counts[1:], kind="stable")
-    had = dict(zip(train.inputs["user"].tolist(), map(frozenset, train.targets.items), strict=True))
-    top = min(_TOP, len(items))
-    found = np.zeros((len(test), top), np.int64)
+        counts[items.numbers(values_of([liked]))] += 1
+    order = 1 + np.argsort(-counts[1:], kind="stable")
+    had = dict(zip(train.inputs["user"].tolist(), train.targets.items, strict=True))
+    found = np.zeros((len(test), min(_TOP, len(items))), np.int64)
     for row, user in enumerate(test.inputs["user"].tolist()):
-        fresh = ~np.isin(items.values[order], [*had.get(user, ())])
-        # Those that somebody has had come last, if there are not enough others.
-        found[row] = order[np.argsort(~fresh, kind="stable")][:top]
-    return {"item": items.values[found], "score": counts[found + 1]}
+        stale = np.isin(order, items.numbers(values_of([had.get(user, ())])))
+        # What somebody has had comes last, if there is not enough else.
+        found[row] = order[np.argsort(stale, kind="stable")][: found.shape[1]]
+    return {"item": items.of(found), "score": counts[found]}

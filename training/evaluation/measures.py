@@ -31,7 +31,7 @@ MEASURES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 """Kind of target → what is measured."""
 
-LESS_IS_BETTER = frozenset({"log_loss", "ece", "rmse", "mae", "nll"})
+LESS_IS_BETTER = frozenset({"log_loss", "ece", "cost", "rmse", "mae", "nll"})
 
 POSITIVES_MIN = 40
 """Known positives that a label needs before anything is claimed of it."""

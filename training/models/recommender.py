@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor
 
-from training.contract import Array, Choices, Examples, Inputs, objects
+from training.contract import Choices, Examples, Inputs
 from training.errors import RecipeError
 from training.model import Model
-from training.vocabulary import Vocabulary
+from training.vocabulary import Vocabulary, values_of
 
 _NEVER = -1e9
 
@@ -60,9 +57,3 @@ class Recommender(Model):
         known = torch.where(user[:, None] == 0, self.popularity, self.scores(user))
         score, at = known.masked_fill(self.seen[user], _NEVER).topk(self.top)
         return torch.where(score > _NEVER, at + 1, 0), score
-
-
-def values_of(rows: Iterable[Iterable[Any]]) -> Array:
-    """Of all the rows, as Vocabulary takes them."""
-    flat = [it for row in rows for it in row]
-    return objects(flat) if any(isinstance(it, str) for it in flat) else np.array(flat, np.int64)

@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 from training.contract import Choices, Examples, Rows, Targets
 from training.model import weighted
-from training.models.recommender import Recommender, values_of
+from training.models.recommender import Recommender
 from training.spec.models import TwoTower
+from training.vocabulary import values_of
 
 
 class TwoTowerModel(Recommender):
