@@ -13,26 +13,23 @@ from training.vocabulary import values_of
 
 
 class TwoTowerModel(Recommender):
-    """Learns with a softmax over all items: there are too few of them to draw samples."""
+    """Both towers stand on one table of the items: a user is what they liked, bent and turned. Learns with a softmax
+    over all items: there are too few of them to draw samples."""
 
     def __init__(self, spec: TwoTower, examples: Examples) -> None:
         super().__init__(examples, top=spec.top)
         items = len(self.vocabularies["item"])
-        self.hidden = nn.Dropout(spec.hidden)
-        self.user = nn.Sequential(
-            nn.Linear(items, spec.width), nn.Tanh(), nn.Dropout(spec.dropout), nn.Linear(spec.width, spec.width)
-        )
-        self.item = nn.Linear(spec.width, items)
-        nn.init.normal_(self.user[0].weight, std=0.05)
-        nn.init.normal_(self.item.weight, std=0.05)
-        with torch.no_grad():
-            self.item.bias.copy_((self.popularity + 1e-4).log())
+        self.items = nn.Parameter(torch.empty(items, spec.width).normal_(std=0.05))
+        self.turn = nn.Linear(spec.width, spec.width)
+        self.base = nn.Parameter((self.popularity + 1e-4).log())
+        self.hide, self.drop = nn.Dropout(spec.hidden), nn.Dropout(spec.dropout)
+        nn.init.eye_(self.turn.weight)
 
     def scores(self, user: Tensor) -> Tensor:
         liked = self.liked[user].float()
         length = liked.square().sum(1, keepdim=True).sqrt().clamp(min=1)
-        logits: Tensor = self.item(self.user(self.hidden(liked / length)))
-        return logits
+        vector = self.turn(self.drop((self.hide(liked / length) @ self.items).tanh()))
+        return vector @ self.items.T + self.base
 
     def forward(self, user: Tensor) -> tuple[Tensor, ...]:
         """As every Recommender; while learning, the scores of all items twice."""

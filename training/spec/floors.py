@@ -48,7 +48,7 @@ class Boosting(Struct, frozen=True, forbid_unknown_fields=True, tag="boosting", 
 class Biases(Struct, frozen=True, forbid_unknown_fields=True, tag="biases", tag_field="kind"):
     """Of ratings: the mean, and what each user and each item is above it."""
 
-    shrink: Annotated[float, Meta(ge=0)] = 5.0
+    shrink: Annotated[float, Meta(ge=0)] = 3.0
     """Ratings that every user and item is taken to have had at the mean."""
 
     def predict(self, train: Examples, test: Examples, *, seed: int) -> dict[str, Array]:

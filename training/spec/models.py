@@ -81,13 +81,13 @@ class Mlp(Struct, frozen=True, forbid_unknown_fields=True, tag="mlp", tag_field=
 class Factors(Struct, frozen=True, forbid_unknown_fields=True, tag="factors", tag_field="kind"):
     """User and item → rating: biases, and factors of what they leave. Solved as it is built, without a trainer."""
 
-    width: Count = 16
+    width: Count = 24
     rounds: Count = 12
     noise: Annotated[float, Meta(gt=0)] = 0.75
     """Variance of a rating around what is right for it."""
     spread: Annotated[float, Meta(gt=0)] = 0.05
     """Variance of an item's factors before anything is known of it; of a user's it is 1."""
-    shrink: Annotated[float, Meta(ge=0)] = 5.0
+    shrink: Annotated[float, Meta(ge=0)] = 3.0
     """Ratings at the mean that every user and item is taken to have had."""
     origin: ClassVar[tuple[str, str]] = ("", "")
 
@@ -115,10 +115,10 @@ class Ease(Struct, frozen=True, forbid_unknown_fields=True, tag="ease", tag_fiel
 class TwoTower(Struct, frozen=True, forbid_unknown_fields=True, tag="two-tower", tag_field="kind"):
     """User → items, by the product of a vector of what the user liked and a vector of each item."""
 
-    width: Count = 64
-    hidden: Annotated[float, Meta(ge=0, lt=1)] = 0.5
+    width: Count = 128
+    hidden: Annotated[float, Meta(ge=0, lt=1)] = 0.7
     """Share of what a user liked that is hidden while learning, so that it is guessed from the rest."""
-    dropout: Annotated[float, Meta(ge=0, lt=1)] = 0.2
+    dropout: Annotated[float, Meta(ge=0, lt=1)] = 0.5
     top: Count = 50
     """Items that it answers."""
     origin: ClassVar[tuple[str, str]] = ("", "")
