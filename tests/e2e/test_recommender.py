@@ -22,9 +22,14 @@ STRANGER = 10**12
 MODELS = LISTEN + '[[models]]\nname = "films"\nreplicas = [{ kind = "onnx", artifact = "recommend-top@stable" }]\n'
 
 
+def when(user: int, item: int) -> int:
+    return (item * 11 + user) % ITEMS
+
+
 def had(user: int) -> list[int]:
     """In the order in which they were."""
-    return [item for item in range(ITEMS) if (user * 7 + item * 5) % 3]
+    items = [item for item in range(ITEMS) if (user * 7 + item * 5) % 3]
+    return sorted(items, key=lambda it: when(user, it))
 
 
 @pytest.fixture(scope="module")
@@ -33,17 +38,20 @@ def gateway(engine_state: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
     gateway.state.mkdir(mode=0o700)
     ratings = gateway.state / "ratings.csv"
     # Even users like even items, and odd users odd ones.
-    lines = [f"{user},{it},{5 if user % 2 == it % 2 else 1},{it}" for user in range(USERS) for it in had(user)]
+    lines = [
+        f"{user},{it},{5 if user % 2 == it % 2 else 1},{when(user, it)}" for user in range(USERS) for it in had(user)
+    ]
     ratings.write_text("userId,movieId,rating,timestamp\n" + "\n".join(lines))
     subprocess.run(
         [
             *(Environments(engine_state).python("train"), "-P", "-m", "training", "run", "recommend-top"),
-            *("--set", f"data.train={ratings}", "--shelf", gateway.state / "shelf"),
+            *("--set", f"data.train={ratings}", "--set", "gate.recall_20_times_floor_min=0.5"),
+            *("--shelf", gateway.state / "shelf"),
         ],
         env=os.environ | {"PYTHONPATH": str(REPOSITORY), "HEADRACE_STATE": str(gateway.state)},
         cwd=gateway.state,
         check=True,
-        timeout=300,
+        timeout=600,
     )
     gateway.start()
     yield gateway
@@ -92,4 +100,4 @@ async def test_a_stranger_gets_what_most_like_beside_any_other_user(gateway: Gat
 async def test_a_name_instead_of_a_number_is_a_400_that_says_so(gateway: GatewayProcess, key: Key) -> None:
     answer = await asked(gateway, key, ["Anna"], "BYTES")
     assert answer.status_code == 400
-    assert "`user` must be INT64" in answer.text
+    assert "`user` is BYTES; the model takes INT64" in answer.text

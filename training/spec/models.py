@@ -100,7 +100,7 @@ class Factors(Struct, frozen=True, forbid_unknown_fields=True, tag="factors", ta
 class Ease(Struct, frozen=True, forbid_unknown_fields=True, tag="ease", tag_field="kind"):
     """User → items, from what goes together with what they liked. Solved as it is built, without a trainer."""
 
-    penalty: Annotated[float, Meta(gt=0)] = 200.0
+    penalty: Annotated[float, Meta(gt=0)] = 100.0
     """Of the squared weights."""
     top: Count = 50
     """Items that it answers."""
