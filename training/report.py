@@ -76,7 +76,7 @@ def _measures(evidence: Evidence) -> Iterable[tuple[str, ...]]:
 
 
 def _plots(run: Run, rows: Rows, before: Measured, after: Measured) -> Iterable[str]:
-    metrics = [it for it in run.metrics() if "epoch" in it]
+    metrics = [it for it in run.metrics() if "epoch" in it and it["stage"] == "train"]  # not those of the folds
     drawn: tuple[tuple[tuple[str, ...], str], ...] = (
         (("loss", "validation_loss"), "Loss"),
         (("validation_accuracy", "validation_macro_f1"), "Validation"),
