@@ -138,8 +138,11 @@ _ALIASES_DECODER = msgspec.json.Decoder(Aliases)
 
 
 class Shelf:
-    """Published artifacts in one folder. Safe for many processes: writers of a name take turns by a file
-    lock, readers need none, because what they read is replaced whole."""
+    """Published artifacts in one folder (for those at a URL see `remote_shelf`). Safe for many processes: writers of a
+    name take turns by a file lock, readers need none, because what they read is replaced whole."""
+
+    look_s = 0.5
+    """How often whoever follows an alias may look."""
 
     def __init__(self, root: Path, *, clock: Clock | None = None) -> None:
         self.root = root
@@ -152,7 +155,7 @@ class Shelf:
         after a power cut. The same content again is the same version and changes nothing. Promotes nothing."""
         home = self._home(card.name)
         home.mkdir(parents=True, exist_ok=True)
-        with _locked(home):
+        with locked(home):
             for stale in home.glob(".incoming-*"):  # left by a publisher that was killed: we hold the lock
                 shutil.rmtree(stale)
             incoming = home / f".incoming-{secrets.token_hex(8)}"
@@ -238,7 +241,7 @@ class Shelf:
         """Remove what is `unused`, from the aliases' histories too; return what that was. A version that some
         configuration names needs an alias to stay."""
         home = self._home(name)
-        with _locked(home):
+        with locked(home):
             found = self.unused(name, keep=keep)
             gone = {it.version for it in found}
             history = {
@@ -313,7 +316,7 @@ class Shelf:
         if not self.has(name):
             raise NotFound(f"the shelf {self.where} has no artifact {name!r}")
         home = self._home(name)
-        with _locked(home):
+        with locked(home):
             aliases = self.history(name)
             result = change(aliases)
             self._write_aliases(home, aliases)
@@ -360,7 +363,9 @@ def open_folder(path: Path) -> Artifact | Folder:
         raise NotFound(f"{path} is not a folder")
     manifest = path / MANIFEST
     if manifest.exists():
-        return Artifact(path.absolute(), _read_manifest(manifest))
+        return Artifact(
+            path.absolute(), read_manifest(integrity.read(manifest, bytes_max=_MANIFEST_BYTES_MAX), manifest)
+        )
     if not (path / "config.json").is_file():
         raise Rejected(f"{path} has neither {MANIFEST} (an artifact) nor config.json (a Hugging Face model)")
     if not any(path.glob("*.safetensors")):
@@ -376,11 +381,7 @@ def verify(artifact: Artifact) -> None:
     """
     manifest, path = artifact.manifest, artifact.path
     who = f"{manifest.name}@{manifest.version} in {path}"
-    for listed in manifest.files:
-        # Nothing below opens a path that a manifest names; one that tries is not to be believed anyway.
-        pure = PurePosixPath(listed)
-        if pure.is_absolute() or {"..", "."} & set(listed.split("/")) or str(pure) != listed:
-            raise Rejected(f"{who}: the manifest lists {listed!r}, which is not a plain path inside the folder")
+    plain_paths(manifest)
     found = {it.relative_to(path).as_posix(): it for it in integrity.files(path)}
     found.pop(MANIFEST, None)
     if missing := sorted(manifest.files.keys() - found.keys()):
@@ -395,27 +396,45 @@ def verify(artifact: Artifact) -> None:
         raise Rejected(f"{who}: the manifest has been changed; publish the artifact again")
 
 
+def plain_paths(manifest: Manifest) -> None:
+    """Raise Rejected unless every path it lists is one inside its folder."""
+    for listed in manifest.files:
+        pure = PurePosixPath(listed)
+        if pure.is_absolute() or {"..", "."} & set(listed.split("/")) or str(pure) != listed:
+            raise Rejected(
+                f"{manifest.name}@{manifest.version}: the manifest lists {listed!r}, which is not a plain path inside "
+                "the folder"
+            )
+
+
 def seal(folder: Path, card: Card, *, created_s: float) -> Manifest:
     """Write `manifest.json` into a folder of files, which makes it an Artifact. Whatever `verify` would
     reject is rejected here already."""
+    manifest = manifest_of(folder, card, created_s=created_s)
     (folder / MANIFEST).unlink(missing_ok=True)
+    (folder / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2))
+    return manifest
+
+
+def manifest_of(folder: Path, card: Card, *, created_s: float) -> Manifest:
+    """What `seal` would write."""
     files: dict[str, str] = {}
     size_bytes = 0
     for file in integrity.files(folder):
+        if file == folder / MANIFEST:
+            continue
         integrity.inspect(file)
         files[file.relative_to(folder).as_posix()] = integrity.digest(file)
         size_bytes += file.stat().st_size
     if not files:
         raise Rejected(f"{folder} is empty: there is nothing to publish")
-    manifest = Manifest(
+    return Manifest(
         **{name: getattr(card, name) for name in Card.__struct_fields__},
         version=_version(card, files),
         files=dict(sorted(files.items())),
         size_bytes=size_bytes,
         created_s=created_s,
     )
-    (folder / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2))
-    return manifest
 
 
 def _version(card: Card, files: dict[str, str]) -> str:
@@ -430,12 +449,12 @@ def _version(card: Card, files: dict[str, str]) -> str:
     return hashlib.sha256(msgspec.json.encode(content, order="deterministic")).hexdigest()[:12]
 
 
-def _read_manifest(file: Path) -> Manifest:
-    content = integrity.read(file, bytes_max=_MANIFEST_BYTES_MAX)
+def read_manifest(content: bytes, where: object) -> Manifest:
+    """Raises Rejected if it is none."""
     try:
         return _MANIFEST_DECODER.decode(content)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise Rejected(f"{file} is not a manifest ({error})") from error
+        raise Rejected(f"{where} is not a manifest ({error})") from error
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -459,7 +478,8 @@ def _sync(path: Path) -> None:
 
 
 @contextmanager
-def _locked(home: Path) -> Iterator[None]:
+def locked(home: Path) -> Iterator[None]:
+    """While nobody else on this host is in the same folder."""
     with (home / ".lock").open("wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
