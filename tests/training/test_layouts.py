@@ -17,6 +17,7 @@ from runtimes.artifact import Artifact, Manifest, Shelf
 from runtimes.integrity import Rejected, ShelfFault, digest
 from runtimes.session import Session
 from tests import tiny
+from training.__main__ import app
 from training.layouts import LAYOUTS, export
 from training.layouts.intake import Origin, take_in
 from training.layouts.parts import Facts
@@ -273,6 +274,25 @@ def test_a_config_that_imports_code_is_not_taken_in(tmp_path: Path, taken: Any, 
     with pytest.raises(Rejected, match="auto_map"):
         taken(folder)
     assert shelf.names() == []
+
+
+def test_the_command_takes_a_folder_out_and_in_again(
+    artifact: Artifact,
+    tmp_path: Path,
+    shelf: Shelf,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("HEADRACE_STATE", str(tmp_path))
+    out = str(tmp_path / "out")
+    app(["export", "tiny", out, "--to", "onnx", "--json"], result_action="return_value")
+    assert "model.onnx" in json.loads(capsys.readouterr().out)["files"]
+    said = ["--labels", "a", "b", "c", "--threshold.a", "0.25", "--licence", "MIT", "--as", "canary"]
+    app(["import", out, "--name", "again", *said], result_action="return_value")
+    manifest = shelf.describe("again@canary")
+    assert (manifest.labels, manifest.thresholds, manifest.lineage.base) == (("a", "b", "c"), {"a": 0.25}, "out")
+    assert not list(tmp_path.glob(".import-*"))
+    assert set(shelf.aliases("again")) == {"canary"}
 
 
 def test_what_is_no_layout_is_said_to_be_none(tmp_path: Path, taken: Any) -> None:

@@ -8,11 +8,17 @@ from pathlib import Path
 import pytest
 
 from runtimes.artifact import Manifest, Shelf
+from runtimes.clock import SystemClock
 from tests import tiny
-from tests.fakes import FakeClock
 from training import exchange_command, leftovers
 
 HOUR_S = 3600.0
+PAST_S = 1_700_000_000.0
+
+
+class Past(SystemClock):
+    def wall_s(self) -> float:
+        return PAST_S
 
 
 @pytest.fixture
@@ -24,7 +30,7 @@ def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def manifest(state: Path) -> Manifest:
     """A promoted version, and one nobody means, both old."""
-    shelf = Shelf(state / "shelf", clock=FakeClock())
+    shelf = Shelf(state / "shelf", clock=Past())
     for content, thresholds in (("old", {"card": 0.5}), ("new", {})):
         (state / content).mkdir()
         manifest = tiny.publish(shelf, state / content, thresholds=thresholds)
@@ -40,7 +46,7 @@ def run_folder(state: Path, name: str, *, age_s: float = 2 * HOUR_S) -> Path:
     (folder / "stages").mkdir(parents=True)
     for file in ("run.json", "stages/train.pt"):
         (folder / file).write_bytes(b"12345")
-        os.utime(folder / file, (1_700_000_000 - age_s,) * 2)
+        os.utime(folder / file, (PAST_S - age_s,) * 2)
     return folder
 
 
@@ -49,13 +55,13 @@ def test_a_run_that_led_to_nothing_on_the_shelf_is_found_with_its_size(state: Pa
     run_folder(state, f"tiny-{manifest.lineage.recipe_hash[:12]}")
     run_folder(state, "tiny-eeeeeeeeeeee", age_s=HOUR_S / 2)
     (state / "runs" / "notes").mkdir()
-    [found] = leftovers.find(state / "runs", [manifest], now_s=1_700_000_000)
+    [found] = leftovers.find(state / "runs", [manifest], now_s=PAST_S)
     assert (found.path, found.size_bytes) == (lost, 10)
 
 
 def test_a_run_under_way_is_left_alone(state: Path) -> None:
     folder = run_folder(state, "tiny-ffffffffffff")
-    [found] = leftovers.find(state / "runs", [], now_s=1_700_000_000)
+    [found] = leftovers.find(state / "runs", [], now_s=PAST_S)
     with (folder / ".lock").open("wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert not leftovers.remove(found)
