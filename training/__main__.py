@@ -70,7 +70,7 @@ def run(
         raise RecipeError("--resume goes on with what is there, --from makes part of it anew: give one of them")
     place = shelf_at(shelf)
     if base is not None:
-        found = place.resolve(base).manifest
+        found = place.describe(base)
         set_ = (*set_, f"continual.base={found.name}@{found.version}")
     wanted = catalogue.read(recipe, set_)
     manifest = catalogue.made(wanted, place) if if_missing else None

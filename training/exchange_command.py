@@ -82,8 +82,8 @@ def gc(
 ) -> None:
     """Remove versions that no alias means or meant lately, and folders of runs that led to none that is left.
 
-    "Left" is on this shelf: name the one that you publish to. Nothing is removed that is younger than an hour. A version
-    that a configuration names by its hash needs an alias to stay.
+    "Left" is on this shelf: name the one that you publish to. Nothing that is younger than an hour is removed. A
+    version that a configuration names by its hash needs an alias to stay.
     """
     place = shelf_at(shelf)
     select = place.sweep if yes else place.unused
