@@ -33,7 +33,7 @@ from gateway import (
 from gateway.config import Model, Server
 from gateway.edge import admin, connection, inference, server, texts
 from gateway.edge import grpc as edge_grpc
-from runtimes import Spec, batch, onnx, process, remote, triton_client, vllm, wire
+from runtimes import Spec, batch, onnx, process, remote, remote_shelf, triton_client, vllm, wire
 from runtimes import connection as upstream
 from runtimes.dialect import elements, entries
 
@@ -249,6 +249,13 @@ ROWS = {
     "an answer that is not streamed": Row(
         f"{mib(meter.ANSWER_BYTES_MAX)}, {mib(stream.EVENT_BYTES_MAX)}",
         [f"{METER}::test_an_answer_has_a_bound", f"{METER}::test_an_event_has_a_bound"],
+    ),
+    "copies of a name's versions": Row(
+        f"{remote_shelf.CACHED_MAX} and those of an hour; {remote_shelf.TRIES_MAX}",
+        [
+            "runtimes/test_remote_shelf.py::test_only_the_copies_opened_last_are_kept",
+            "runtimes/test_remote_shelf.py::test_a_change_that_others_are_always_faster_with_is_given_up",
+        ],
     ),
     "an engine that does not end": Row(
         f"{meter.AFTER_END_S_MAX:g} s", [f"{METER}::test_an_engine_that_does_not_hang_up_keeps_nobody"]

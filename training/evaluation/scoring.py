@@ -12,7 +12,6 @@ from typing import Any
 import msgspec
 import numpy as np
 import torch
-import transformers
 
 from runtimes.artifact import Artifact, Shelf
 from runtimes.batch import BATCH_MAX
@@ -196,5 +195,7 @@ def negative_log_likelihoods(network: Any, tokenizer: Any, examples: Examples) -
 
 
 def _read_generator(folder: Path) -> tuple[Any, Any]:
+    import transformers  # seconds, which only generators need
+
     network = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, local_files_only=True)
     return network.eval(), transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
