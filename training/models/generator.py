@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 
 from training.errors import RecipeError
 from training.models import package
@@ -27,6 +26,8 @@ class Generator:
 
 def build(spec: CausalLM) -> Generator:
     """On the CPU, in fp32."""
+    import transformers  # seconds, which only whoever builds one waits
+
     transformers.utils.logging.disable_progress_bar()
     folder = package.find(spec.package)
     LOG.info("model: reading %s", package.describe(spec.package))
