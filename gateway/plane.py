@@ -87,6 +87,7 @@ class Plane:
         """Be unready, then refuse what is new and let what is under way end, then cut it off with an error its client
         can see."""
         self.server.leaving = self.pipeline.leaving = True
+        self.grpc.retire()
         await self.server.clock.sleep(settings.unready_s)
         self.pipeline.draining = True
         await self.server.drain(settings.drain_s_max, until=lambda: not self.grpc.running)

@@ -162,10 +162,8 @@ class TritonRuntime:
         self._idle.clear()
         try:
             return await client.infer(described, request, self._left_s)
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if self._closing and task is not None and not task.cancelling():
-                # The channel was closed under it: the caller is still there.
+        except Unavailable:
+            if self._closing:
                 raise Unavailable(f"{self._site.replica} was stopped amid the call") from None
             raise
         finally:
