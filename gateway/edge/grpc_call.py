@@ -32,10 +32,10 @@ class Rpc(Stream):
 
     __slots__ = (
         "_arrived",
-        "_begun",
         "_coding",
         "_deadline_s",
         "_fault",
+        "_headed",
         "_loop",
         "_messages",
         "_news",
@@ -66,7 +66,7 @@ class Rpc(Stream):
         self._task: asyncio.Task[None] | None = None
         self._deadline_s: float | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._begun = False
+        self._headed = False
         """The header of the answer is out."""
 
     # ---- for its handler
@@ -119,7 +119,7 @@ class Rpc(Stream):
         """End it with this, behind what the client has taken by now."""
         self.drop_unsent()
         block = encoded([(b"grpc-status", b"%d" % status), (b"grpc-message", message(said)), *trailing])
-        self.send_fields(block if self._begun else HEAD + block, end=True)
+        self.send_fields(block if self._headed else HEAD + block, end=True)
         self.connection.out.flush()
 
     def give_up(self) -> None:
@@ -134,8 +134,8 @@ class Rpc(Stream):
         self.refuse(Status.UNAVAILABLE, "This gateway is stopping.")
 
     def _begin(self) -> None:
-        if not self._begun:
-            self._begun = True
+        if not self._headed:
+            self._headed = True
             self.send_fields(HEAD)
 
     async def _waits(self) -> None:

@@ -218,16 +218,18 @@ class Connection:
             self.out.put(window_update(0, self._ahead_bytes))
             self._ahead_bytes = 0
         ended = flags & END_STREAM != 0
-        if payload:
-            self._idle_frames.give(IDLE_FRAMES_EACH)
-        else:
+        if not payload:
             self._count_idle()
         stream = self.streams.get(id)
         if stream is None:
             self._late(id)
         elif stream.ended_there:
             raise StreamFault(Code.STREAM_CLOSED, "data behind the end of a stream")
+        elif not stream.begun:
+            raise StreamFault(Code.PROTOCOL_ERROR, "data before a header")
         else:
+            if payload:
+                self._idle_frames.give(IDLE_FRAMES_EACH)
             stream.receive(payload, size, ended=ended)
             self._forget_if_over(stream)
 
@@ -236,21 +238,24 @@ class Connection:
         fields = self._decoder.read(block)  # whatever comes of it: the blocks behind it depend on it
         ended = flags & END_STREAM != 0
         stream = self.streams.get(id)
-        if stream is not None:
-            if stream.ended_there:
-                raise StreamFault(Code.STREAM_CLOSED, "a header behind the end of a stream")
-            if not self._client and (not ended or fields.pseudo):
-                raise StreamFault(Code.PROTOCOL_ERROR, "trailers that are none")
-        elif self._client or id <= self.last_stream:
-            self._late(id)
-            return
-        else:
+        if stream is None:
+            if self._client or id <= self.last_stream:
+                self._late(id)
+                return
             stream = self._open(id, fields)
             if stream is None:
                 return
-            stream.begin(fields, ended=ended)
-        if fields.fault:
-            raise StreamFault(Code.PROTOCOL_ERROR, fields.fault)
+        if stream.ended_there:
+            raise StreamFault(Code.STREAM_CLOSED, "a header behind the end of a stream")
+        if stream.begun:
+            if fields.pseudo or fields.fault or not ended:
+                raise StreamFault(Code.PROTOCOL_ERROR, fields.fault or "trailers that are none")
+        elif not (fields.is_response if self._client else fields.is_request):
+            raise StreamFault(Code.PROTOCOL_ERROR, fields.fault or "a header that is none")
+        elif fields.is_interim:
+            return  # the answer's own header comes behind it, §8.1
+        else:
+            stream.begin(fields)
         if ended:
             stream.end_there()
         stream.take_fields(fields, ended=ended)
@@ -267,15 +272,14 @@ class Connection:
             return None
         if len(self.streams) >= self._streams_max:
             raise StreamFault(Code.REFUSED_STREAM, "more streams at once than were promised")
-        if not fields.is_request:
-            raise StreamFault(Code.PROTOCOL_ERROR, fields.fault or "a header that is no request's")
         self._idle_frames.give(IDLE_FRAMES_EACH)
         stream = self.streams[id] = self._opened(self, id)
         return stream
 
     def _priority(self, flags: int, id: int, payload: bytes) -> None:
         if len(payload) != PRIORITY_BYTES:
-            raise StreamFault(Code.FRAME_SIZE_ERROR, "a priority of another size")
+            fault = ConnectionFault if id > self.last_stream else StreamFault  # what is idle cannot be reset
+            raise fault(Code.FRAME_SIZE_ERROR, "a priority of another size")
 
     def _rst_stream(self, flags: int, id: int, payload: bytes) -> None:
         self._require_opened(id)

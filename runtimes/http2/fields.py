@@ -50,6 +50,10 @@ class Fields(NamedTuple):
     def is_response(self) -> bool:
         return not self.fault and self.pseudo.keys() == RESPONSE
 
+    @property
+    def is_interim(self) -> bool:
+        return self.pseudo.get(b":status", b"")[:1] == b"1"
+
 
 class Decoder:
     """What the peer's blocks say. They must all come by here, in their order, for each may change the next."""

@@ -26,6 +26,7 @@ class Stream:
         "_due_bytes",
         "_trailers",
         "_unsent",
+        "begun",
         "connection",
         "ended_here",
         "ended_there",
@@ -45,6 +46,8 @@ class Stream:
         self._unsent: deque[memoryview] = deque()
         self._trailers: bytes | None = None
         """What goes out behind that."""
+        self.begun = False
+        """The header of what arrives is here."""
         self.ended_here = False
         """Nothing is added any more; some may be unsent."""
         self.ended_there = False
@@ -148,11 +151,12 @@ class Stream:
 
     # ---- for the connection
 
-    def begin(self, fields: Fields, *, ended: bool) -> None:
+    def begin(self, fields: Fields) -> None:
         """What `content-length` says is kept to, §8.1.1."""
+        self.begun = True
         length = fields.regular.get(b"content-length")
         if length is not None:
-            if not length.isdigit() or len(length) > LENGTH_DIGITS_MAX or (ended and int(length)):
+            if not length.isdigit() or len(length) > LENGTH_DIGITS_MAX:
                 raise StreamFault(Code.PROTOCOL_ERROR, "a content-length that is none")
             self._due_bytes = int(length)
 

@@ -19,6 +19,9 @@ OF_RESET = {
 }
 
 
+CODES = {b"%d" % status: status for status in Status}
+
+
 class RpcError(Exception):
     """A call ended in another status than OK."""
 
@@ -32,7 +35,7 @@ class RpcError(Exception):
 class Call(Stream):
     """`answer` is done with the message, or with an RpcError. Whoever stops waiting for it leaves the call."""
 
-    __slots__ = ("_bytes_max", "_message", "_messages", "_status", "answer")
+    __slots__ = ("_bytes_max", "_message", "_messages", "answer")
 
     def __init__(self, connection: Connection, id: int, *, bytes_max: int, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(connection, id)
@@ -40,8 +43,6 @@ class Call(Stream):
         self._messages = Messages(bytes_max=bytes_max)
         self._bytes_max = bytes_max
         self._message: Body | None = None
-        self._status: Status | None = None
-        """What the header is worth, if it is no answer of gRPC's."""
 
     def leave(self) -> None:
         """Tell the server, if it does not know the end already."""
@@ -51,8 +52,6 @@ class Call(Stream):
 
     def take_fields(self, fields: Fields, *, ended: bool) -> None:
         status = fields.pseudo.get(b":status")
-        if status is not None and status.startswith(b"1"):
-            return  # RFC 9113 §8.1: there is another header to come
         if status is not None and not (
             status == b"200" and fields.regular.get(b"content-type", b"").startswith(CONTENT_TYPE)
         ):
@@ -82,7 +81,7 @@ class Call(Stream):
 
     def _end(self, fields: Fields) -> None:
         code = fields.regular.get(b"grpc-status", b"")
-        status = Status(int(code)) if code.isdigit() and int(code) <= max(Status) else Status.UNKNOWN
+        status = CODES.get(code, Status.UNKNOWN)
         if status is not Status.OK:
             self._fail(status, said(fields.regular.get(b"grpc-message", b"")))
         elif self._message is None or self._messages.torn:
