@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from gateway.edge.coding import decompressed
+from gateway.edge.coding import FRAMINGS, decompressed
 from gateway.errors import BadRequest, GatewayError, HeaderTooLarge, TooLarge, TooManyConnections, Unsupported
 from runtimes.http2.connection import Connection
 from runtimes.http2.fields import Fields, encoded
@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 Trailing = Iterable[tuple[bytes, bytes]]
 
-HEAD = encoded([(b":status", b"200"), (b"content-type", CONTENT_TYPE)])
+HEAD = encoded(
+    [(b":status", b"200"), (b"content-type", CONTENT_TYPE), (b"grpc-accept-encoding", b"identity,deflate,gzip")]
+)
 OK = encoded([(b"grpc-status", b"0")])
 #: A call may go on for so much longer than its client said: who knows the deadline too has better words for its end.
 GRACE_S = 0.1
@@ -95,6 +97,8 @@ class Rpc(Stream):
             self.connection.out.flush()
         if not compressed:
             return body
+        if (self._coding or b"").decode("latin-1") not in FRAMINGS:
+            raise Unsupported("The message is compressed in a way that is not taken; send gzip, deflate or identity.")
         return await decompressed(bytes(body), self._coding, bytes_max=self._server.bounds.body_bytes_max)
 
     def write(self, message: bytes) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
+from types import MappingProxyType
 
 from runtimes.http2.connection import Connection
 from runtimes.http2.fields import Fields
@@ -11,25 +13,25 @@ from runtimes.http2.stream import Stream
 from runtimes.rpc.messages import Body, Messages, TooLong
 from runtimes.rpc.status import CONTENT_TYPE, OF_HTTP, Status, said
 
-#: What a reset means, by gRPC's own table; any other is the server's failure.
-OF_RESET = {
-    Code.REFUSED_STREAM: Status.UNAVAILABLE,
-    Code.CANCEL: Status.CANCELLED,
-    Code.ENHANCE_YOUR_CALM: Status.RESOURCE_EXHAUSTED,
-}
+#: What a reset means, by gRPC's own table; any other is UNAVAILABLE.
+OF_RESET: Mapping[int, Status] = MappingProxyType(
+    {Code.CANCEL: Status.CANCELLED, Code.ENHANCE_YOUR_CALM: Status.RESOURCE_EXHAUSTED}
+)
 
 
-CODES = {b"%d" % status: status for status in Status}
+CODES: Mapping[bytes, Status] = MappingProxyType({b"%d" % status: status for status in Status})
 
 
 class RpcError(Exception):
     """A call ended in another status than OK."""
 
-    def __init__(self, status: Status, said: str) -> None:
+    def __init__(self, status: Status, said: str, *, unseen: bool = False) -> None:
         super().__init__(f"{status.name}: {said}")
         self.status = status
         self.said = said
         """In the server's words, or in ours if it had none."""
+        self.unseen = unseen
+        """The server has not begun with it, so it may be sent again, RFC 9113 §8.7."""
 
 
 class Call(Stream):
@@ -76,8 +78,9 @@ class Call(Stream):
         return True
 
     def cut(self, code: int, why: str) -> None:
-        by_reset = code in OF_RESET
-        self._fail(OF_RESET[Code(code)] if by_reset else Status.UNAVAILABLE, why)
+        if not self.answer.done():
+            status = OF_RESET.get(code, Status.UNAVAILABLE)
+            self.answer.set_exception(RpcError(status, why, unseen=code == Code.REFUSED_STREAM))
 
     def _end(self, fields: Fields) -> None:
         code = fields.regular.get(b"grpc-status", b"")

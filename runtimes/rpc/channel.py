@@ -15,6 +15,9 @@ from runtimes.rpc.wire import ALPN, Wire
 
 #: How long it may take to connect, TLS and the server's settings included.
 CONNECT_S_MAX = 5.0
+#: How often a call is sent again that its server has not looked at: one that was on its way to a connection that its
+#: server gives up, or that came to a place which the server still counts as taken.
+UNSEEN_MAX = 3
 
 
 class Address(NamedTuple):
@@ -84,6 +87,15 @@ class Channel:
             await wire.gone.wait()
 
     async def _ask(self, block: bytes, message: bytes) -> Body:
+        for _ in range(UNSEEN_MAX):
+            try:
+                return await self._ask_once(block, message)
+            except RpcError as error:
+                if not error.unseen:
+                    raise
+        return await self._ask_once(block, message)
+
+    async def _ask_once(self, block: bytes, message: bytes) -> Body:
         while True:
             wire = self._wire
             if wire is None or not wire.open:
