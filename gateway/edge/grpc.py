@@ -93,13 +93,17 @@ class Grpc:
             clock=self.clock,
         )
         with _listening(address) as listening:
-            async with self._server.serving(listening, at_rest=lambda: not self.running):
+            async with self._server.serving(listening):
                 yield
 
     def retire(self) -> None:
         """The gateway is about to stop: clients are asked to go elsewhere."""
         if self._server is not None:
             self._server.retire()
+
+    @property
+    def at_rest(self) -> bool:
+        return not self.running
 
     def cut_off(self) -> None:
         """End the calls under way; their clients are told why."""

@@ -27,6 +27,9 @@ HEAD = encoded(
 OK = encoded([(b"grpc-status", b"0")])
 #: A call may go on for so much longer than its client said: who knows the deadline too has better words for its end.
 GRACE_S = 0.1
+#: A refusal waits for so long for the message that nobody will read: grpcio's asyncio streams take an answer that is
+#: there before they have sent anything for a failure of their own.
+REFUSE_S_MAX = 0.05
 
 
 class Rpc(Stream):
@@ -41,6 +44,7 @@ class Rpc(Stream):
         "_loop",
         "_messages",
         "_news",
+        "_refusal",
         "_server",
         "_task",
         "_timer",
@@ -63,6 +67,8 @@ class Rpc(Stream):
         self._arrived: deque[Piece] = deque()
         self._fault: GatewayError | None = None
         """What is wrong with the message that comes next."""
+        self._refusal: GatewayError | None = None
+        """It is not answered, but refused for this, by its header alone."""
         self._news: asyncio.Future[None] | None = None
         """Done when something has arrived, or gone out: a handler waits for one thing at a time."""
         self._task: asyncio.Task[None] | None = None
@@ -149,6 +155,9 @@ class Rpc(Stream):
     # ---- for its connection
 
     def take_fields(self, fields: Fields, *, ended: bool) -> None:
+        if self._refusal is not None:
+            self._refuse()
+            return
         if self.method:  # these are trailers, which say nothing but that it is the end
             self._arrive((), ended=ended)
             return
@@ -158,12 +167,20 @@ class Rpc(Stream):
             self._require_sound(fields)
             handler = door.enter(self)
         except GatewayError as error:
-            door.refuse(self, error)
+            self._done()
+            self._refusal = error
+            if ended:
+                self._refuse()
+            else:
+                self._timer = self._loop.call_later(REFUSE_S_MAX, self._refuse)
         else:
             self._task = self._server.start(self, handler)
             self._task.add_done_callback(self._done)
 
     def take_data(self, data: bytes, *, ended: bool) -> bool:
+        if self._refusal is not None:
+            self._refuse()
+            return False
         if self.ended_here or self._fault is not None:
             return False
         found: Iterable[Piece] = ()
@@ -175,6 +192,7 @@ class Rpc(Stream):
         return not self._arrived and self._fault is None
 
     def cut(self, code: int, why: str) -> None:
+        self._done()
         if self._task is not None:
             self._task.cancel()
 
@@ -214,6 +232,11 @@ class Rpc(Stream):
             self._task.cancel()
             self.refuse(Status.DEADLINE_EXCEEDED, "The deadline has passed.")
 
-    def _done(self, _task: object) -> None:
+    def _refuse(self) -> None:
+        self._done()
+        assert self._refusal is not None
+        self._server.door.refuse(self, self._refusal)
+
+    def _done(self, _task: object = None) -> None:
         if self._timer is not None:
             self._timer.cancel()

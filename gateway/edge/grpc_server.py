@@ -26,6 +26,10 @@ class Door(Protocol):
 
     def refuse(self, rpc: Rpc, error: GatewayError) -> None: ...
 
+    @property
+    def at_rest(self) -> bool:
+        """No call computes."""
+
 
 class Patience(NamedTuple):
     """With connections that say nothing."""
@@ -58,26 +62,29 @@ class GrpcServer:
         return task
 
     @asynccontextmanager
-    async def serving(self, listening: socket.socket, *, at_rest: Callable[[], bool]) -> AsyncIterator[None]:
-        """Serve while inside. Leaving takes no more calls, lets those end that compute, which `at_rest` knows, and then
-        the others, which only wait."""
+    async def serving(self, listening: socket.socket) -> AsyncIterator[None]:
+        """Serve while inside."""
         server = await self.loop.create_server(lambda: GrpcConnection(self), sock=listening, backlog=BACKLOG)
         try:
             yield
         finally:
             server.close()
-            for connection in tuple(self.connections):
-                connection.http2.refuse_more()
-            await self._until(at_rest)
-            for rpc in tuple(self.calls.values()):
-                rpc.stop()
-            await self._until(lambda: not any(connection.http2.streams for connection in self.connections))
-            for connection in tuple(self.connections):
-                connection.transport.close()
-            await self._until(lambda: not self.connections)
-            for connection in tuple(self.connections):
-                connection.transport.abort()
+            await self.stop()
             await server.wait_closed()
+
+    async def stop(self) -> None:
+        """Take no more calls, let those end that compute, and end the others, which only wait."""
+        for connection in tuple(self.connections):
+            connection.http2.refuse_more()
+        await self._until(lambda: self.door.at_rest)
+        for rpc in tuple(self.calls.values()):
+            rpc.stop()
+        await self._until(lambda: not any(connection.http2.streams for connection in self.connections))
+        for connection in tuple(self.connections):
+            connection.transport.close()
+        await self._until(lambda: not self.connections)
+        for connection in tuple(self.connections):
+            connection.transport.abort()
 
     def retire(self) -> None:
         """Have clients open their next calls on other connections."""
@@ -99,9 +106,12 @@ class GrpcConnection(asyncio.Protocol):
         self._now_s = server.loop.time
         self.transport: asyncio.Transport
         self._timer: asyncio.TimerHandle | None = None
-        self._heard_s = self._busy_s = self._clear_s = self._pinged_s = self._full_s = self._now_s()
-        """When something was read; when there was a call; when no header was incomplete; when it was asked whether it
-        lives; when it stopped to take what is written."""
+        self._timer_s = 0.0
+        self._heard_s = self._busy_s = self._pinged_s = self._full_s = self._now_s()
+        """When something was read; when there was a call; when it was asked whether it lives; when it stopped to take
+        what is written."""
+        self._header_s: float | None = self._heard_s
+        """When the header began that is still coming, or the greeting; None if there is nothing of that kind."""
         self.http2 = Connection(
             opened=lambda connection, id: Rpc(connection, id, server),
             write=self._write,
@@ -123,16 +133,20 @@ class GrpcConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self.http2.receive(data)
         self._heard_s = now_s = self._now_s()
-        if not self.http2.reader.amid_header:
-            self._clear_s = now_s
+        if self.http2.greeted and not self.http2.reader.amid_header:
+            self._header_s = None
+        elif self._header_s is None:
+            self._header_s = now_s
+            self._look_by(now_s + self._server.bounds.header_s_max)
         if self.http2.streams:
             self._busy_s = now_s
         if self.http2.fault:
-            self.transport.close()
+            self._close()
 
     def pause_writing(self) -> None:
         self.http2.out.full = True
         self._full_s = self._now_s()
+        self._look_by(self._full_s + self._server.bounds.write_s_max)
 
     def resume_writing(self) -> None:
         self.http2.resume()
@@ -142,6 +156,7 @@ class GrpcConnection(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
         self.http2.lost("the connection is gone")
+        del self.http2  # it knows this connection: a cycle, which would lie about until somebody looks for garbage
 
     def _write(self, data: bytes) -> None:
         if not self.transport.is_closing():
@@ -149,22 +164,29 @@ class GrpcConnection(asyncio.Protocol):
 
     def _look(self) -> None:
         http2, bounds, patience, now_s = self.http2, self._server.bounds, self._server.patience, self._now_s()
+        self._timer = None
         if http2.streams:
             self._busy_s = now_s
         untils = [(self._busy_s + patience.idle_s_max, self._leave)]
-        if not http2.greeted or http2.reader.amid_header:
-            untils.append((self._clear_s + bounds.header_s_max, self._abort))
+        if self._header_s is not None:
+            untils.append((self._header_s + bounds.header_s_max, self.transport.abort))
         if http2.out.full:
-            untils.append((self._full_s + bounds.write_s_max, self._abort))
+            untils.append((self._full_s + bounds.write_s_max, self.transport.abort))
         if http2.pinged:
-            untils.append((self._pinged_s + patience.keepalive_s_max, self._abort))
+            untils.append((self._pinged_s + patience.keepalive_s_max, self.transport.abort))
         else:
             untils.append((self._heard_s + patience.keepalive_s, self._ask))
         until_s, act = min(untils, key=lambda it: it[0])
         if until_s > now_s:
+            self._timer_s = until_s
             self._timer = self._server.loop.call_later(until_s - now_s, self._look)
         else:
             act()
+
+    def _look_by(self, until_s: float) -> None:
+        if self._timer is not None and until_s < self._timer_s:
+            self._timer.cancel()
+            self._look()
 
     def _ask(self) -> None:
         self._pinged_s = self._now_s()
@@ -173,7 +195,12 @@ class GrpcConnection(asyncio.Protocol):
 
     def _leave(self) -> None:
         self.http2.end(Code.NO_ERROR, "idle for too long")
-        self.transport.close()
+        self._close()
 
-    def _abort(self) -> None:
-        self.transport.abort()
+    def _close(self) -> None:
+        """Once what was written has gone out, or after a moment."""
+        if not self.transport.is_closing():
+            self.transport.close()
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = self._server.loop.call_later(CLOSE_S_MAX, self.transport.abort)
