@@ -52,7 +52,7 @@ from runtimes.http2.stream import AHEAD_BYTES_MAX, Stream
 
 #: What the peer may send ahead on all streams together. It gets that back at once: what holds back who sends more than
 #: is used are the streams' own windows.
-AHEAD_OF_ALL_BYTES_MAX = 4 << 20
+AHEAD_OF_ALL_BYTES = 4 << 20
 #: Frames that bring nothing: at once, and a second; and how many more each one is good for that brings something.
 IDLE_FRAMES_MAX, IDLE_FRAMES_PER_S, IDLE_FRAMES_EACH = 1_000, 20, 4
 #: Streams that the peer may reset before they end, likewise.
@@ -116,7 +116,7 @@ class Connection:
         else:
             said[MAX_CONCURRENT_STREAMS] = self._streams_max
         self.out.put(settings(said))
-        self.out.put(window_update(0, AHEAD_OF_ALL_BYTES_MAX - WINDOW_BYTES))
+        self.out.put(window_update(0, AHEAD_OF_ALL_BYTES - WINDOW_BYTES))
         self.out.flush()
 
     def receive(self, data: bytes) -> None:
@@ -161,13 +161,13 @@ class Connection:
         """Say why it is over, and end everything."""
         self.out.put(goaway(0 if self._client else self.last_stream, code, why))
         self.out.flush()
-        self.lost(why, code)
+        self.lost(why)
 
-    def lost(self, why: str, code: Code = Code.INTERNAL_ERROR) -> None:
+    def lost(self, why: str) -> None:
         """It is over, whatever has been said."""
         self.fault = self.fault or why
         for stream in tuple(self.streams.values()):
-            self._cut(stream, code, why)
+            self._cut(stream, Code.INTERNAL_ERROR, why)
 
     def resume(self) -> None:
         """The transport, which was full, takes more."""
@@ -212,9 +212,7 @@ class Connection:
 
     def _data(self, flags: int, id: int, payload: bytes, size: int) -> None:
         self._ahead_bytes += size
-        if self._ahead_bytes > AHEAD_OF_ALL_BYTES_MAX:
-            raise ConnectionFault(Code.FLOW_CONTROL_ERROR, "more data than the window has room for")
-        if self._ahead_bytes > AHEAD_OF_ALL_BYTES_MAX // 2:
+        if self._ahead_bytes > AHEAD_OF_ALL_BYTES // 2:
             self.out.put(window_update(0, self._ahead_bytes))
             self._ahead_bytes = 0
         ended = flags & END_STREAM != 0

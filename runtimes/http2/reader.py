@@ -151,7 +151,7 @@ class Reader:
         self._parts += 1
         if (
             len(self._block) > self._block_bytes_max
-            or self._parts > PARTS_MORE + self._block_bytes_max // FRAME_BYTES_MAX
+            or self._parts > PARTS_MORE_MAX + self._block_bytes_max // FRAME_BYTES_MAX
         ):
             raise ConnectionFault(Code.ENHANCE_YOUR_CALM, "a header that does not end")
         if not flags & END_HEADERS:
@@ -163,7 +163,7 @@ class Reader:
 #: Where a frame says what it is.
 KIND = 3
 #: Frames that a header may come in beyond those that it would fill.
-PARTS_MORE = 8
+PARTS_MORE_MAX = 8
 
 
 def _unpadded(payload: bytes) -> bytes:

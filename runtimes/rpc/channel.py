@@ -15,9 +15,9 @@ from runtimes.rpc.wire import ALPN, Wire
 
 #: How long it may take to connect, TLS and the server's settings included.
 CONNECT_S_MAX = 5.0
-#: How often a call is sent again that its server has not looked at: one that was on its way to a connection that its
-#: server gives up, or that came to a place which the server still counts as taken.
-UNSEEN_MAX = 3
+#: Pauses before a call is sent again that its server has not looked at: one that was on its way to a connection which
+#: the server gives up, or that came to a place which the server does not count as free yet.
+UNSEEN_S = (0.001, 0.01, 0.1)
 
 
 class Address(NamedTuple):
@@ -87,12 +87,13 @@ class Channel:
             await wire.gone.wait()
 
     async def _ask(self, block: bytes, message: bytes) -> Body:
-        for _ in range(UNSEEN_MAX):
+        for pause_s in UNSEEN_S:
             try:
                 return await self._ask_once(block, message)
             except RpcError as error:
                 if not error.unseen:
                     raise
+            await asyncio.sleep(pause_s)
         return await self._ask_once(block, message)
 
     async def _ask_once(self, block: bytes, message: bytes) -> Body:

@@ -7,7 +7,7 @@ from collections import deque
 from typing import cast
 
 from runtimes.http2.connection import Connection
-from runtimes.http2.frames import STREAM_MOST, Code
+from runtimes.http2.frames import STREAM_MOST
 from runtimes.rpc.call import Call
 from runtimes.rpc.messages import framed
 
@@ -149,7 +149,7 @@ class Wire(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        self._http2.lost(f"the connection failed: {exc}" if exc else "the connection was closed", Code.INTERNAL_ERROR)
+        self._http2.lost(f"the connection failed: {exc}" if exc else "the connection was closed")
         if not self.greeted.done():
             self.greeted.set_exception(ConnectionError(self._http2.fault))
         self._wake(len(self._waiting))

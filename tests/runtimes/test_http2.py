@@ -7,6 +7,7 @@ import struct
 import pytest
 
 from runtimes.http2 import connection as http2
+from runtimes.http2 import fields
 from runtimes.http2 import stream as http2_stream
 from runtimes.http2.frames import (
     ACK,
@@ -426,6 +427,19 @@ def test_a_peer_that_resets_a_stream_gets_no_more_of_it() -> None:
     assert answers(side.hear(window_update(1, 10), rst_stream(1, Code.CANCEL))) == [], "they were on their way"
 
 
+def test_of_streams_that_ended_early_the_last_are_remembered() -> None:
+    side = Side()
+    ids = range(1, 2 * http2.LEFT_MAX + 2, 2)
+    for id in ids:
+        side.hear(header(id))
+        side.heard[id].send_fields(b"no", end=True)
+        side.connection.out.flush()
+    side.said()
+    assert answers(side.hear(data(ids[-1], b"x"), data(ids[1], b"x"))) == []
+    assert len(side.connection._left) == http2.LEFT_MAX
+    assert code(side.hear(data(ids[0], b"x"))[-1]) is Code.STREAM_CLOSED
+
+
 # ---- goodbyes ----------------------------------------------------------------------------------------------
 
 
@@ -567,3 +581,11 @@ def test_a_block_that_was_read_before_is_read_anew_once_the_table_has_changed() 
     assert [it.fields[0].regular[b"a"] for it in side.heard.values()] == [b"1", b"1", b"1", b"2", b"2", b"3", b"3"]
     side.hear(frame(HEADERS, WHOLE, 15, b"\x20\x3f\xe1\x1f" + BLOCK))
     assert code(side.hear(frame(HEADERS, WHOLE, 17, BLOCK + named))[-1]) is Code.COMPRESSION_ERROR
+
+
+def test_few_header_blocks_are_remembered() -> None:
+    decoder = fields.Decoder(bytes_max=4096)
+    for number in range(10 * fields.KNOWN_MAX):
+        block = fields.encoded([(b":path", b"/%d" % number)])
+        assert decoder.read(block).pseudo == {b":path": b"/%d" % number}
+    assert len(decoder._known) == fields.KNOWN_MAX

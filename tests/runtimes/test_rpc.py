@@ -16,19 +16,23 @@ from hypothesis import strategies as st
 
 from runtimes.http2.fields import encoded
 from runtimes.http2.frames import (
+    CONTINUATION,
     END_HEADERS,
     END_STREAM,
     GOAWAY,
     HEADERS,
+    INITIAL_WINDOW_SIZE,
     MAX_CONCURRENT_STREAMS,
     PING,
     PREFACE,
     RST_STREAM,
+    WINDOW_BYTES_MOST,
     Code,
     frame,
     goaway,
     rst_stream,
     settings,
+    window_update,
 )
 from runtimes.rpc import channel as rpc_channel
 from runtimes.rpc import wire as rpc_wire
@@ -273,6 +277,7 @@ def http(status: bytes, kind: bytes = b"text/html") -> bytes:
     return encoded([(b":status", status), (b"content-type", kind)])
 
 
+CONTINUED = frame(CONTINUATION, 0, 1, bytes(rpc_wire.HEADER_BYTES_MAX))
 ODD: dict[str, tuple[Callable[[int], bytes], Status]] = {
     "only trailers": (lambda id: ended(id, trailers((b"grpc-status", b"7"))), Status.PERMISSION_DENIED),
     "no status": (lambda id: ended(id, HEAD), Status.UNKNOWN),
@@ -303,6 +308,7 @@ ODD: dict[str, tuple[Callable[[int], bytes], Status]] = {
     "a reset": (lambda id: rst_stream(id, Code.INTERNAL_ERROR), Status.UNAVAILABLE),
     "nonsense": (lambda id: b"HTTP/1.1 400 Bad Request\r\n\r\n", Status.UNAVAILABLE),
     "a goodbye": (lambda id: goaway(0, Code.NO_ERROR), Status.UNAVAILABLE),
+    "a header without measure": (lambda id: frame(HEADERS, 0, id, HEAD) + CONTINUED * 9, Status.UNAVAILABLE),
     "more than is taken": (
         lambda id: frame(HEADERS, END_HEADERS, id, HEAD) + data(id, framed(bytes(101))),
         Status.RESOURCE_EXHAUSTED,
@@ -345,6 +351,26 @@ async def test_a_silent_server_is_asked_whether_it_lives_and_then_left(
     async with server.serving(tmp_path) as address, channel(address) as on:
         assert (await failed(ask(on))).status is Status.UNAVAILABLE
         await server.hears(PING)
+
+
+async def test_what_is_not_read_is_held_back(tmp_path: Path) -> None:
+    """However much the server has promised to take."""
+    greeted = asyncio.Event()
+
+    async def connected(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(settings({INITIAL_WINDOW_SIZE: WINDOW_BYTES_MOST}) + window_update(0, 1 << 30))
+        await greeted.wait()
+        writer.close()
+
+    async with await asyncio.start_unix_server(connected, tmp_path / "socket", limit=1) as server:
+        async with channel(Address(path=str(tmp_path / "socket"))) as on:
+            call = asyncio.create_task(ask(on, bytes(32 << 20), timeout_s=0.3))
+            assert (await failed(call)).status is Status.DEADLINE_EXCEEDED
+            [wire] = on._wires
+            assert wire._transport is not None
+            assert 0 < wire._transport.get_write_buffer_size() < 2 * rpc_wire.UNREAD_BYTES_MAX
+            greeted.set()
+        server.close()
 
 
 async def test_who_leaves_tells_the_server_and_the_connection_stays(tmp_path: Path) -> None:
