@@ -5,10 +5,13 @@ from __future__ import annotations
 import struct
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from runtimes.http2 import connection as http2
 from runtimes.http2 import fields
 from runtimes.http2 import stream as http2_stream
+from runtimes.http2.fields import encoded
 from runtimes.http2.frames import (
     ACK,
     CONTINUATION,
@@ -589,3 +592,49 @@ def test_few_header_blocks_are_remembered() -> None:
         block = fields.encoded([(b":path", b"/%d" % number)])
         assert decoder.read(block).pseudo == {b":path": b"/%d" % number}
     assert len(decoder._known) == fields.KNOWN_MAX
+
+
+# ---- anything ----------------------------------------------------------------------------------------------
+
+PAYLOADS = st.one_of(
+    st.binary(max_size=40),
+    st.sampled_from(
+        [BLOCK, encoded([(b"t", b"1")]), bytes(4), bytes(5), bytes(6), b"\0\0\0\1", bytes(8), bytes(16_384)]
+    ),
+    st.builds(lambda name, value: struct.pack(">HL", name, value), st.integers(0, 7), st.integers(0, 2**32 - 1)),
+)
+FRAMES = st.builds(frame, st.integers(0, 10), st.integers(0, 63), st.integers(0, 6), PAYLOADS)
+ACTS = st.lists(
+    st.one_of(FRAMES, FRAMES, st.tuples(st.integers(1, 6), st.sampled_from(["head", "data", "tail", "reset"]))),
+    max_size=25,
+)
+
+
+@given(ACTS, st.booleans(), st.integers(1, 100))
+def test_whatever_comes_is_understood_or_refused_and_nothing_else(acts: list, client: bool, cut: int) -> None:
+    side = Side(client=client, streams_max=2, hungry=cut > 50)
+    for act in acts:
+        if isinstance(act, bytes):
+            for at in range(0, len(act), cut * 200):
+                side.hear(act[at : at + cut * 200])
+        elif act[0] in side.heard:
+            stream, what = side.heard[act[0]], act[1]
+            if what == "head":
+                stream.send_fields(b"head")
+            elif what == "data":
+                stream.send_data(bytes(70_000))
+            elif what == "tail":
+                stream.send_fields(b"tail", end=True)
+            else:
+                stream.reset(Code.CANCEL)
+            side.connection.out.flush()
+        http2 = side.connection
+        assert len(http2.streams) <= 2
+        assert not (http2.fault and http2.streams)
+        assert 0 <= http2.out.window <= WINDOW_BYTES_MOST
+        for id, stream in http2.streams.items():
+            assert stream is side.heard[id]
+            assert stream.window <= WINDOW_BYTES_MOST
+            assert not (stream.ended_here and stream.ended_there and not stream.unsent)
+    for stream in side.heard.values():
+        assert stream.broken is None or stream.id not in side.connection.streams
