@@ -139,6 +139,7 @@ class Plane:
         yield Gauge("headrace_holds", {}, self.pipeline.quota.holds)
         yield Gauge("headrace_grpc_running", {}, len(self.grpc.running))
         yield Gauge("headrace_connections", {"listener": "data"}, len(self.server.connections))
+        yield Gauge("headrace_connections", {"listener": "grpc"}, self.grpc.connections)
         yield Gauge("headrace_tasks", {}, len(asyncio.all_tasks()))
         yield Gauge("headrace_journal_unfolded_bytes", {}, self.journal.written_bytes - self.journal.folded_bytes)
         yield Gauge("headrace_journal_set_aside", {}, self.journal.set_aside)

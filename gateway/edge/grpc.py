@@ -102,6 +102,11 @@ class Grpc:
             self._server.retire()
 
     @property
+    def connections(self) -> int:
+        """Open ones."""
+        return 0 if self._server is None else len(self._server.connections)
+
+    @property
     def at_rest(self) -> bool:
         return not self.running
 

@@ -139,8 +139,8 @@ class Rpc(Stream):
 
     def stop(self) -> None:
         """End it because its server stops."""
-        assert self._task is not None
-        self._task.cancel()
+        if self._task is not None:
+            self._task.cancel()
         self.refuse(Status.UNAVAILABLE, "This gateway is stopping.")
 
     def _begin(self) -> None:
@@ -167,7 +167,7 @@ class Rpc(Stream):
             self._require_sound(fields)
             handler = door.enter(self)
         except GatewayError as error:
-            self._done()
+            self._unset_timer()
             self._refusal = error
             if ended:
                 self._refuse()
@@ -175,7 +175,7 @@ class Rpc(Stream):
                 self._timer = self._loop.call_later(REFUSE_S_MAX, self._refuse)
         else:
             self._task = self._server.start(self, handler)
-            self._task.add_done_callback(self._done)
+            self._task.add_done_callback(self._ended)
 
     def take_data(self, data: bytes, *, ended: bool) -> bool:
         if self._refusal is not None:
@@ -192,7 +192,7 @@ class Rpc(Stream):
         return not self._arrived and self._fault is None
 
     def cut(self, code: int, why: str) -> None:
-        self._done()
+        self._unset_timer()
         if self._task is not None:
             self._task.cancel()
 
@@ -228,15 +228,20 @@ class Rpc(Stream):
             self._timer = self._loop.call_later(left_s + GRACE_S, self._late)
 
     def _late(self) -> None:
-        if self._task is not None and not self._task.done():
+        if self._task is not None:
             self._task.cancel()
             self.refuse(Status.DEADLINE_EXCEEDED, "The deadline has passed.")
 
     def _refuse(self) -> None:
-        self._done()
+        self._unset_timer()
         assert self._refusal is not None
         self._server.door.refuse(self, self._refusal)
 
-    def _done(self, _task: object = None) -> None:
+    def _ended(self, _task: object) -> None:
+        self._task = None  # its error knows this call: a cycle, which would lie about until somebody looks for garbage
+        self._unset_timer()
+
+    def _unset_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
+            self._timer = None

@@ -155,8 +155,8 @@ class GrpcConnection(asyncio.Protocol):
         self._server.connections.discard(self)
         if self._timer is not None:
             self._timer.cancel()
+            self._timer = None
         self.http2.lost("the connection is gone")
-        del self.http2  # it knows this connection: a cycle, which would lie about until somebody looks for garbage
 
     def _write(self, data: bytes) -> None:
         if not self.transport.is_closing():

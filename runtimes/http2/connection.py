@@ -168,6 +168,7 @@ class Connection:
         self.fault = self.fault or why
         for stream in tuple(self.streams.values()):
             self._cut(stream, Code.INTERNAL_ERROR, why)
+        self.out.close()
 
     def resume(self) -> None:
         """The transport, which was full, takes more."""

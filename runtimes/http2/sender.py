@@ -63,6 +63,11 @@ class Sender:
             self._out = []
             self._write(out[0] if len(out) == 1 else b"".join(out))
 
+    def close(self) -> None:
+        """Write nothing any more, and know nobody: a cycle would lie about until somebody looks for garbage."""
+        self._write = bool
+        self._waiting.clear()
+
     def add(self, stream: Stream) -> None:
         """It has something to send, and its own window lets it."""
         self._waiting.append(stream)

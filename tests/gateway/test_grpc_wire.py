@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 import zlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -293,6 +295,29 @@ async def test_a_call_s_deadline_ends_what_only_waits(site: Site) -> None:
         peer.say(call(1, STREAM, ("grpc-timeout", "100m")))
         assert (await peer.ending(1))["grpc-status"] == "4"
     await rests(site)
+
+
+async def test_connections_and_calls_that_have_ended_leave_no_garbage(site: Site) -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        async with stranger(site) as peer:
+            peer.say(call(1), data(1, HELLO, end=True))
+            await peer.ending(1)
+            peer.say(call(3, STREAM), call(5, STREAM, ("grpc-timeout", "5S")), rst_stream(5, Code.CANCEL))
+            peer.say(frame(PING, 0, 0, bytes(8)))
+            await peer.hears(PING)
+            server = site.door._server
+            assert server is not None
+            kept = [weakref.ref(it) for connection in server.connections for it in (connection, connection.http2)]
+            assert len(kept) == 2
+        async with asyncio.timeout(LATE_S):
+            while server.connections or server.calls:
+                await asyncio.sleep(0.01)
+            while any(it() is not None for it in kept):
+                await asyncio.sleep(0.01)
+    finally:
+        gc.enable()
 
 
 # ---- stopping ----------------------------------------------------------------------------------------------
