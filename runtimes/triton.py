@@ -255,7 +255,7 @@ class TritonRuntime:
         return found
 
     def _reach(self, url: str, model: str, version: str, *metadata: tuple[bytes, bytes]) -> None:
-        # Here, not above: a gateway without such a model must not pay for gRPC and numpy.
+        # Here, not above: a gateway without such a model must not pay for numpy.
         from runtimes.triton_client import Client
 
         self._client = Client(url, model, version, replica=self._site.replica, metadata=metadata)

@@ -7,7 +7,6 @@ shared memory, is UNIMPLEMENTED.
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
@@ -310,8 +309,8 @@ def _listening(address: str) -> Iterator[socket.socket]:
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNREAD_BYTES_MAX)
         try:
             listening.bind((host, int(port)))
-        except OSError:
-            raise OSError(errno.EADDRINUSE, "gRPC can't listen there; another program may", address) from None
+        except OSError as error:
+            raise OSError(error.errno, "gRPC can't listen there; another program may", address) from None
         yield listening
 
 

@@ -101,6 +101,8 @@ class Channel:
             wire = self._wire
             if wire is None or not wire.open:
                 wire = await self._connected()
+                if not wire.open:
+                    raise RpcError(Status.UNAVAILABLE, "it gave up its connection at once")
             if not wire.crowded:
                 break
             await wire.place()

@@ -58,7 +58,12 @@ class Wire(asyncio.Protocol):
         """Return when it may not be crowded any more, or is gone."""
         place = self._loop.create_future()
         self._waiting.append(place)
-        await place
+        try:
+            await place
+        except asyncio.CancelledError:
+            if place.done() and not place.cancelled():
+                self._wake(1)  # it was given in the turn in which it was left
+            raise
 
     def begin(self, block: bytes, message: bytes, *, bytes_max: int) -> Call:
         """Send a request."""
@@ -77,14 +82,17 @@ class Wire(asyncio.Protocol):
         """Nobody waits for it any more; if it is not over, the server is told."""
         call.leave()
         self._wake(1)
-        if not self._http2.streams and not self.open:
-            self.close()
+        self._close_if_spent()
 
     def close(self) -> None:
         """At once."""
         self._closed = True
         if self._transport is not None:
             self._transport.abort()
+
+    def _close_if_spent(self) -> None:
+        if not self._http2.streams and not self.open:
+            self.close()
 
     def _wake(self, number: int) -> None:
         while number and self._waiting:
@@ -131,10 +139,9 @@ class Wire(asyncio.Protocol):
         self._http2.receive(data)
         if self._http2.greeted and not self.greeted.done():
             self.greeted.set_result(None)
-        if self._http2.fault:
-            self.close()
-        elif self._waiting and not self.crowded:
+        if self._waiting and not self.crowded:
             self._wake(1)
+        self._close_if_spent()
 
     def pause_writing(self) -> None:
         self._http2.out.full = True

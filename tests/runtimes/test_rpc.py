@@ -337,6 +337,12 @@ async def test_a_server_that_does_not_speak_http_2_cannot_be_reached(
     assert "cannot be reached" in error.said
 
 
+async def test_a_server_that_goes_as_soon_as_it_comes_is_unavailable(tmp_path: Path) -> None:
+    greeting = settings({}) + goaway(0, Code.NO_ERROR)
+    async with Scripted(answer, greeting=greeting).serving(tmp_path) as address, channel(address) as on:
+        assert (await failed(ask(on))).status is Status.UNAVAILABLE
+
+
 async def test_nobody_listening_is_unavailable_at_once(tmp_path: Path) -> None:
     async with channel(Address(path=str(tmp_path / "nobody"))) as on:
         assert (await failed(ask(on, timeout_s=None))).status is Status.UNAVAILABLE
@@ -414,6 +420,22 @@ async def test_who_waits_for_a_place_finds_another_connection_if_that_one_goes(t
         wire.close()
         assert (await failed(first)).status is Status.UNAVAILABLE
         assert await second == b"hello"
+
+
+async def test_a_place_that_is_left_in_the_turn_in_which_it_is_given_goes_to_the_next(tmp_path: Path) -> None:
+    server = Scripted(lambda _: b"", greeting=settings({MAX_CONCURRENT_STREAMS: 1}))
+    async with server.serving(tmp_path) as address, channel(address) as on:
+        first = asyncio.create_task(ask(on))
+        await server.hears(0)
+        second, third = (asyncio.create_task(ask(on)) for _ in range(2))
+        await asyncio.sleep(0)
+        [wire] = on._wires
+        server.script = answer
+        wire.end(next(iter(wire._http2.streams.values())))
+        second.cancel()
+        assert await third == b"hello"
+        first.cancel()
+        await asyncio.wait((first, second))
 
 
 async def test_closing_ends_calls_and_takes_no_more(tmp_path: Path) -> None:
