@@ -560,6 +560,12 @@ def test_a_header_without_end_ends_the_connection(piece: bytes) -> None:
     assert side.connection.reader.amid_header
 
 
+def test_a_header_in_large_pieces_is_not_kept_beyond_its_bound() -> None:
+    side = Side()
+    assert answers(side.hear(frame(HEADERS, 0, 1, BLOCK), frame(CONTINUATION, 0, 1, bytes(8000)))) == []
+    assert code(side.hear(frame(CONTINUATION, 0, 1, bytes(8000)))[-1]) is Code.ENHANCE_YOUR_CALM
+
+
 def test_a_short_header_that_becomes_a_long_one_ends_the_connection() -> None:
     """An entry of the table, named again and again in a byte each."""
     side = Side()
