@@ -88,6 +88,7 @@ class Plane:
         """Be unready, then refuse what is new and let what is under way end, then cut it off with an error its client
         can see."""
         self.server.leaving = self.pipeline.leaving = True
+        self.grpc.retire()
         await self.server.clock.sleep(settings.unready_s)
         self.pipeline.draining = True
         await self.server.drain(settings.drain_s_max, until=lambda: not self.grpc.running)
@@ -139,6 +140,7 @@ class Plane:
         yield Gauge("headrace_holds", {}, self.pipeline.quota.holds)
         yield Gauge("headrace_grpc_running", {}, len(self.grpc.running))
         yield Gauge("headrace_connections", {"listener": "data"}, len(self.server.connections))
+        yield Gauge("headrace_connections", {"listener": "grpc"}, self.grpc.connections)
         yield Gauge("headrace_tasks", {}, len(asyncio.all_tasks()))
         yield Gauge("headrace_journal_unfolded_bytes", {}, self.journal.written_bytes - self.journal.folded_bytes)
         yield Gauge("headrace_journal_set_aside", {}, self.journal.set_aside)
