@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
 import msgspec
 
 from training import plots
-from training.contract import Array, Classes, Rows, Scores
+from training.contract import Array, Classes, Flags, Rows, Scoped, Scores
+from training.evaluation import scope
 from training.evaluation.gate import Evidence, Finding
+from training.evaluation.measures import POSITIVES_MIN
 from training.evaluation.scoring import Measured
 from training.run import Run
 from training.spec import Recipe
 
+_COMPARED = "accuracy", "inside", "outside_recall", "auroc", "macro_f1", "auc", "auprc", "rmse", "spearman", "nll"
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #1c2430 }
 h1 { margin-bottom: 0 } h2 { margin-top: 2rem } table { border-collapse: collapse } figure { margin: 0 }
@@ -88,7 +91,28 @@ def _plots(run: Run, rows: Rows, before: Measured, after: Measured) -> Iterable[
         best = scores.argmax(1)
         yield plots.confusion(targets.index, best, targets.labels)
         yield plots.reliability(scores.max(1), best == targets.index)
-    compared = [it for it in ("accuracy", "macro_f1", "auc", "auprc", "rmse", "spearman", "nll") if it in before.scores]
+    if isinstance(targets, Scoped):
+        scores = after.outputs["scores"]
+        chosen = after.scores["inside"], after.scores["outside_recall"]
+        yield plots.tradeoff(scope.tradeoff(targets, scores), chosen)
+    if isinstance(targets, Flags):
+        yield from _alarms(targets, rows.test.slices, after.outputs["scores"])
+    compared = [
+        it
+        for it in (
+            "accuracy",
+            "inside",
+            "outside_recall",
+            "auroc",
+            "macro_f1",
+            "auc",
+            "auprc",
+            "rmse",
+            "spearman",
+            "nll",
+        )
+        if it in before.scores
+    ]
     if compared:
         yield plots.bars(
             compared, [before.scores[it] for it in compared], [after.scores[it] for it in compared], "Quality"
@@ -96,6 +120,19 @@ def _plots(run: Run, rows: Rows, before: Measured, after: Measured) -> Iterable[
     if "size_ratio" in after.scores:
         multiples = ("size_ratio", "speedup_1", "speedup_8")
         yield plots.bars(multiples, [1.0] * 3, [after.scores[it] for it in multiples], "Size and speed, as multiples")
+
+
+def _alarms(targets: Flags, slices: Mapping[str, Array], scores: Array) -> Iterable[str]:
+    """Of each label with enough rows, over each part that has rows known to be without it."""
+    for at, label in enumerate(targets.labels):
+        given, values = scores[:, at], targets.values[:, at]
+        if (values == 1).sum() >= POSITIVES_MIN:
+            parts = {
+                f"{value}": given[(values == 0) & (column == value)]
+                for column in slices.values()
+                for value in sorted(set(column))
+            } or {"all": given[values == 0]}
+            yield plots.alarms({name: it for name, it in parts.items() if len(it)}, given[values == 1], label)
 
 
 def _labels(targets: Classes, scores: Array) -> str:
