@@ -20,7 +20,7 @@ from training.models import encoder
 from training.models.encoder import Embedder, TextModel
 from training.spec.models import ScopedEncoder
 
-SIGNALS = ("energy", "confidence", "cosine", "odds")
+SIGNALS = ("energy", "cosine")
 
 
 class ScopedClassifier(TextModel):
@@ -35,8 +35,6 @@ class ScopedClassifier(TextModel):
         self.labels = targets.labels
         inside = len(self.labels) - 1
         self.linear = nn.Linear(embedder.width, inside)
-        self.stranger = nn.Linear(embedder.width, 2)
-        """Of rows outside and inside, learnt from those outside that there are."""
         self.means = nn.Parameter(torch.zeros(inside, embedder.width))
         """Of each label's embeddings, of length one."""
         self.mix = nn.Linear(len(SIGNALS), 1)
@@ -57,13 +55,9 @@ class ScopedClassifier(TextModel):
         return every.softmax(1), every, sure.sigmoid()
 
     def signals(self, embedding: Tensor) -> Tensor:
-        """Of each row [n, signals]: the energy, as in https://arxiv.org/abs/2010.03759; the log-probability of the best
-        label; the cosine to the nearest label's mean; and the log-odds of a row inside."""
-        logits = self.linear(embedding)
-        energy, best = logits.logsumexp(1), logits.amax(1)
-        cosine = (embedding @ self.means.T).amax(1)
-        outside, inside = self.stranger(embedding).unbind(1)
-        return torch.stack([energy, best - energy, cosine, inside - outside], 1)
+        """Of each row [n, signals]: the energy, as in https://arxiv.org/abs/2010.03759 but for its sign, and the cosine
+        to the nearest label's mean."""
+        return torch.stack([self.linear(embedding).logsumexp(1), (embedding @ self.means.T).amax(1)], 1)
 
     def card(self) -> dict[str, Any]:
         return super().card() | {"pooling": "mean"}

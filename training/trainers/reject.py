@@ -56,11 +56,11 @@ def _held_out(spec: Reject, model: ScopedClassifier, embedding: Tensor, targets:
 
 
 def _fit(spec: Reject, model: ScopedClassifier, embedding: Tensor, targets: Scoped) -> None:
-    """Everything but the mixture."""
+    """Everything but the mixture. Rows outside have no part in it: they would be no strangers any more, and it is they
+    who find the threshold."""
     inside = targets.inside
     learnt = Classes(targets.index[inside], targets.labels[:-1])
     regress(model.linear, embedding[inside], learnt, spec)
-    regress(model.stranger, embedding, _known(targets), spec)
     with torch.no_grad():
         sums = torch.zeros_like(model.means).index_add_(0, torch.from_numpy(learnt.index), embedding[inside])
         model.means.copy_(nn.functional.normalize(sums, dim=1))
@@ -70,12 +70,9 @@ def _mix(spec: Reject, mix: nn.Linear, signals: Tensor, targets: Scoped) -> None
     """How much each signal counts: log-odds of a row inside."""
     deviation, mean = torch.std_mean(signals, 0)
     layer = nn.Linear(signals.shape[1], 2)
-    regress(layer, (signals - mean) / deviation, _known(targets), spec)
+    sides = Classes(targets.inside.astype(np.int64), ("outside", "inside"))
+    regress(layer, (signals - mean) / deviation, sides, spec)
     with torch.no_grad():
         weight = (layer.weight[1] - layer.weight[0]) / deviation
         mix.weight.copy_(weight[None])
         mix.bias.copy_(layer.bias[1] - layer.bias[0] - weight @ mean)
-
-
-def _known(targets: Scoped) -> Classes:
-    return Classes(targets.inside.astype(np.int64), ("outside", "inside"))
