@@ -135,11 +135,11 @@ def _trained(
 
 
 def _floor(recipe: Recipe, rows: Rows) -> dict[str, float]:
-    from training.evaluation.measures import sliced
+    from training.evaluation.measures import with_slices
 
     if recipe.floor is None:
         return {}
-    found = sliced(rows.test, recipe.floor.predict(rows.train, rows.test, seed=recipe.seed))
+    found = with_slices(rows.test, recipe.floor.predict(rows.train, rows.test, seed=recipe.seed))
     LOG.info("floor: %s", "  ".join(f"{name} {value:.4g}" for name, value in found.items() if "[" not in name))
     return found
 

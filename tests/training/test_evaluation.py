@@ -110,7 +110,7 @@ def test_a_gate_may_name_a_flag_and_a_slice() -> None:
     known = measures.names(rows)
     rules = ("auprc_min", "recall_rude_min", "pooled_auc_late[source=b]_min", "false_alarms_rude[source=a]_max")
     gate.check(dict.fromkeys(rules, 0.5), known)
-    for rule in ("recall_odd_min", "auc_late[source=c]_min", "false_alarms_rude[source=a]_over_stable_min"):
+    for rule in ("recall_odd_min", "auc_late[source=c]_min", "pooled_auc_rude[source=a]_over_stable_min"):
         with pytest.raises(RecipeError, match="bound"):
             gate.check({rule: 0.5}, known)
 
@@ -127,7 +127,7 @@ def test_every_flag_has_measures_of_its_own() -> None:
 
 def test_a_slice_is_measured_by_itself() -> None:
     rows = Examples({}, Classes(np.array([0, 0, 1, 1]), ("a", "b")), {"by": strings(["x", "y", "x", "y"])})
-    found = measures.sliced(rows, {"scores": np.array([[0.9, 0.1], [0.2, 0.8], [0.1, 0.9], [0.1, 0.9]])})
+    found = measures.with_slices(rows, {"scores": np.array([[0.9, 0.1], [0.2, 0.8], [0.1, 0.9], [0.1, 0.9]])})
     assert (found["accuracy"], found["accuracy[by=x]"], found["accuracy[by=y]"]) == (0.75, 1, 0.5)
 
 

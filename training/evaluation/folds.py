@@ -11,7 +11,7 @@ import numpy as np
 from training.contract import Array, Classes, Examples, Rows, Scores, Targets
 from training.errors import RecipeError
 from training.evaluation import bootstrap
-from training.evaluation.measures import measure, sliced
+from training.evaluation.measures import measure, with_slices
 from training.model import Model, finish, predict
 from training.run import Run
 from training.spec import Recipe
@@ -76,7 +76,7 @@ def _measured(examples: Examples, held: list[Array], outputs: list[Outputs]) -> 
     parts = [measure(examples.targets.take(rows), it) for rows, it in zip(held, outputs, strict=True)]
     everywhere = [name for name in parts[0] if all(name in it for it in parts)]
     means = {f"folds_{name}": float(np.mean([it[name] for it in parts])) for name in everywhere}
-    pooled = sliced(examples.take(np.concatenate(held)), _pooled(outputs))
+    pooled = with_slices(examples.take(np.concatenate(held)), _pooled(outputs))
     return means | {f"pooled_{name}": value for name, value in pooled.items()}
 
 

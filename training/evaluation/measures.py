@@ -92,7 +92,7 @@ def classes(targets: Classes, scores: Array) -> Scores:
     return found
 
 
-def sliced(examples: Examples, outputs: Mapping[str, Array]) -> Scores:
+def with_slices(examples: Examples, outputs: Mapping[str, Array]) -> Scores:
     """Every measure, and the same of each slice: `<measure>[<column>=<value>]`."""
     scores = measure(examples.targets, outputs)
     for column, values in examples.slices.items():
