@@ -48,7 +48,7 @@ class Blended(TextModel):
         return predict(self.embedder, inputs) | {"ids": ids}
 
     def top(self, features: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-        # Not a matrix product by name: INT8 has too few steps for weights that differ as much as these.
+        # Not a matrix product by name, so that it stays fp32: a few n-grams carry much of the weight.
         wording = torch.einsum("nf,fl->nl", self.tfidf(features["ids"]), self.wording)
         logits = self.meaning(features["embedding"]) + wording
         return logits.sigmoid(), logits
