@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,14 @@ import msgspec
 from runtimes.artifact import Manifest, Shelf
 from training.errors import RecipeError
 from training.spec import Recipe
+from training.spec.data import Data
 
 RECIPES = Path(__file__).parent / "recipes"
 
 # Part of every recipe's hash. Raise it when the same recipe would make a different artifact.
 _EDITION = 3
 
+_FILES = ("train", "test", "path", "file")
 ELSEWHERE = ("hf:", "sklearn:")
 """How data that is no file begins."""
 
@@ -67,15 +69,14 @@ def fingerprint(recipe: Recipe) -> str:
     """Hash of the recipe and of the data files' content, wherever they lie."""
     content = msgspec.to_builtins(recipe)
     del content["tuning"]  # it decides nothing of what a run makes
-    for part, path in _files(content["data"]):
-        content["data"][part] = _hash(part, Path(_expanded(path, part)))
+    content["data"] = _changed(content["data"], lambda part, path: _hash(part, Path(_expanded(path, part))))
     return hashlib.sha256(msgspec.json.encode([_EDITION, content], order="deterministic")).hexdigest()
 
 
 def with_files(recipe: Recipe) -> Recipe:
     """The same recipe, `$HEADRACE_DATA` in its paths replaced. Raises RecipeError if it is not set."""
-    changes = {part: _expanded(path, part) for part, path in _files(msgspec.to_builtins(recipe.data))}
-    return msgspec.structs.replace(recipe, data=msgspec.structs.replace(recipe.data, **changes))
+    content = _changed(msgspec.to_builtins(recipe.data), lambda part, path: _expanded(path, part))
+    return msgspec.structs.replace(recipe, data=msgspec.convert(content, Data))
 
 
 def made(recipe: Recipe, shelf: Shelf) -> Manifest | None:
@@ -90,11 +91,21 @@ def made(recipe: Recipe, shelf: Shelf) -> Manifest | None:
     return None
 
 
-def _files(data: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Fields of a recipe's `data` that name a file or a folder, and what they say."""
-    for part in ("train", "test", "path"):
-        if isinstance(data.get(part), str) and not data[part].startswith(ELSEWHERE):
-            yield part, data[part]
+def _changed(data: dict[str, Any], change: Callable[[str, str], str], prefix: str = "") -> dict[str, Any]:
+    """A recipe's `data` with every field that names a file or a folder changed, also in lists of tables; `change` is
+    given where the field is and what it says."""
+
+    def of(part: str, value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return [
+                _changed(it, change, f"{prefix}{part}.{at}.") if isinstance(it, dict) else it
+                for at, it in enumerate(value)
+            ]
+        if part in _FILES and isinstance(value, str) and not value.startswith(ELSEWHERE):
+            return change(f"{prefix}{part}", value)
+        return value
+
+    return {part: of(part, value) for part, value in data.items()}
 
 
 def _expanded(path: str, part: str) -> str:
@@ -124,15 +135,15 @@ def _hash(part: str, path: Path) -> str:
 
 def _anchor(content: dict[str, Any], folder: Path) -> None:
     """Make the paths of the data files absolute; a path that is absolute already stays."""
-    table = content.get("data")
-    if isinstance(table, dict):
-        for part, path in _files(table):
-            if not path.startswith("$"):
-                table[part] = str(folder / Path(path).expanduser())
+    if isinstance(content.get("data"), dict):
+        content["data"] = _changed(
+            content["data"], lambda _, path: path if path.startswith("$") else str(folder / Path(path).expanduser())
+        )
 
 
 def _set(content: dict[str, Any], setting: str) -> None:
-    """Apply `a.b=value`. The value is TOML; what is not, is text, so that paths and names need no quotes."""
+    """Apply `a.b=value`, or `a.0.b=value` in a list of tables. The value is TOML; what is not, is text, so that paths
+    and names need no quotes."""
     key, equals, text = setting.partition("=")
     if not equals or not all(key.strip().split(".")):
         raise RecipeError(f"--set {setting!r}: write it as section.field=value")
@@ -145,9 +156,14 @@ def _set(content: dict[str, Any], setting: str) -> None:
 
 def _put(content: dict[str, Any], key: str, value: Any) -> None:
     *sections, field = key.split(".")
-    table = content
+    table: Any = content
     for section in sections:
-        table = table.setdefault(section, {})
-        if not isinstance(table, dict):
+        if isinstance(table, list | tuple):
+            table = table[int(section)] if section.isdecimal() and int(section) < len(table) else None
+        else:
+            table = table.setdefault(section, {})
+        if not isinstance(table, dict | list | tuple):
             raise RecipeError(f"{key!r}: {section!r} is not a section")
+    if not isinstance(table, dict):
+        raise RecipeError(f"{key!r}: say which of {len(table)}, by its number from zero")
     table[field] = value

@@ -55,6 +55,21 @@ class Classes(Targets, frozen=True):
     """What it costs to answer a row of each label wrong; empty: nobody said."""
 
 
+class Scoped(Classes, frozen=True, kw_only=True):
+    """One label a row, and one of them says that none of the others fits: such a row is to be refused."""
+
+    outside: str
+    """That label, the last one."""
+    recall: float
+    """Share of the rows outside that is to be refused, at the cost of some of those inside."""
+
+    @property
+    def inside(self) -> Array:
+        """Whether another label fits, bool [n]."""
+        found: Array = self.index != len(self.labels) - 1
+        return found
+
+
 class Flags(Targets, frozen=True):
     """Any number of labels a row."""
 

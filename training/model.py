@@ -49,6 +49,14 @@ class Model(nn.Module):  # type: ignore[misc]  # torch is untyped here
         """The same rows, changed in ways that leave their targets true. For learning only."""
         return inputs
 
+    def frozen(self, inputs: Inputs) -> dict[str, Array]:
+        """What comes out of that part of it which a frozen model leaves as it is, [n, …]."""
+        raise RecipeError(f"a {type(self).__name__.lower()} has no part that could be frozen; use trainer 'gradient'")
+
+    def rest(self, features: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        """Its outputs, from these."""
+        raise NotImplementedError
+
     def head(self) -> Sequence[nn.Parameter]:
         """Parameters that are new, and learn faster than those that come from elsewhere."""
         return ()
@@ -111,6 +119,18 @@ def predict(model: Model, inputs: Inputs) -> dict[str, Array]:
     columns = zip(*parts, strict=True)
     found = {name: np.concatenate(column)[back] for name, column in zip(model.names_out, columns, strict=True)}
     return {name: model.vocabularies[name].of(it) if name in model.vocabularies else it for name, it in found.items()}
+
+
+def finish(model: Model, features: Mapping[str, Array]) -> dict[str, Array]:
+    """Every output for every row, from its features. Leaves the model in evaluation mode."""
+    model.eval()
+    count = len(next(iter(features.values())))
+    parts = []
+    with torch.inference_mode():
+        for start in range(0, count, _ROWS_MAX):
+            piece = {name: torch.from_numpy(it[start : start + _ROWS_MAX]) for name, it in features.items()}
+            parts.append([it.numpy() for it in model.rest(piece)])
+    return {name: np.concatenate(it) for name, it in zip(model.names_out, zip(*parts, strict=True), strict=True)}
 
 
 def _batches(order: Array, costs: Array) -> list[Array]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -97,6 +97,35 @@ def ranks(hits: Array) -> str:
     axes.set_ylim(0)
     axes.set_xlabel("rank")
     axes.set_ylabel("liked")
+    return _svg(figure)
+
+
+def tradeoff(curve: Array, chosen: tuple[float, float]) -> str:
+    """What refusing costs: of the rows with a label, those answered and right, by those without one that are refused,
+    [thresholds, 2]; the dot is the threshold as it is served."""
+    figure, axes = _figure(3.8, 3.2)
+    axes.plot(curve[:, 1], curve[:, 0])
+    axes.plot(chosen[1], chosen[0], marker="o", color="#c2571a")
+    axes.set_xlabel("outside: refused")
+    axes.set_ylabel("inside: answered and right")
+    axes.set_ylim(max(0.0, chosen[0] - 0.2), 1)
+    return _svg(figure)
+
+
+def alarms(sets: Mapping[str, Array], flagged: Array, title: str) -> str:
+    """What catching more costs: false alarms on each set of rows without the flag, by the share of those with it that
+    is found. All are scores; a line is drawn over their thresholds, and the dots are one half."""
+    figure, axes = _figure(4.2, 3.2)
+    least = np.quantile(flagged, np.linspace(0, 0.5, 101))
+    found = [(flagged >= it).mean() for it in least]
+    for name, scores in sets.items():
+        [line] = axes.plot(found, [100 * (scores >= it).mean() for it in least], label=name)
+        axes.plot((flagged >= 0.5).mean(), 100 * (scores >= 0.5).mean(), marker="o", color=line.get_color())
+    axes.set_xlabel("recall")
+    axes.set_ylabel("false alarms in %")
+    axes.set_ylim(-0.3, 12)
+    axes.set_title(title, loc="left")
+    axes.legend(frameon=False)
     return _svg(figure)
 
 

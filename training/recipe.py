@@ -7,6 +7,7 @@ of a run, so that a killed one goes on, in `training.run`.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,10 +20,11 @@ from training.catalogue import fingerprint, with_files
 from training.errors import RecipeError
 from training.run import Run
 from training.spec import Recipe
+from training.spec.trainers import Frozen
 
 if TYPE_CHECKING:
     from training.continual import Base
-    from training.contract import Graph, Rows, Weights
+    from training.contract import Array, Graph, Rows, Weights
     from training.evaluation.scoring import Measured
 
 LOG = logging.getLogger("training")
@@ -52,8 +54,9 @@ def make(recipe: Recipe, recipe_hash: str, shelf: Shelf, run: Run, *, workers: i
     base = None if recipe.continual is None else continual.find(recipe.continual.base, shelf, run.folder.parent)
     rows = _rows(recipe, base)
     _say(rows)
-    gate.check(recipe.gate, measures.MEASURES[measures.kind(rows.test.targets)])  # a typing error must not cost a run
-    model = run.stage("train", lambda: _trained(recipe, rows, run, base, workers))
+    gate.check(recipe.gate, measures.names(rows.test))  # a typing error must not cost a run
+    features = _features(recipe, rows, run, base)
+    model = run.stage("train", lambda: _trained(recipe, rows, features, run, base, workers))
     floor = run.stage("floor", lambda: _floor(recipe, rows))
     before = run.stage("before", lambda: _whole(recipe, recipe_hash, rows, model, run))
     product = model
@@ -62,7 +65,7 @@ def make(recipe: Recipe, recipe_hash: str, shelf: Shelf, run: Run, *, workers: i
     bundle = run.stage("package", lambda: _bundle(recipe, recipe_hash, rows, product, model, run, "bundle"))
     verify(bundle)
     after = run.stage("after", lambda: _after(bundle, before, rows, run))
-    crossed, crossed_floor = folds.validate(recipe, rows.both, run) if recipe.folds else ({}, {})
+    crossed, crossed_floor = folds.validate(recipe, rows.both, features, run) if recipe.folds else ({}, {})
     evidence = gate.Evidence(
         before.scores,
         after.scores | crossed,
@@ -92,27 +95,52 @@ def _rows(recipe: Recipe, base: Base | None) -> Rows:
     return continual.mixed(rows, base, replay=recipe.continual.replay, seed=recipe.seed)
 
 
-def _trained(recipe: Recipe, rows: Rows, run: Run, base: Base | None, workers: int) -> Any:
-    """The model that the recipe starts from, having learnt if it has a trainer."""
+def _start(recipe: Recipe, rows: Rows, base: Base | None) -> Any:
+    """The model that learns."""
     from training import continual
 
+    return recipe.model.build(rows) if base is None else continual.start(base, rows)
+
+
+def _features(recipe: Recipe, rows: Rows, run: Run, base: Base | None) -> Mapping[str, Array]:
+    """What comes out of the frozen part of the model, of the training rows, and then of the test rows too if there are
+    folds. Nothing for a trainer that freezes nothing."""
+    from training.model import Model
+
+    def make() -> Mapping[str, Array]:
+        model = _start(recipe, rows, base)
+        if not isinstance(model, Model):
+            raise RecipeError(f"the trainer of {recipe.name} is for a model that can be frozen, and this one cannot")
+        LOG.info("features: of the frozen part of the model")
+        return model.frozen((rows.both if recipe.folds else rows.train).inputs)
+
+    return run.stage("features", make) if isinstance(recipe.trainer, Frozen) else {}
+
+
+def _trained(
+    recipe: Recipe, rows: Rows, features: Mapping[str, Array], run: Run, base: Base | None, workers: int
+) -> Any:
+    """The model that the recipe starts from, having learnt if it has a trainer."""
     if workers > 1 and base is not None:
         raise RecipeError("--workers and --base: an artifact is gone on from by one process")
     if workers > 1:
         from training import distributed
 
         return distributed.fit(recipe, run, workers=workers)
-    model = recipe.model.build(rows) if base is None else continual.start(base, rows)
+    model = _start(recipe, rows, base)
+    if isinstance(recipe.trainer, Frozen):
+        known = {name: it[: len(rows.train)] for name, it in features.items()}
+        return recipe.trainer.learn(model, known, rows.train.targets)
     return model if recipe.trainer is None else recipe.trainer.fit(model, rows.train, run)
 
 
 def _floor(recipe: Recipe, rows: Rows) -> dict[str, float]:
-    from training.evaluation.measures import measure
+    from training.evaluation.measures import with_slices
 
     if recipe.floor is None:
         return {}
-    found = measure(rows.test.targets, recipe.floor.predict(rows.train, rows.test, seed=recipe.seed))
-    LOG.info("floor: %s", "  ".join(f"{name} {value:.4g}" for name, value in found.items()))
+    found = with_slices(rows.test, recipe.floor.predict(rows.train, rows.test, seed=recipe.seed))
+    LOG.info("floor: %s", "  ".join(f"{name} {value:.4g}" for name, value in found.items() if "[" not in name))
     return found
 
 

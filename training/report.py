@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
 import msgspec
 import numpy as np
 
 from training import plots
-from training.contract import Array, Choices, Classes, Rows, Scores, Values
+from training.contract import Array, Choices, Classes, Flags, Rows, Scoped, Scores, Values
+from training.evaluation import scope
 from training.evaluation.gate import Evidence, Finding
+from training.evaluation.measures import POSITIVES_MIN
 from training.evaluation.scoring import Measured
 from training.run import Run
 from training.spec import Recipe
@@ -24,7 +26,10 @@ th:first-child, td:first-child { text-align: left } .no { color: #b3261e; font-w
 pre { background: #f5f7f9; padding: .8rem; overflow-x: auto; font-size: 12px }
 """
 
-_COMPARED = ("accuracy", "macro_f1", "auc", "auprc", "rmse", "mae", "recall_20", "ndcg_20", "spearman", "nll")
+_COMPARED = (
+    *("accuracy", "inside", "outside_recall", "auroc", "macro_f1", "auc", "auprc"),
+    *("rmse", "mae", "recall_20", "ndcg_20", "spearman", "nll"),
+)
 
 
 def write(
@@ -96,6 +101,12 @@ def _plots(run: Run, rows: Rows, before: Measured, after: Measured) -> Iterable[
     if isinstance(targets, Choices):
         pairs = zip(targets.liked(), after.outputs["item"].tolist(), strict=True)
         yield plots.ranks(np.array([[it in liked for it in items] for liked, items in pairs if liked]))
+    if isinstance(targets, Scoped):
+        scores = after.outputs["scores"]
+        chosen = after.scores["inside"], after.scores["outside_recall"]
+        yield plots.tradeoff(scope.tradeoff(targets, scores), chosen)
+    if isinstance(targets, Flags):
+        yield from _alarms(targets, rows.test.slices, after.outputs["scores"])
     compared = [it for it in _COMPARED if it in before.scores]
     if compared:
         yield plots.bars(
@@ -104,6 +115,19 @@ def _plots(run: Run, rows: Rows, before: Measured, after: Measured) -> Iterable[
     if "size_ratio" in after.scores:
         multiples = ("size_ratio", "speedup_1", "speedup_8")
         yield plots.bars(multiples, [1.0] * 3, [after.scores[it] for it in multiples], "Size and speed, as multiples")
+
+
+def _alarms(targets: Flags, slices: Mapping[str, Array], scores: Array) -> Iterable[str]:
+    """Of each label with enough rows, over each part that has rows known to be without it."""
+    for at, label in enumerate(targets.labels):
+        given, values = scores[:, at], targets.values[:, at]
+        if (values == 1).sum() >= POSITIVES_MIN:
+            parts = {
+                f"{value}": given[(values == 0) & (column == value)]
+                for column in slices.values()
+                for value in sorted(set(column))
+            } or {"all": given[values == 0]}
+            yield plots.alarms({name: it for name, it in parts.items() if len(it)}, given[values == 1], label)
 
 
 def _labels(targets: Classes, scores: Array) -> str:

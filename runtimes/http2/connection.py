@@ -334,10 +334,10 @@ class Connection:
     def _window_update(self, flags: int, id: int, payload: bytes) -> None:
         more = int.from_bytes(payload, "big") & WINDOW_BYTES_MOST
         if not id:
-            self.out.window += more
-            if not more or self.out.window > WINDOW_BYTES_MOST:
+            if not more or self.out.window + more > WINDOW_BYTES_MOST:
                 code = Code.FLOW_CONTROL_ERROR if more else Code.PROTOCOL_ERROR
                 raise ConnectionFault(code, "a window that is widened by nothing, or too far")
+            self.out.window += more
         else:
             self._require_opened(id)
             stream = self.streams.get(id)

@@ -182,9 +182,9 @@ class Stream:
     def widen(self, more: int) -> None:
         """The peer takes so much more, or less."""
         before = self.window
-        self.window += more
-        if self.window > WINDOW_BYTES_MOST:
+        if before + more > WINDOW_BYTES_MOST:
             raise StreamFault(Code.FLOW_CONTROL_ERROR, "a window that is too large")
+        self.window += more
         if self._unsent and before <= 0 < self.window:
             self.connection.out.add(self)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
-from training.contract import Classes, Flags
+from training.contract import Classes, Examples, Flags, strings
 from training.errors import GateFailed, RecipeError
 from training.evaluation import bootstrap, gate, measures
 from training.evaluation.gate import Evidence
@@ -99,9 +99,36 @@ def test_not_a_number_never_passes_a_gate() -> None:
 
 def test_a_rule_about_nothing_is_refused() -> None:
     gate.check({"accuracy_min": 0.5, "folds_accuracy_min": 0.5, "speedup_1_min": 1.0}, ("accuracy",))
-    for rule in ("auc_min", "accuracy", "accuracy_least"):
+    for rule in ("auc_min", "accuracy", "accuracy_least", "folds_accuracy_over_stable_min", "pooled_auc_max"):
         with pytest.raises(RecipeError, match="bound"):
             gate.check({rule: 0.5}, ("accuracy",))
+
+
+def test_a_gate_may_name_a_flag_and_a_slice() -> None:
+    flags = Flags(np.zeros((2, 2), np.float32), ("rude", "late"))
+    rows = Examples({}, flags, {"source": strings(["a", "b"])})
+    known = measures.names(rows)
+    rules = ("auprc_min", "recall_rude_min", "pooled_auc_late[source=b]_min", "false_alarms_rude[source=a]_max")
+    gate.check(dict.fromkeys(rules, 0.5), known)
+    for rule in ("recall_odd_min", "auc_late[source=c]_min", "pooled_auc_rude[source=a]_over_stable_min"):
+        with pytest.raises(RecipeError, match="bound"):
+            gate.check({rule: 0.5}, known)
+
+
+def test_every_flag_has_measures_of_its_own() -> None:
+    wanted = np.tile([1, 0], 60).astype(np.float32)
+    scores = np.where(wanted == 1, np.where(np.arange(120) < 30, 0.3, 0.9), np.where(np.arange(120) < 12, 0.8, 0.1))
+    found = measures.measure(Flags(np.stack([wanted, wanted], 1), ("a", "b")), {"scores": np.stack([scores] * 2, 1)})
+    assert found["recall_a"] == found["recall_b"] == pytest.approx(45 / 60)
+    assert found["false_alarms_a"] == pytest.approx(6 / 60)
+    assert found["auc_a"] == pytest.approx(metrics.roc_auc_score(wanted, scores))
+    assert found["auprc_a"] == found["auprc"]
+
+
+def test_a_slice_is_measured_by_itself() -> None:
+    rows = Examples({}, Classes(np.array([0, 0, 1, 1]), ("a", "b")), {"by": strings(["x", "y", "x", "y"])})
+    found = measures.with_slices(rows, {"scores": np.array([[0.9, 0.1], [0.2, 0.8], [0.1, 0.9], [0.1, 0.9]])})
+    assert (found["accuracy"], found["accuracy[by=x]"], found["accuracy[by=y]"]) == (0.75, 1, 0.5)
 
 
 def test_a_paired_interval_sees_a_difference_that_two_intervals_would_not() -> None:

@@ -14,10 +14,11 @@ import pytest
 from runtimes.artifact import Card, Lineage, Shelf, verify
 from training import catalogue
 from training import recipe as recipes
-from training.contract import Classes
+from training.contract import Array, Classes, Inputs
 from training.errors import GateFailed, RecipeError
 from training.spec import Recipe
-from training.spec.data import Pairs
+from training.spec.data import Flagged, Pairs
+from training.spec.floors import Ngrams
 
 ROOT = Path(recipes.__file__).parents[1]
 Make = Callable[..., Recipe]
@@ -78,6 +79,25 @@ def test_an_embedder_is_compared_with_fp32(base: str, tmp_path: Path, classify: 
     assert 0.95 <= manifest.after["cosine_to_fp32_least"] <= manifest.after["cosine_to_fp32"] <= 1.0001
 
 
+def test_folds_of_a_frozen_model_go_through_it_once(
+    classify: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from training.models import encoder
+
+    asked, plain = [], encoder.Classifier.frozen
+
+    def counted(model: encoder.Classifier, inputs: Inputs) -> dict[str, Array]:
+        asked.append(len(inputs["text"]))
+        return plain(model, inputs)
+
+    monkeypatch.setattr(encoder.Classifier, "frozen", counted)
+    recipe = classify(folds=2, gate={"pooled_accuracy_min": 0.9, "folds_accuracy_over_floor_min": -1})
+    recipe = msgspec.structs.replace(recipe, floor=Ngrams())
+    manifest = recipes.run(recipe, Shelf(tmp_path / "shelf"), tmp_path / "runs")
+    assert asked == [20]
+    assert manifest.after["pooled_accuracy"] == pytest.approx(manifest.after["folds_accuracy"])
+
+
 def test_a_bound_on_what_is_not_measured_is_refused_before_training(classify: Make, tmp_path: Path) -> None:
     for gate in ({"nll_max": 1.0}, {"accuracy": 0.9}, {"acuracy_min": 0.9}):
         with pytest.raises(RecipeError, match="bound"):
@@ -100,7 +120,7 @@ def test_every_shipped_recipe_reads_and_has_its_data(name: str) -> None:
         rows = catalogue.with_files(recipe).data.load()
     except RecipeError as error:
         pytest.skip(str(error))  # real data, which is not shipped
-    gate.check(recipe.gate, measures.MEASURES[measures.kind(rows.test.targets)])
+    gate.check(recipe.gate, measures.names(rows.test))
     assert len(rows.test) >= 40
 
 
@@ -122,6 +142,15 @@ def test_settings_change_fields_and_paths_follow_the_working_folder(
     recipe = catalogue.read("support-intent", ("name=mine", "seed=7", "gate.accuracy_min=0.5", "data.train=own.csv"))
     assert (recipe.name, recipe.seed, recipe.gate["accuracy_min"]) == ("mine", 7, 0.5)
     assert recipe.data.train == str(tmp_path / "own.csv")
+
+
+def test_settings_reach_into_lists_of_tables() -> None:
+    recipe = catalogue.read("guard", ("data.sources.1.file=/own.csv", "data.sources.1.text=comment"))
+    assert isinstance(recipe.data, Flagged)
+    assert (recipe.data.sources[1].file, recipe.data.sources[1].text) == ("/own.csv", "comment")
+    for setting in ("data.sources.9.file=x", "data.sources.file=x", "data.sources=x"):
+        with pytest.raises(RecipeError, match="sources"):
+            catalogue.read("guard", (setting,))
 
 
 @pytest.mark.parametrize(

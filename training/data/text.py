@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from msgspec import Struct
 
-from training.contract import Classes, Examples, Rows, strings
+from training.contract import Classes, Examples, Rows, Scoped, strings
 from training.data import split, tables
 from training.errors import DataError
 from training.spec.data import Text
@@ -33,7 +33,12 @@ def load(spec: Text) -> Rows:
         raise DataError("there are no rows to test with: set data.test, or give data.train more rows")
     train, leaked = split.apart(train, test, lambda it: it.text)
     notes = (f"{leaked} training rows are also in the test part and were left out",) if leaked else ()
-    labels = tuple(sorted({row.label for row in train}))
+    labels = tuple(sorted({row.label for row in train} - {spec.outside}))
+    if spec.outside is not None:
+        labels += (spec.outside,)
+        for part, rows, file in (("train", train, spec.train), ("test", test, spec.test or spec.train)):
+            if all(row.label != spec.outside for row in rows):
+                raise DataError(f"{file} has no row to {part} with that has the label {spec.outside!r} (data.outside)")
     if len(labels) < 2:
         raise DataError(f"the training rows have {len(labels)} labels; a classifier needs two or more")
     if unknown := sorted({row.label for row in test} - set(labels)):
@@ -66,9 +71,12 @@ def _label(columns: set[str], spec: Text) -> str:
 
 
 def _examples(rows: Sequence[Row], labels: tuple[str, ...], spec: Text) -> Examples:
-    index = {label: at for at, label in enumerate(labels)}
+    place = {label: at for at, label in enumerate(labels)}
+    index = np.array([place[row.label] for row in rows], np.int64)
     return Examples(
         {"text": strings([row.text for row in rows])},
-        Classes(np.array([index[row.label] for row in rows], np.int64), labels),
+        Classes(index, labels)
+        if spec.outside is None
+        else Scoped(index, labels, outside=spec.outside, recall=spec.outside_recall),
         {column: strings([row.slices[at] for row in rows]) for at, column in enumerate(spec.slices)},
     )

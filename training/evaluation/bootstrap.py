@@ -6,25 +6,36 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from training.contract import Array, Targets
+from training.contract import Array, Scores, Targets
 from training.evaluation.measures import measure
 
 RESAMPLES = 1000
 
 
+Interval = tuple[float, float, float]
+"""A value, and the ends of its 95 % interval."""
+
+
 def difference(
     name: str, targets: Targets, one: Mapping[str, Array], other: Mapping[str, Array], *, seed: int
-) -> tuple[float, float, float]:
-    """Of the measure `name`, of `one` minus of `other`: the value, and the ends of its 95 % interval by a paired
-    percentile bootstrap over the rows."""
+) -> Interval:
+    """Of the measure `name`, of `one` minus of `other`."""
+    return differences(targets, one, other, seed=seed)[name]
+
+
+def differences(
+    targets: Targets, one: Mapping[str, Array], other: Mapping[str, Array], *, seed: int
+) -> dict[str, Interval]:
+    """Of every measure, of `one` minus of `other`, by a paired percentile bootstrap over the rows."""
     chance = np.random.default_rng(seed)
 
-    def of(chosen: Array) -> float:
+    def of(chosen: Array) -> Scores:
         rows = targets.take(chosen)
-        scores = [measure(rows, {key: array[chosen] for key, array in it.items()}) for it in (one, other)]
-        return scores[0][name] - scores[1][name]
+        ours, theirs = (measure(rows, {key: array[chosen] for key, array in it.items()}) for it in (one, other))
+        return {name: value - theirs[name] for name, value in ours.items() if name in theirs}
 
     count = len(targets)
+    values = of(np.arange(count))
     found = [of(chance.integers(0, count, count)) for _ in range(RESAMPLES)]
-    low, high = np.nanpercentile(found, (2.5, 97.5))
-    return of(np.arange(count)), float(low), float(high)
+    ends = {name: np.nanpercentile([it.get(name, np.nan) for it in found], (2.5, 97.5)) for name in values}
+    return {name: (value, float(ends[name][0]), float(ends[name][1])) for name, value in values.items()}

@@ -2,49 +2,91 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from functools import partial
 
 import numpy as np
 
-from training.contract import Array, Classes, Examples, Rows, Scores
+from training.contract import Array, Classes, Examples, Rows, Scores, Targets
 from training.errors import RecipeError
-from training.evaluation.measures import measure
-from training.model import Model, predict
+from training.evaluation import bootstrap
+from training.evaluation.measures import measure, with_slices
+from training.model import Model, finish, predict
 from training.run import Run
 from training.spec import Recipe
+from training.spec.trainers import Frozen
+
+LOG = logging.getLogger("training")
+
+Outputs = dict[str, Array]
 
 
-def validate(recipe: Recipe, examples: Examples, run: Run) -> tuple[Scores, Scores]:
-    """Means over the folds of every measure of the recipe's model, and of its floor: `folds_<measure>`. Each fold is a
-    stage of its own."""
+def validate(recipe: Recipe, examples: Examples, features: Mapping[str, Array], run: Run) -> tuple[Scores, Scores]:
+    """Every measure of the recipe's model, and of its floor: `folds_<measure>`, mean over the folds, and
+    `pooled_<measure>`, of all rows together. Each fold is a stage of its own. `features` are those of the rows, for a
+    trainer that freezes a part of the model."""
     assert recipe.folds is not None
-    folds = stratified(examples, recipe.folds, seed=recipe.seed)
-    found = [run.stage(f"fold-{at}", partial(_fold, recipe, examples, folds == at, run)) for at in range(recipe.folds)]
-    return _mean([it[0] for it in found]), _mean([it[1] for it in found])
+    fold = stratified(examples.targets, recipe.folds, seed=recipe.seed)
+    held = [np.nonzero(fold == number)[0] for number in range(recipe.folds)]
+    found = [
+        run.stage(f"fold-{number}", partial(_fold, recipe, examples, features, rows, run))
+        for number, rows in enumerate(held)
+    ]
+    ours, floor = (_measured(examples, held, [it[side] for it in found]) for side in (0, 1))
+    if floor:
+        _say_gain(examples, held, found, seed=recipe.seed)
+    return ours, floor
 
 
-def stratified(examples: Examples, folds: int, *, seed: int) -> Array:
+def stratified(targets: Targets, folds: int, *, seed: int) -> Array:
     """Fold of each row, int64 [n], with each class spread evenly where there are classes."""
     chance = np.random.default_rng(seed)
-    order = chance.permutation(len(examples))
-    if isinstance(examples.targets, Classes):
-        order = order[np.argsort(examples.targets.index[order], kind="stable")]
+    order = chance.permutation(len(targets))
+    if isinstance(targets, Classes):
+        order = order[np.argsort(targets.index[order], kind="stable")]
     fold = np.empty(len(order), np.int64)
     fold[order] = np.arange(len(order)) % folds
     return fold
 
 
-def _fold(recipe: Recipe, examples: Examples, held: Array, run: Run) -> tuple[Scores, Scores]:
-    rows = Rows(examples.take(np.nonzero(~held)[0]), examples.take(np.nonzero(held)[0]))
+def _fold(
+    recipe: Recipe, examples: Examples, features: Mapping[str, Array], held: Array, run: Run
+) -> tuple[Outputs, Outputs]:
+    """Outputs for the held rows, of the recipe's model and of its floor."""
+    rest = np.setdiff1d(np.arange(len(examples)), held)
+    rows = Rows(examples.take(rest), examples.take(held))
     model = recipe.model.build(rows)
-    if not isinstance(model, Model) or recipe.trainer is None:
+    trainer = recipe.trainer
+    if not isinstance(model, Model) or trainer is None:
         raise RecipeError("folds are for models that learn from rows")
-    fitted = recipe.trainer.fit(model, rows.train, run)
-    scores = measure(rows.test.targets, predict(fitted, rows.test.inputs))
+    if isinstance(trainer, Frozen):
+        fitted = trainer.learn(model, {name: it[rest] for name, it in features.items()}, rows.train.targets)
+        outputs = finish(fitted, {name: it[held] for name, it in features.items()})
+    else:
+        outputs = predict(trainer.fit(model, rows.train, run), rows.test.inputs)
     if recipe.floor is None:
-        return scores, {}
-    return scores, measure(rows.test.targets, recipe.floor.predict(rows.train, rows.test, seed=recipe.seed))
+        return outputs, {}
+    return outputs, recipe.floor.predict(rows.train, rows.test, seed=recipe.seed)
 
 
-def _mean(found: list[Scores]) -> Scores:
-    return {f"folds_{name}": float(np.mean([it[name] for it in found])) for name in found[0]}
+def _measured(examples: Examples, held: list[Array], outputs: list[Outputs]) -> Scores:
+    if not outputs[0]:
+        return {}
+    parts = [measure(examples.targets.take(rows), it) for rows, it in zip(held, outputs, strict=True)]
+    everywhere = [name for name in parts[0] if all(name in it for it in parts)]
+    means = {f"folds_{name}": float(np.mean([it[name] for it in parts])) for name in everywhere}
+    pooled = with_slices(examples.take(np.concatenate(held)), _pooled(outputs))
+    return means | {f"pooled_{name}": value for name, value in pooled.items()}
+
+
+def _pooled(outputs: list[Outputs]) -> Outputs:
+    return {name: np.concatenate([it[name] for it in outputs]) for name in outputs[0]}
+
+
+def _say_gain(examples: Examples, held: list[Array], found: list[tuple[Outputs, Outputs]], *, seed: int) -> None:
+    """By how much the model is better than the floor on all rows, with intervals."""
+    targets = examples.targets.take(np.concatenate(held))
+    ours, floor = (_pooled([it[side] for it in found]) for side in (0, 1))
+    for name, (value, low, high) in bootstrap.differences(targets, ours, floor, seed=seed).items():
+        LOG.info("folds: %s %+.4f on the floor, 95 %% interval %+.4f to %+.4f", name, value, low, high)

@@ -11,7 +11,7 @@ only is written `<measure>[<column>=<value>]`, for the columns that the data has
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import msgspec
 
@@ -50,13 +50,16 @@ class Finding(msgspec.Struct, frozen=True):
         return self.value >= self.bound if self.rule.endswith("_min") else self.value <= self.bound
 
 
-def check(gate: Mapping[str, float], measures: tuple[str, ...]) -> None:
+def check(gate: Mapping[str, float], measures: Collection[str]) -> None:
     """Raise RecipeError for a rule about something that will not be measured."""
+    every = ", ".join((*sorted(it for it in measures if "[" not in it), *ALWAYS))
     for rule in gate:
-        name, _ = _parts(rule)
-        if name.partition("[")[0] not in (*measures, *ALWAYS) and not name.startswith("folds_"):
-            known = ", ".join((*measures, *ALWAYS))
-            raise RecipeError(f"the gate's {rule!r} is a bound on nothing; measured are {known}")
+        name, kind = _parts(rule)
+        plain = name.removeprefix("folds_").removeprefix("pooled_")
+        if plain not in measures and name not in ALWAYS:
+            raise RecipeError(f"the gate's {rule!r} is a bound on nothing; measured are {every}")
+        if kind == "_over_stable_min" and name not in measures:
+            raise RecipeError(f"the gate's {rule!r} is a bound on nothing: the promoted artifact is not measured so")
 
 
 def findings(gate: Mapping[str, float], evidence: Evidence) -> list[Finding]:

@@ -3,7 +3,10 @@
 one label a row      accuracy, macro_f1, log_loss in nats, ece (15 bins of equal width, https://arxiv.org/abs/1706.04599),
                      and for two labels auc, of the second one; where wrong answers have a cost, the mean of it, each
                      row being answered with what costs least by its scores
-any number of labels auprc and auc, means over the labels with 40 known positives or more; macro_f1 at 0.5
+a label for refusing  on top of that, see `training.evaluation.scope`
+any number of labels auprc, auc and macro_f1 at 0.5: means over the labels with 40 known positives or more; of each such
+                     label auprc_LABEL, auc_LABEL and recall_LABEL at 0.5, and of every label with known negatives
+                     false_alarms_LABEL, the share of them that reaches 0.5
 ratings              rmse, mae
 choices              recall_20 and ndcg_20 of what the user liked among the first 20 items, means over the users who
                      liked any; coverage, the share of the items liked by anyone that somebody is shown there
@@ -17,11 +20,13 @@ from types import MappingProxyType
 
 import numpy as np
 
-from training.contract import Answers, Array, Choices, Classes, Flags, Scores, Targets, Values
+from training.contract import Answers, Array, Choices, Classes, Examples, Flags, Scoped, Scores, Targets, Values
+from training.evaluation import scope
 
 MEASURES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "Classes": ("accuracy", "macro_f1", "log_loss", "ece", "auc", "cost"),
+        "Scoped": ("accuracy", "macro_f1", "log_loss", "ece", *scope.NAMES),
         "Flags": ("auprc", "auc", "macro_f1"),
         "rating": ("rmse", "mae"),
         "similarity": ("spearman", "cosine_to_fp32", "cosine_to_fp32_least"),
@@ -33,10 +38,22 @@ MEASURES: Mapping[str, tuple[str, ...]] = MappingProxyType(
 
 LESS_IS_BETTER = frozenset({"log_loss", "ece", "cost", "rmse", "mae", "nll"})
 
+OF_EACH_FLAG = ("auprc", "auc", "recall", "false_alarms")
+
 POSITIVES_MIN = 40
 """Known positives that a label needs before anything is claimed of it."""
 ECE_BINS = 15
 _TOP = 20
+
+
+def names(examples: Examples) -> set[str]:
+    """Everything that may be measured of such rows; what there are too few rows for is not."""
+    targets = examples.targets
+    found = {*MEASURES[kind(targets)]}
+    if isinstance(targets, Flags):
+        found |= {f"{name}_{label}" for name in OF_EACH_FLAG for label in targets.labels}
+    slices = [f"[{column}={value}]" for column, values in examples.slices.items() for value in set(values)]
+    return found | {f"{name}{part}" for name in found for part in slices}
 
 
 def kind(targets: Targets) -> str:
@@ -47,6 +64,8 @@ def kind(targets: Targets) -> str:
 def measure(targets: Targets, outputs: Mapping[str, Array]) -> Scores:
     """Every measure that such targets have, from the model's outputs [n, …]."""
     match targets:
+        case Scoped():
+            return classes(targets, outputs["scores"]) | scope.scope(targets, outputs["scores"])
         case Classes():
             return classes(targets, outputs["scores"])
         case Flags():
@@ -85,20 +104,36 @@ def classes(targets: Classes, scores: Array) -> Scores:
     return found
 
 
+def with_slices(examples: Examples, outputs: Mapping[str, Array]) -> Scores:
+    """Every measure, and the same of each slice: `<measure>[<column>=<value>]`."""
+    scores = measure(examples.targets, outputs)
+    for column, values in examples.slices.items():
+        for value in sorted(set(values)):
+            chosen = np.nonzero(values == value)[0]
+            part = measure(examples.targets.take(chosen), {name: array[chosen] for name, array in outputs.items()})
+            scores |= {f"{name}[{column}={value}]": number for name, number in part.items()}
+    return scores
+
+
 def flags(targets: Flags, scores: Array) -> Scores:
     """`scores` [n, labels], each a probability of its own."""
+    found: Scores = {}
     columns = []
-    for at in range(len(targets.labels)):
+    for at, label in enumerate(targets.labels):
         known = ~np.isnan(targets.values[:, at])
         wanted, given = targets.values[known, at] == 1, scores[known, at]
+        flagged = given >= 0.5
+        if not wanted.all():
+            found[f"false_alarms_{label}"] = float(flagged[~wanted].mean())
         if wanted.sum() >= POSITIVES_MIN and not wanted.all():
-            hits = (wanted & (given >= 0.5)).sum()
-            f1 = 2 * hits / (wanted.sum() + (given >= 0.5).sum())
+            hits = (wanted & flagged).sum()
+            f1 = 2 * hits / (wanted.sum() + flagged.sum())
             columns.append((auprc(given, wanted), auc(given, wanted), f1))
-    if not columns:
-        return {}
-    means = np.mean(columns, axis=0)
-    return {"auprc": float(means[0]), "auc": float(means[1]), "macro_f1": float(means[2])}
+            of_label = (*columns[-1][:2], hits / wanted.sum())
+            found |= {f"{name}_{label}": float(it) for name, it in zip(OF_EACH_FLAG, of_label, strict=False)}
+    if columns:
+        found |= {name: float(it) for name, it in zip(MEASURES["Flags"], np.mean(columns, axis=0), strict=True)}
+    return found
 
 
 def choices(targets: Choices, items: Array) -> Scores:

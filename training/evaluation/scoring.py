@@ -19,7 +19,7 @@ from runtimes.clock import SystemClock
 from runtimes.contract import InferRequest, Predictor, Site
 from runtimes.onnx import Onnx
 from training.contract import Answers, Array, Classes, Examples, Flags, Inputs, Scores, Targets, Values
-from training.evaluation.measures import measure
+from training.evaluation.measures import with_slices
 from training.models.generator import Generator
 
 LOG = logging.getLogger("training")
@@ -45,12 +45,7 @@ def score(it: Generator | Artifact, examples: Examples, *, title: str) -> Measur
     is read back from its files and run by transformers, in the number formats that the engine is started with.
     """
     outputs = _outputs(it, examples)
-    scores = measure(examples.targets, outputs)
-    for column, values in examples.slices.items():
-        for value in sorted(set(values)):
-            chosen = np.nonzero(values == value)[0]
-            part = measure(examples.targets.take(chosen), {name: array[chosen] for name, array in outputs.items()})
-            scores |= {f"{name}[{column}={value}]": number for name, number in part.items()}
+    scores = with_slices(examples, outputs)
     if isinstance(it, Artifact):
         scores["size_bytes"] = float(it.manifest.size_bytes)
         if it.manifest.format == "onnx":

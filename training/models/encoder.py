@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from training.contract import Array, Classes, Flags, Inputs, Rows, strings
-from training.model import Model
+from training.model import Model, predict
 from training.models import package
 from training.spec.models import Encoder
 
@@ -101,7 +101,13 @@ class Classifier(TextModel):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
         """Token ids and mask [n, tokens] → scores [n, labels], and the logits behind them."""
-        logits = self.linear(self.embedder(input_ids, attention_mask)[0])
+        return self.rest(self.embedder.named(self.embedder(input_ids, attention_mask)))
+
+    def frozen(self, inputs: Inputs) -> dict[str, Array]:
+        return predict(self.embedder, inputs)
+
+    def rest(self, features: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+        logits = self.linear(features["embedding"])
         return logits.softmax(-1) if self.exclusive else logits.sigmoid(), logits
 
     def head(self) -> Sequence[nn.Parameter]:

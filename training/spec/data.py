@@ -28,11 +28,45 @@ class Text(Struct, frozen=True, forbid_unknown_fields=True, tag="text", tag_fiel
     """How much of `train` is held out when nothing else decides."""
     slices: tuple[str, ...] = ()
     """Columns whose every value is also measured by itself."""
+    outside: str | None = None
+    """The label of rows that no other label fits: a model should answer with it instead of guessing."""
+    outside_recall: Share = 0.8
+    """How much of what is outside has to be noticed; a model sets its threshold by that."""
 
     def load(self) -> Rows:
         from training.data import text
 
         return text.load(self)
+
+
+class Source(Struct, frozen=True, forbid_unknown_fields=True):
+    """A file of texts, and what it says about them."""
+
+    name: str
+    """Also a slice: `source=NAME`."""
+    file: str
+    text: str = "text"
+    """The column; where it holds several texts, turns of a conversation, the first one counts."""
+    flags: dict[str, str] = {}
+    """Label → the column that says 1 or 0, or nothing where nobody knows; or `COLUMN=VALUE`, yes where it says that."""
+    without: tuple[str, ...] = ()
+    """Labels that no row has. What is neither here nor in `flags` is unknown."""
+    part: Literal["both", "train", "test"] = "both"
+    """`both`: as the hash of each text says."""
+    rows: Annotated[int, Meta(ge=1)] | None = None
+    """Only as many, the first ones."""
+
+
+class Flagged(Struct, frozen=True, forbid_unknown_fields=True, tag="flags", tag_field="kind"):
+    """Texts with any number of labels each, from files that know about some of them."""
+
+    sources: Annotated[tuple[Source, ...], Meta(min_length=1)]
+    test_share: Share = 0.2
+
+    def load(self) -> Rows:
+        from training.data import flags
+
+        return flags.load(self)
 
 
 class Pairs(Struct, frozen=True, forbid_unknown_fields=True, tag="pairs", tag_field="kind"):
@@ -116,4 +150,4 @@ class Ratings(Struct, frozen=True, forbid_unknown_fields=True, tag="ratings", ta
         return ratings.load(self)
 
 
-Data = Text | Pairs | Turns | Table | Ratings
+Data = Text | Flagged | Pairs | Turns | Table | Ratings

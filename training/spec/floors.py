@@ -11,9 +11,10 @@ if TYPE_CHECKING:
 
 
 class Ngrams(Struct, frozen=True, forbid_unknown_fields=True, tag="ngrams", tag_field="kind"):
-    """TF-IDF of n-grams, logistic regression."""
+    """TF-IDF of n-grams, logistic regression; for flags, one each."""
 
-    unit: Literal["word", "char"] = "word"
+    unit: Literal["word", "char", "both"] = "word"
+    """`both`: words, and 2 to 5 characters inside them."""
     least: Annotated[int, Meta(ge=1)] = 1
     most: Annotated[int, Meta(ge=1)] = 2
     c: Annotated[float, Meta(gt=0)] = 10.0

@@ -37,6 +37,29 @@ class Encoder(Struct, frozen=True, forbid_unknown_fields=True, tag="encoder", ta
         return package.describe(self.package), self.licence
 
 
+class ScopedEncoder(Encoder, frozen=True, forbid_unknown_fields=True, tag="scoped-encoder", tag_field="kind"):
+    """An encoder whose classifier answers with the label `data.outside` where it is not sure that another one fits."""
+
+    def build(self, rows: Rows) -> Model:
+        from training.models import scoped
+
+        return scoped.build(self, rows)
+
+
+class BlendedEncoder(Encoder, frozen=True, forbid_unknown_fields=True, tag="blended-encoder", tag_field="kind"):
+    """An encoder and, beside it, TF-IDF of n-grams of its tokens: what is meant, and how it is put. For flags."""
+
+    ngram: Annotated[int, Meta(ge=1, le=3)] = 2
+    """Tokens of the longest n-gram."""
+    ngrams_max: Annotated[int, Meta(ge=1)] = 30_000
+    """The most frequent ones."""
+
+    def build(self, rows: Rows) -> Model:
+        from training.models import blended
+
+        return blended.build(self, rows)
+
+
 class CausalLM(Struct, frozen=True, forbid_unknown_fields=True, tag="generator", tag_field="kind"):
     """A causal language model with its tokenizer, from a GGUF file or in Hugging Face's layout."""
 
@@ -129,4 +152,4 @@ class TwoTower(Struct, frozen=True, forbid_unknown_fields=True, tag="two-tower",
         return towers.build(self, rows)
 
 
-ModelSpec = Encoder | CausalLM | Mlp | Factors | Ease | TwoTower
+ModelSpec = Encoder | ScopedEncoder | BlendedEncoder | CausalLM | Mlp | Factors | Ease | TwoTower

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
 if TYPE_CHECKING:
-    from training.contract import Examples
+    from training.contract import Array, Examples, Targets
     from training.model import Model
     from training.run import Run
 
@@ -17,7 +18,18 @@ Share = Annotated[float, Meta(ge=0, lt=1)]
 Count = Annotated[int, Meta(ge=1)]
 
 
-class Probe(Struct, frozen=True, forbid_unknown_fields=True, tag="probe", tag_field="kind"):
+class Frozen(Struct, frozen=True):
+    """Learns from what a frozen model puts out, so that rows go through that part once, however often they are learnt
+    from."""
+
+    def fit(self, model: Any, examples: Examples, run: Run) -> Model:
+        return self.learn(model, model.frozen(examples.inputs), examples.targets)
+
+    def learn(self, model: Any, features: Mapping[str, Array], targets: Targets) -> Model:
+        raise NotImplementedError
+
+
+class Probe(Frozen, frozen=True, forbid_unknown_fields=True, tag="probe", tag_field="kind"):
     """Everything but the head frozen, and the head the multinomial logistic regression on what comes out of it.
     Seconds, and on short texts within a point of fine-tuning."""
 
@@ -25,10 +37,42 @@ class Probe(Struct, frozen=True, forbid_unknown_fields=True, tag="probe", tag_fi
     """Inverse strength of the L2 penalty, as in scikit-learn."""
     steps_max: Count = 500
 
-    def fit(self, model: Any, examples: Examples, run: Run) -> Model:
+    def learn(self, model: Any, features: Mapping[str, Array], targets: Targets) -> Model:
         from training.trainers import probe
 
-        return probe.fit(self, model, examples)
+        return probe.learn(self, model, features, targets)
+
+
+class Reject(Frozen, frozen=True, forbid_unknown_fields=True, tag="reject", tag_field="kind"):
+    """A Probe over the labels that are inside, and beside it a logistic regression of how sure it is that one of them
+    fits. All of that on rows held out in turn, so that the threshold is that of new rows."""
+
+    c: Positive = 20.0
+    """As of a Probe."""
+    steps_max: Count = 100
+    folds: Annotated[int, Meta(ge=2)] = 3
+
+    def learn(self, model: Any, features: Mapping[str, Array], targets: Targets) -> Model:
+        from training.trainers import reject
+
+        return reject.learn(self, model, features, targets)
+
+
+class Blend(Frozen, frozen=True, forbid_unknown_fields=True, tag="blend", tag_field="kind"):
+    """For the model `blended-encoder`: for each flag a logistic regression on what is meant, one on how it is put, and
+    one that weighs the two by what they say of rows held out in turn. The threshold is where F1 is highest."""
+
+    meaning_c: Positive = 5.0
+    """Inverse strength of the L2 penalty, as in scikit-learn."""
+    wording_c: Positive = 10.0
+    folds: Annotated[int, Meta(ge=2)] = 4
+    false_alarms_max: Share = 0.02
+    """Of the training rows known to be without a flag, held out in turn, those that get it all the same: at most."""
+
+    def learn(self, model: Any, features: Mapping[str, Array], targets: Targets) -> Model:
+        from training.trainers import blend
+
+        return blend.learn(self, model, features, targets)
 
 
 class Lora(Struct, frozen=True, forbid_unknown_fields=True):
@@ -84,4 +128,4 @@ class Gradient(Struct, frozen=True, forbid_unknown_fields=True, tag="gradient", 
         return gradient.fit(self, model, examples, run)
 
 
-Trainer = Probe | Gradient
+Trainer = Probe | Reject | Blend | Gradient

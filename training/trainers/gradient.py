@@ -22,7 +22,7 @@ from training.evaluation.measures import measure
 from training.model import Model, predict, row_losses, weighted
 from training.run import Run
 from training.spec.trainers import Gradient
-from training.trainers import batches, probe, schedule
+from training.trainers import batches, schedule
 from training.trainers.team import Team
 
 LOG = logging.getLogger("training")
@@ -34,7 +34,7 @@ def fit(spec: Gradient, model: Model, examples: Examples, run: Run) -> Model:
         raise RecipeError("the trainer 'gradient' does not fit a generator; see llm-sft")
     learnt, held = _validation(spec, examples, run)
     if spec.probe is not None:
-        model = probe.fit(spec.probe, model, learnt)
+        model = spec.probe.fit(model, learnt, run)
     if spec.lora is None:
         model.load_state_dict(Descent(spec, model, learnt, held, run).descend())
     else:

@@ -3,39 +3,37 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
-from training.contract import Classes, Examples, Flags
+from training.contract import Array, Classes, Flags, Targets
 from training.errors import RecipeError
-from training.model import Model, predict
+from training.model import Model
 from training.models.encoder import Classifier
-from training.spec.trainers import Probe
+from training.spec.trainers import Probe, Reject
 
 LOG = logging.getLogger("training")
 
 
-def fit(spec: Probe, model: Model, examples: Examples) -> Model:
+def learn(spec: Probe, model: Model, features: Mapping[str, Array], targets: Targets) -> Model:
     """The model with its linear layer as the regression leaves it."""
     if not isinstance(model, Classifier):
         raise RecipeError("the trainer 'probe' is for text classifiers: an encoder, and rows with labels")
-    LOG.info("probe: embedding %d texts", len(examples))
-    inputs = torch.from_numpy(predict(model.embedder, examples.inputs)["embedding"])
-    loss = regress(model.linear, inputs, examples, spec)
+    loss = regress(model.linear, torch.from_numpy(features["embedding"]), targets, spec)
     LOG.info("probe: logistic regression over %d labels, loss %.4f", len(model.labels), loss)
     model.eval()
     return model
 
 
-def regress(linear: nn.Linear, inputs: Tensor, examples: Examples, spec: Probe) -> float:
+def regress(linear: nn.Linear, inputs: Tensor, targets: Targets, spec: Probe | Reject) -> float:
     """By L-BFGS. Convex: from zero, the same rows always end at the same weights. For flags, one regression each."""
     nn.init.zeros_(linear.weight)
     nn.init.zeros_(linear.bias)
     optimizer = torch.optim.LBFGS(
         linear.parameters(), max_iter=spec.steps_max, tolerance_grad=1e-6, line_search_fn="strong_wolfe"
     )
-    targets = examples.targets
 
     def mean_loss() -> Tensor:
         logits = linear(inputs)
