@@ -16,7 +16,7 @@ import msgspec
 from runtimes.artifact import Artifact, Manifest, Shelf, verify
 from runtimes.integrity import ShelfFault
 from training.catalogue import fingerprint, with_files
-from training.errors import RecipeError
+from training.errors import DataError, RecipeError
 from training.run import Run
 from training.spec import Recipe
 
@@ -102,6 +102,8 @@ def _trained(recipe: Recipe, rows: Rows, run: Run, base: Base | None, workers: i
         from training import distributed
 
         return distributed.fit(recipe, run, workers=workers)
+    if recipe.trainer is not None and not len(rows.train):
+        raise DataError("there are no rows to train with: set data.train, or take the trainer out")
     model = recipe.model.build(rows) if base is None else continual.start(base, rows)
     return model if recipe.trainer is None else recipe.trainer.fit(model, rows.train, run)
 

@@ -1,9 +1,10 @@
 """What a recipe learns from. Paths are relative to the recipe, in `--set` to the working folder; `$HEADRACE_DATA/…` is
-below that folder, and `hf:NAME` a Hugging Face data set that is on this disk."""
+below that folder, and `hf:NAME`, `hf:NAME:CONFIG#SPLIT` a Hugging Face data set that is on this disk. `encoding` is
+that of text files, as Python calls it."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from msgspec import Meta, Struct
 
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     from training.contract import Rows
 
 Share = Annotated[float, Meta(gt=0, lt=1)]
+Conflicts = Literal["keep", "drop", "refuse"]
 
 
 class Text(Struct, frozen=True, forbid_unknown_fields=True, tag="text", tag_field="kind"):
@@ -28,6 +30,9 @@ class Text(Struct, frozen=True, forbid_unknown_fields=True, tag="text", tag_fiel
     """How much of `train` is held out when nothing else decides."""
     slices: tuple[str, ...] = ()
     """Columns whose every value is also measured by itself."""
+    conflicts: Conflicts = "keep"
+    """What becomes of training rows of the same text and different labels; the log names them."""
+    encoding: str = "utf-8"
 
     def load(self) -> Rows:
         from training.data import text
@@ -41,6 +46,7 @@ class Pairs(Struct, frozen=True, forbid_unknown_fields=True, tag="pairs", tag_fi
     files: ClassVar[tuple[str, ...]] = ("test",)
 
     test: str
+    encoding: str = "utf-8"
 
     def load(self) -> Rows:
         from training.data import pairs
@@ -56,6 +62,7 @@ class Turns(Struct, frozen=True, forbid_unknown_fields=True, tag="turns", tag_fi
     train: str | None = None
     test: str | None = None
     test_share: Share = 0.1
+    encoding: str = "utf-8"
 
     def load(self) -> Rows:
         from training.data import turns

@@ -21,7 +21,7 @@ def fit(spec: Probe, model: Model, examples: Examples) -> Model:
     if not isinstance(model, Classifier):
         raise RecipeError("the trainer 'probe' is for text classifiers: an encoder, and rows with labels")
     LOG.info("probe: embedding %d texts", len(examples))
-    inputs = torch.from_numpy(predict(model.embedder, examples.inputs)["embedding"])
+    inputs = torch.from_numpy(predict(model.embedder, examples.inputs, title="probe")["embedding"])
     loss = regress(model.linear, inputs, examples, spec)
     LOG.info("probe: logistic regression over %d labels, loss %.4f", len(model.labels), loss)
     model.eval()
