@@ -17,6 +17,7 @@ import torch
 
 from runtimes.artifact import Artifact, Manifest, Shelf
 from training import __main__ as command
+from training import distributed
 from training import recipe as recipes
 from training.errors import DataError, Diverged, Interrupted, RecipeError, of_memory
 from training.run import Run
@@ -118,6 +119,12 @@ def test_the_second_ctrl_c_does_not_wait(tmp_path: Path) -> None:
         assert run.stopping
         os.kill(os.getpid(), signal.SIGINT)
         signal.pause()
+
+
+def test_whoever_wants_to_stop_need_not_wait_for_processes_that_train_together(tmp_path: Path) -> None:
+    with Run(tmp_path, seed=0).open(b"{}") as run:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert distributed._ended(["sleep", "1000"], os.environ, run) == -signal.SIGTERM
 
 
 def test_damaged_files_of_a_run_are_named(tmp_path: Path) -> None:

@@ -37,6 +37,15 @@ def test_a_line_comes_now_and_then_with_rate_and_time_left(caplog: pytest.LogCap
     ]
 
 
+def test_where_nobody_wants_to_be_told_nothing_is_shown(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with caplog.at_level(logging.WARNING, "training"), progress("train", 2) as advance:
+        advance(2)
+    assert capsys.readouterr().err == ""
+
+
 def test_tracked_items_are_the_same_items() -> None:
     assert [*tracked("abc", "read", 3)] == ["a", "b", "c"]
 

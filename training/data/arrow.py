@@ -40,8 +40,8 @@ def saved(folder: Path) -> list[Record]:
 
 
 def hub(reference: str) -> list[Record]:
-    """Every row of the data set of that name, as it lies in Hugging Face's cache; the command lets nothing be downloaded.
-    Raises DataError."""
+    """Every row of the data set of that name, as it lies in Hugging Face's cache; the command lets nothing be
+    downloaded. Raises DataError."""
     import datasets
 
     name, _, split = reference.removeprefix(HUB).partition("#")
