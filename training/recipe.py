@@ -52,6 +52,8 @@ def make(recipe: Recipe, recipe_hash: str, shelf: Shelf, run: Run, *, workers: i
     base = None if recipe.continual is None else continual.find(recipe.continual.base, shelf, run.folder.parent)
     rows = _rows(recipe, base)
     _say(rows)
+    if run.stage("data", lambda: rows.fingerprint) != rows.fingerprint:  # `hf:` names a set, not its rows
+        raise DataError("the rows are not those that this run began with: start over, without --resume and --from")
     gate.check(recipe.gate, measures.MEASURES[measures.kind(rows.test.targets)])  # a typing error must not cost a run
     model = run.stage("train", lambda: _trained(recipe, rows, run, base, workers))
     floor = run.stage("floor", lambda: _floor(recipe, rows))

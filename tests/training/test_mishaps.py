@@ -205,6 +205,13 @@ def test_an_unknown_field_of_a_recipe_is_named_with_its_path(
     assert says in message
 
 
+def test_a_run_does_not_go_on_with_other_rows(classify: Callable[..., Recipe], tmp_path: Path) -> None:
+    with Run(tmp_path / "run", seed=0).open(b"{}") as run:
+        run.stage("data", lambda: "the fingerprint of other rows")
+        with pytest.raises(DataError, match="not those that this run began with"):
+            recipes.make(classify(), "hash", Shelf(tmp_path / "shelf"), run)
+
+
 def test_a_trainer_without_rows_is_refused(classify: Callable[..., Recipe], tmp_path: Path) -> None:
     (tmp_path / "pairs.csv").write_text("left,right,similarity\na,b,1\n")
     recipe = msgspec.structs.replace(classify(gate={}), data=Pairs(test=str(tmp_path / "pairs.csv")))
