@@ -159,7 +159,8 @@ def test_what_the_test_part_gives_away_is_left_out_or_said(tmp_path: Path) -> No
 
 def test_the_balance_of_the_labels_and_broken_texts_are_said(tmp_path: Path) -> None:
     rows = load(tmp_path, CSV + "w\ufffd,a,train\n")
-    assert "2 labels of 1 (b) to 2 (a) training rows" in rows.notes
+    assert "2 labels of 1 (b) to 2 (a) training rows each" in rows.notes
+    assert "2 labels of 1 training rows each" in plain_rows(tmp_path).notes
     assert "1 labels have no row to test with" in rows.notes
     assert "1 texts hold U+FFFD: they were decoded wrongly before they came here" in rows.notes
 

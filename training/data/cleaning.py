@@ -80,7 +80,8 @@ def about(train: Sequence[Labelled], test: Sequence[Labelled], *, file: str) -> 
     counts = Counter(it.label for it in train).most_common()
     if counts:
         (most, highest), (least, lowest) = counts[0], counts[-1]
-        notes.append(f"{len(counts)} labels of {lowest} ({least}) to {highest} ({most}) training rows")
+        some = f"{lowest} ({least}) to {highest} ({most})" if lowest < highest else f"{lowest}"
+        notes.append(f"{len(counts)} labels of {some} training rows each")
     if untested := len(counts) - len({it.label for it in test}):
         notes.append(f"{untested} labels have no row to test with")
     return notes

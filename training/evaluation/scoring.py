@@ -156,7 +156,7 @@ def served(bundle: Artifact, inputs: Inputs, *, batch_max: int | None = None) ->
                 for start in range(0, count, _ROWS_AT_ONCE):
                     piece = {name: array[start : start + _ROWS_AT_ONCE] for name, array in inputs.items()}
                     parts.append(await _ask(runtime, piece))
-                    advance(_ROWS_AT_ONCE)
+                    advance(min(_ROWS_AT_ONCE, count - start))
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     return asyncio.run(ask())
