@@ -15,7 +15,8 @@ from cyclopts import App, Parameter, validators
 from runtimes.integrity import ShelfFault
 from training import catalogue, exchange_command, shelf_command
 from training.console import AsJson, Where, shelf_at, state
-from training.errors import Interrupted, RecipeError, TrainingError
+from training.errors import Interrupted, RecipeError, TrainingError, of_memory
+from training.progress import StderrHandler
 
 EXAMPLES = """
 Examples:
@@ -121,18 +122,28 @@ def recipes(*, json_: AsJson = False) -> None:
 
 
 def main() -> None:
-    logging.basicConfig(stream=sys.stderr, format="%(relativeCreated)7.0f ms  %(message)s", level=logging.WARNING)
+    logging.basicConfig(
+        handlers=[StderrHandler()], format="%(relativeCreated)7.0f ms  %(message)s", level=logging.WARNING
+    )
     try:
-        app()
+        app(sys.argv[1:])
     except Interrupted as stopped:
         print(f"headrace-train: {stopped}", file=sys.stderr)
         sys.exit(130)
     except (TrainingError, ShelfFault) as error:
         sys.exit(f"headrace-train: {error}")
-    except MemoryError:
-        sys.exit("headrace-train: out of memory; a smaller trainer.batch or model.tokens_max needs less")
     except OSError as error:
-        sys.exit(f"headrace-train: {error.filename or 'the disk'}: {error.strerror}; what was done is kept: --resume")
+        sys.exit(
+            f"headrace-train: {error.filename or 'the disk'}: {error.strerror or error}; what was done is kept: make "
+            "room, or it writable, and go on with --resume; HEADRACE_STATE and --shelf name other places"
+        )
+    except (MemoryError, RuntimeError) as error:
+        if not of_memory(error):
+            raise
+        sys.exit(
+            "headrace-train: out of memory; nothing is published, what was done is kept. A smaller trainer.batch or "
+            "model.tokens_max needs less while learning, fewer rows in data.train while reading"
+        )
 
 
 def _need_torch() -> None:

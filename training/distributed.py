@@ -13,6 +13,8 @@ import logging
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ import torch.distributed as dist
 
 from training.catalogue import with_files
 from training.errors import Interrupted, RecipeError, TrainingError
+from training.progress import StderrHandler
 from training.run import Run
 from training.spec import Recipe
 from training.spec.trainers import Gradient
@@ -32,6 +35,7 @@ LOG = logging.getLogger("training")
 RESTARTS_MAX = 3
 STUCK_S_MAX = 600.0
 """How long one waits for the others before it gives up."""
+_LOOK_S = 0.1
 _PRODUCT = "joined.pt"
 _REFUSAL = "joined.error"
 
@@ -52,7 +56,7 @@ def fit(recipe: Recipe, run: Run, *, workers: int) -> Any:
     env = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
     LOG.info("train: by %d processes", workers)
     for _ in range(1 + RESTARTS_MAX):
-        status = subprocess.run(command, env=env, check=False).returncode  # noqa: S603 - no part is anybody's input
+        status = _ended(command, env, run)
         if refusal.exists():
             raise TrainingError(refusal.read_text("utf-8"))
         if status == 0:
@@ -65,6 +69,17 @@ def fit(recipe: Recipe, run: Run, *, workers: int) -> Any:
     raise TrainingError(f"the processes that were to train have failed {1 + RESTARTS_MAX} times; --resume tries again")
 
 
+def _ended(command: Sequence[str], env: Mapping[str, str], run: Run) -> int:
+    """Its exit status; it is ended if somebody wants to stop."""
+    with subprocess.Popen(command, env=env) as team:  # noqa: S603 - no part is anybody's input
+        try:
+            while team.poll() is None and not run.stopping:
+                time.sleep(_LOOK_S)
+        finally:
+            team.terminate()  # which does nothing once it has ended; torchrun takes its processes with it
+        return team.wait()
+
+
 def main(folder: Path) -> None:
     """One process's part. torchrun has set its place in the environment."""
     recipe = msgspec.json.decode((folder / "recipe.json").read_bytes(), type=Recipe)
@@ -74,7 +89,9 @@ def main(folder: Path) -> None:
     try:
         run = Run.within(folder, "train", seed=recipe.seed)
         first = dist.get_rank() == 0
-        logging.basicConfig(stream=sys.stderr, format="%(relativeCreated)7.0f ms  %(message)s", level=logging.WARNING)
+        logging.basicConfig(
+            handlers=[StderrHandler()], format="%(relativeCreated)7.0f ms  %(message)s", level=logging.WARNING
+        )
         LOG.setLevel(logging.INFO if first else logging.WARNING)
         with run.logged():
             rows = with_files(recipe).data.load()

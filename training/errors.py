@@ -33,3 +33,12 @@ class Interrupted(TrainingError):
 
 class GateFailed(TrainingError):
     """Names every rule that does not hold, and by how much."""
+
+
+def of_memory(error: BaseException) -> bool:
+    """Whether there was too little of it: Python's way to say so, torch's, or ONNX Runtime's."""
+    says = str(error).casefold()
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError)
+        and any(it in says for it in ("out of memory", "not enough memory", "allocate memory"))
+    )

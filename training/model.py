@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from training.contract import Array, Classes, Flags, Inputs, Targets, Task, Values
 from training.errors import RecipeError
+from training.progress import progress
 from training.vocabulary import Vocabulary
 
 _COST_MAX = 8192
@@ -105,16 +107,19 @@ def weighted(losses: Tensor, weights: Tensor) -> Tensor:
     return (losses * weights).sum() / weights.sum()
 
 
-def predict(model: Model, inputs: Inputs) -> dict[str, Array]:
-    """Every output for every row, in the order of the rows, [n, …]. Leaves the model in evaluation mode."""
+def predict(model: Model, inputs: Inputs, *, title: str | None = None) -> dict[str, Array]:
+    """Every output for every row, in the order of the rows, [n, …]. Leaves the model in evaluation mode. With a title,
+    it is shown how far it has come; without, it is part of something that shows itself."""
     model.eval()
     costs = model.costs(inputs)
     order = np.argsort(costs, kind="stable")
     parts: list[tuple[Array, ...]] = []
-    with torch.inference_mode():
+    shown = progress(title, len(order)) if title else nullcontext(lambda _: None)
+    with torch.inference_mode(), shown as advance:
         for chosen in _batches(order, costs):
             fed = model.feed({name: array[chosen] for name, array in inputs.items()})
             parts.append(tuple(it.numpy() for it in model(*fed)))
+            advance(len(chosen))
     back = np.argsort(order, kind="stable")
     columns = zip(*parts, strict=True)
     found = {name: np.concatenate(column)[back] for name, column in zip(model.names_out, columns, strict=True)}

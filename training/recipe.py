@@ -17,7 +17,7 @@ import msgspec
 from runtimes.artifact import Artifact, Manifest, Shelf, verify
 from runtimes.integrity import ShelfFault
 from training.catalogue import fingerprint, with_files
-from training.errors import RecipeError
+from training.errors import DataError, RecipeError
 from training.run import Run
 from training.spec import Recipe
 from training.spec.trainers import Frozen
@@ -54,6 +54,10 @@ def make(recipe: Recipe, recipe_hash: str, shelf: Shelf, run: Run, *, workers: i
     base = None if recipe.continual is None else continual.find(recipe.continual.base, shelf, run.folder.parent)
     rows = _rows(recipe, base)
     _say(rows)
+    if recipe.trainer is not None and not len(rows.train):
+        raise DataError("there are no rows to train with: set data.train, or take the trainer out")
+    if run.stage("data", lambda: rows.fingerprint) != rows.fingerprint:  # `hf:` names a set, not its rows
+        raise DataError("the rows are not those that this run began with: start over, without --resume and --from")
     gate.check(recipe.gate, measures.names(rows.test))  # a typing error must not cost a run
     features = _features(recipe, rows, run, base)
     model = run.stage("train", lambda: _trained(recipe, rows, features, run, base, workers))

@@ -19,6 +19,7 @@ import fcntl
 import hashlib
 import logging
 import os
+import pickle
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -64,8 +65,8 @@ class Run:
 
     @contextmanager
     def open(self, recipe: bytes, *, resume: bool = False, start: str | None = None) -> Iterator[Run]:
-        """Have the folder, its log and Ctrl-C until the block ends. Afresh, unless `resume`, or from the stage `start`
-        on."""
+        """Have the folder, its log, Ctrl-C and SIGTERM until the block ends. Afresh, unless `resume`, or from the
+        stage `start` on."""
         (self.folder / "stages").mkdir(parents=True, exist_ok=True, mode=0o700)
         with (self.folder / ".lock").open("wb") as lock:
             try:
@@ -90,14 +91,14 @@ class Run:
             # One thread: two of them on a shared machine wait for each other and halve the speed.
             torch.set_num_threads(1)
             made = make()
-            self.write(file, lambda draft: torch.save(made, draft))
+            self.write(file, lambda draft: _save(made, draft))
             self._finish(name, digest(file))
         product: T = self._read(name, self._record)
         return product
 
     def product(self, stage: str) -> Any:
         """What a stage of this run made; the run need not be open. Raises RecipeError if it is not there."""
-        record = msgspec.json.decode((self.folder / _RECORD).read_bytes(), type=Record)
+        record = self._recorded()
         if stage not in record.stages:
             raise RecipeError(f"{self.folder} has not done the stage {stage!r}")
         return self._read(stage, record)
@@ -109,9 +110,7 @@ class Run:
 
     def checkpoint(self, state: dict[str, Any]) -> None:
         """Keep this of the stage under way. Raises Interrupted if somebody wants to stop: now is the time."""
-        import torch
-
-        self.write(self.folder / "checkpoint.pt", lambda draft: torch.save([self.stage_name, state], draft))
+        self.write(self.folder / "checkpoint.pt", lambda draft: _save([self.stage_name, state], draft))
         self._check_stop()
 
     def kept(self) -> dict[str, Any] | None:
@@ -121,7 +120,10 @@ class Run:
         file = self.folder / "checkpoint.pt"
         if not file.exists():
             return None
-        stage, state = torch.load(file, weights_only=False)
+        try:
+            stage, state = torch.load(file, weights_only=False)
+        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise RecipeError(f"{file} is damaged: remove it, and --resume begins this stage anew") from error
         return state if stage == self.stage_name else None
 
     @property
@@ -166,8 +168,7 @@ class Run:
         return torch.load(file, weights_only=False)  # our own, proven by its hash
 
     def _prepare(self, recipe: bytes, *, resume: bool, start: str | None) -> None:
-        record = self.folder / _RECORD
-        found = msgspec.json.decode(record.read_bytes(), type=Record) if record.exists() else Record({})
+        found = self._recorded()
         if start is not None:
             if start not in found.stages:
                 done = ", ".join(found.stages) or "no stage"
@@ -181,8 +182,24 @@ class Run:
                 (self.folder / file).unlink(missing_ok=True)
         if found.stages and not self._record.stages and not resume:
             LOG.info("run: starting over; --resume would have gone on after %s", [*found.stages][-1])
-        (self.folder / "recipe.json").write_bytes(recipe)
+        self.write(self.folder / "recipe.json", lambda draft: draft.write_bytes(recipe))
+        self._mend_metrics()
         self._save()
+
+    def _recorded(self) -> Record:
+        file = self.folder / _RECORD
+        if not file.exists():
+            return Record({})
+        try:
+            return msgspec.json.decode(file.read_bytes(), type=Record)
+        except msgspec.DecodeError as error:
+            raise RecipeError(f"{file} is damaged ({error}); remove {self.folder} and start over") from error
+
+    def _mend_metrics(self) -> None:
+        """Take away a last line that was being written when a run ended, or the next one would go on in it."""
+        file = self.folder / "metrics.jsonl"
+        if file.exists() and not (content := file.read_bytes()).endswith(b"\n"):
+            os.truncate(file, content.rfind(b"\n") + 1)
 
     def _finish(self, name: str, hashed: str) -> None:
         self._record.stages[name] = hashed
@@ -194,17 +211,20 @@ class Run:
         self.write(self.folder / _RECORD, lambda draft: draft.write_bytes(content))
 
     def write(self, file: Path, write: Callable[[Path], object]) -> None:
-        """All of it or nothing, also after a power cut."""
+        """All of it or nothing, also after a power cut or on a full disk."""
         draft = file.with_name(f".{file.name}")
-        write(draft)
-        with draft.open("rb") as opened:
-            os.fsync(opened.fileno())
-        draft.replace(file)
+        try:
+            write(draft)
+            with draft.open("rb") as opened:
+                os.fsync(opened.fileno())
+            draft.replace(file)
+        finally:
+            draft.unlink(missing_ok=True)
 
     @contextmanager
     def logged(self) -> Iterator[None]:
         """What is said meanwhile stands in `log.txt` too."""
-        handler = logging.FileHandler(self.folder / "log.txt", encoding="utf-8")
+        handler = _LogFile(self.folder / "log.txt", encoding="utf-8")
         handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s"))
         level = LOG.level
         LOG.addHandler(handler)
@@ -218,22 +238,48 @@ class Run:
 
     @contextmanager
     def _stoppable(self) -> Iterator[None]:
-        """The first Ctrl-C asks for a checkpoint, the second one does not wait for it."""
+        """The first Ctrl-C or SIGTERM asks for a checkpoint, the second one does not wait for it."""
+        previous: dict[int, Any] = {}
+
+        def restore() -> None:
+            for signum, handler in previous.items():
+                signal.signal(signum, handler)
 
         def stop(signum: int, frame: object) -> None:
             self._stopping = True
-            signal.signal(signal.SIGINT, previous)
+            restore()
 
         try:
-            previous = signal.signal(signal.SIGINT, stop)
+            for signum in (signal.SIGINT, signal.SIGTERM):
+                previous[signum] = signal.signal(signum, stop)
         except ValueError:  # not the main thread: whoever runs it so has their own way to stop
             yield
             return
         try:
             yield
         finally:
-            signal.signal(signal.SIGINT, previous)
+            restore()
 
     def _check_stop(self) -> None:
         if self._stopping:
             raise Interrupted(f"stopped in the stage {self.stage_name!r}; go on with --resume")
+
+
+class _LogFile(logging.FileHandler):
+    """One that a full disk ends the run of, like any other file of it."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        raise
+
+
+def _save(value: Any, draft: Path) -> None:
+    """As torch does it, but where the disk is what fails, with the disk's own error."""
+    import torch
+
+    with draft.open("wb") as file:
+        try:
+            torch.save(value, file)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise

@@ -83,6 +83,7 @@ def test_columns_can_be_named(tmp_path: Path) -> None:
     content = "id,utterance,intent,split\n1,x,a,train\n2,y,b,train\n3,z,a,test\n"
     rows = load(tmp_path, content, text="utterance", label="intent")
     assert listed(rows.test) == [("z", "a")]
+    assert "columns that nothing is made of: id" in rows.notes
 
 
 @pytest.mark.parametrize(
@@ -110,7 +111,7 @@ def test_other_kinds_of_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be read"):
         load(tmp_path, "{broken", "rows.jsonl")
     (tmp_path / "latin.csv").write_bytes(b"text,label\n\xe9,a\n")
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match="is not UTF-8"):
         Text(train=str(tmp_path / "latin.csv")).load()
     with pytest.raises(DataError, match="cannot be read"):
         Text(train=str(tmp_path / "none.csv")).load()

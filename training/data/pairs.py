@@ -11,7 +11,7 @@ from training.spec.data import Pairs
 
 def load(spec: Pairs) -> Rows:
     """All of them are to measure with: an embedder is taken as it is. `similarity`: any scale, higher is closer."""
-    records = tables.read(spec.test)
+    records = tables.read(spec.test, encoding=spec.encoding)
     tables.columns(records, ("left", "right", "similarity"), file=spec.test)
     numbered = list(enumerate(records, 1))
     test = Examples(

@@ -1,55 +1,47 @@
-"""Files of records: CSV, TSV, JSON Lines, and columns with blanks between them."""
+"""Files of records: CSV, TSV, columns with blanks between them, JSON Lines, Parquet, Hugging Face's data sets."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import msgspec
 
+from training.data import cleaning, files
 from training.errors import DataError
 
 Record = dict[str, Any]
 
-
 _DELIMITERS = MappingProxyType({".csv": ",", ".tsv": "\t", ".txt": " "})
-_MORE, _LESS = "\0more", "\0less"
-"""In a record that has more fields than there are columns, or fewer."""
 
 
-def read(file: str, header: Sequence[str] = ()) -> list[Record]:
-    """Every record: column → value. `header` names the columns of a file that does not. Raises DataError."""
+def read(file: str, header: Sequence[str] = (), *, encoding: str = files.UTF_8) -> list[Record]:
+    """Every record: column → value. `header` names the columns of a file of lines that does not. Raises DataError."""
+    from training.data import arrow  # it knows how to do without pyarrow until there is something to read
+
     path = Path(file)
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as opened:
-            if path.suffix in _DELIMITERS:
-                delimiter = _DELIMITERS[path.suffix]
-                lines = (" ".join(it.split()) for it in opened) if delimiter == " " else opened
-                records: list[Record] = list(
-                    csv.DictReader(
-                        lines, header or None, restkey=_MORE, restval=_LESS, delimiter=delimiter, strict=True
-                    )
-                )
-                _rectangular(records, file)
-            elif path.suffix in {".jsonl", ".ndjson"}:
-                decoder = msgspec.json.Decoder(Record)
-                records = [decoder.decode(line) for line in opened if line.strip()]
-            else:
-                raise DataError(f"{path}: rows are read from .csv, .tsv, .txt and .jsonl files")
-    except (OSError, csv.Error, msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
+    kind = files.suffix(path)
+    if file.startswith(arrow.HUB):
+        records = arrow.hub(file)
+    elif path.is_dir():
+        records = arrow.saved(path)
+    elif kind == ".parquet":
+        records = arrow.parquet(path)
+    elif kind in _DELIMITERS:
+        records = [*_lines(path, header, _DELIMITERS[kind], encoding)]
+    elif kind in {".jsonl", ".ndjson"}:
+        records = [*_objects(path, encoding)]
+    else:
+        raise DataError(
+            f"{path}: rows are read from .csv, .tsv, .txt and .jsonl files, .gz or not, .parquet, a folder that "
+            "save_to_disk has left, or hf:NAME"
+        )
     if not records:
-        raise DataError(f"{path} has no rows")
+        raise DataError(f"{file} has no rows")
     return records
-
-
-def _rectangular(records: Sequence[Record], file: str) -> None:
-    for number, record in enumerate(records, 1):
-        if _MORE in record or _LESS in record.values():
-            raise DataError(f"{file}, row {number}: it does not have one field for each column")
 
 
 def columns(records: Sequence[Record], wanted: Sequence[str], *, file: str) -> None:
@@ -60,13 +52,15 @@ def columns(records: Sequence[Record], wanted: Sequence[str], *, file: str) -> N
 
 
 def text(record: Record, column: str, *, file: str, number: int) -> str:
-    """The text in that column of row `number`, which counts from one. Raises DataError if there is none."""
+    """The text in that column of row `number`, which counts from one, as `cleaning.plain` leaves it. Raises DataError
+    if there is none."""
     value = record.get(column)
-    if value is None or not str(value).strip():
-        raise DataError(f"{file}, row {number}: {column!r} is empty")
-    if isinstance(value, dict | list):
+    if isinstance(value, dict | list | bytes):
         raise DataError(f"{file}, row {number}: {column!r} is {type(value).__name__}, not a text")
-    return str(value)
+    found = "" if value is None else cleaning.plain(str(value))
+    if not found.strip():
+        raise DataError(f"{file}, row {number}: {column!r} is empty")
+    return found
 
 
 def number(record: Record, column: str, *, file: str, number: int) -> float:
@@ -79,3 +73,33 @@ def number(record: Record, column: str, *, file: str, number: int) -> float:
     if found - found != 0:
         raise DataError(f"{file}, row {number}: {column!r} is {value!r}, not a number")
     return found
+
+
+def _lines(path: Path, header: Sequence[str], delimiter: str, encoding: str) -> Iterator[Record]:
+    with files.opened(path, encoding) as opened:
+        lines = (" ".join(it.split()) for it in opened) if delimiter == " " else opened
+        reader = csv.reader(lines, delimiter=delimiter, strict=True)
+        try:
+            names = [*header] or next(reader, [])
+            if twice := sorted({it for it in names if names.count(it) > 1}):
+                raise DataError(f"{path}: two columns have the name {twice[0]!r}")
+            for row, fields in enumerate((it for it in reader if it), 1):
+                if len(fields) != len(names):
+                    raise DataError(
+                        f"{path}, row {row} (line {reader.line_num}): it does not have one field for each column, but "
+                        f"{len(fields)} for {len(names)}"
+                    )
+                yield dict(zip(names, fields, strict=True))
+        except csv.Error as error:
+            raise DataError(f"{path} cannot be read: line {reader.line_num}: {error}") from error
+
+
+def _objects(path: Path, encoding: str) -> Iterator[Record]:
+    decoder = msgspec.json.Decoder(Record)
+    with files.opened(path, encoding) as opened:
+        for number, line in enumerate(opened, 1):
+            if line.strip():
+                try:
+                    yield decoder.decode(line)
+                except msgspec.DecodeError as error:
+                    raise DataError(f"{path} cannot be read: line {number}: {error}") from error

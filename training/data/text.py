@@ -8,7 +8,7 @@ import numpy as np
 from msgspec import Struct
 
 from training.contract import Classes, Examples, Rows, Scoped, strings
-from training.data import split, tables
+from training.data import cleaning, split, tables
 from training.errors import DataError
 from training.spec.data import Text
 
@@ -17,13 +17,19 @@ class Row(Struct, frozen=True):
     text: str
     label: str
     slices: tuple[str, ...]
+    number: int
+    """In its file, from one."""
+    changed: bool
+    """The file has the text in another form."""
 
 
 def load(spec: Text) -> Rows:
-    """Read the files that the recipe names. A text that is in both parts stays in the test part only."""
-    records = tables.read(spec.train)
+    """Read the files that the recipe names. A text that is in both parts stays in the test part only, which nothing
+    else is done to; rows to learn from are there once."""
+    records = tables.read(spec.train, encoding=spec.encoding)
     if spec.test is not None:
-        train, test = _rows(records, spec, spec.train), _rows(tables.read(spec.test), spec, spec.test)
+        train = _rows(records, spec, spec.train)
+        test = _rows(tables.read(spec.test, encoding=spec.encoding), spec, spec.test)
     else:
         rows = _rows(records, spec, spec.train)
         says = split.parts(records, spec.test_share, lambda it: str(it[spec.text]))
@@ -31,8 +37,18 @@ def load(spec: Text) -> Rows:
         test = [row for row, part in zip(rows, says, strict=True) if part == "test"]
     if not test:
         raise DataError("there are no rows to test with: set data.test, or give data.train more rows")
+    notes = []
+    if unused := sorted(records[0].keys() - {spec.text, _label({*records[0]}, spec), "split", *spec.slices}):
+        notes.append(f"columns that nothing is made of: {', '.join(unused)}")
+    if changed := sum(it.changed for it in (*train, *test)):
+        notes.append(f"{changed} texts were composed (NFC) or rid of control characters")
     train, leaked = split.apart(train, test, lambda it: it.text)
-    notes = (f"{leaked} training rows are also in the test part and were left out",) if leaked else ()
+    if leaked:
+        notes.append(f"{leaked} training rows are also in the test part and were left out")
+    train, repeated = cleaning.once(train, spec.conflicts, file=spec.train)
+    notes += repeated
+    if not train:
+        raise DataError("there are no rows to train with: each is also in the test part, or it is the only part")
     labels = tuple(sorted({row.label for row in train} - {spec.outside}))
     if spec.outside is not None:
         labels += (spec.outside,)
@@ -41,9 +57,14 @@ def load(spec: Text) -> Rows:
                 raise DataError(f"{file} has no row to {part} with that has the label {spec.outside!r} (data.outside)")
     if len(labels) < 2:
         raise DataError(f"the training rows have {len(labels)} labels; a classifier needs two or more")
-    if unknown := sorted({row.label for row in test} - set(labels)):
-        raise DataError(f"the label {unknown[0]!r} is in the test rows only: there is nothing to learn it from")
-    return Rows(_examples(train, labels, spec), _examples(test, labels, spec), notes)
+    tested = spec.test or spec.train
+    if unknown := next((row for row in test if row.label not in labels), None):
+        raise DataError(
+            f"{tested}, row {unknown.number}: the label {unknown.label!r} is in the test rows only: there is nothing "
+            "to learn it from"
+        )
+    notes += cleaning.about(train, test, file=tested)
+    return Rows(_examples(train, labels, spec), _examples(test, labels, spec), tuple(notes))
 
 
 def _rows(records: Sequence[tables.Record], spec: Text, file: str) -> list[Row]:
@@ -53,7 +74,9 @@ def _rows(records: Sequence[tables.Record], spec: Text, file: str) -> list[Row]:
         Row(
             tables.text(record, spec.text, file=file, number=number),
             tables.text(record, label, file=file, number=number),
-            tuple(str(record[column]) for column in spec.slices),
+            tuple(str(record.get(column, "")) for column in spec.slices),
+            number,
+            cleaning.plain(str(record[spec.text])) != str(record[spec.text]),
         )
         for number, record in enumerate(records, 1)
     ]

@@ -21,6 +21,7 @@ from runtimes.onnx import Onnx
 from training.contract import Answers, Array, Classes, Examples, Flags, Inputs, Scores, Targets, Values
 from training.evaluation.measures import with_slices
 from training.models.generator import Generator
+from training.progress import progress, tracked
 
 LOG = logging.getLogger("training")
 
@@ -145,9 +146,11 @@ def served(bundle: Artifact, inputs: Inputs, *, batch_max: int | None = None) ->
         parts = []
         async with _opened(bundle, batch_max=batch_max) as runtime:
             count = len(next(iter(inputs.values())))
-            for start in range(0, count, _ROWS_AT_ONCE):
-                piece = {name: array[start : start + _ROWS_AT_ONCE] for name, array in inputs.items()}
-                parts.append(await _ask(runtime, piece))
+            with progress("evaluate", count) as advance:
+                for start in range(0, count, _ROWS_AT_ONCE):
+                    piece = {name: array[start : start + _ROWS_AT_ONCE] for name, array in inputs.items()}
+                    parts.append(await _ask(runtime, piece))
+                    advance(min(_ROWS_AT_ONCE, count - start))
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     return asyncio.run(ask())
@@ -177,7 +180,8 @@ def negative_log_likelihoods(network: Any, tokenizer: Any, examples: Examples) -
     """Of each answer, in nats, and its number of tokens, the end-of-turn token included, prompts not."""
     assert isinstance(examples.targets, Answers)
     sums, counts = [], []
-    for prompt, wanted in zip(examples.inputs["prompt"], examples.targets.texts, strict=True):
+    pairs = zip(examples.inputs["prompt"], examples.targets.texts, strict=True)
+    for prompt, wanted in tracked(pairs, "evaluate", len(examples)):
         turn = [{"role": "user", "content": prompt}]
         text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
         start = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids

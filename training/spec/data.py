@@ -1,5 +1,6 @@
 """What a recipe learns from. Paths are relative to the recipe, in `--set` to the working folder; `$HEADRACE_DATA/…` is
-below that folder, and `hf:NAME` a Hugging Face data set that is on this disk."""
+below that folder, and `hf:NAME`, `hf:NAME:CONFIG#SPLIT` a Hugging Face data set that is on this disk. `encoding` is
+that of text files, as Python calls it."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     from training.contract import Rows
 
 Share = Annotated[float, Meta(gt=0, lt=1)]
+Conflicts = Literal["keep", "drop", "refuse"]
 
 
 class Text(Struct, frozen=True, forbid_unknown_fields=True, tag="text", tag_field="kind"):
@@ -32,6 +34,9 @@ class Text(Struct, frozen=True, forbid_unknown_fields=True, tag="text", tag_fiel
     """The label of rows that no other label fits: a model should answer with it instead of guessing."""
     outside_recall: Share = 0.8
     """How much of what is outside has to be noticed; a model sets its threshold by that."""
+    conflicts: Conflicts = "keep"
+    """What becomes of training rows of the same text and different labels; the log names them."""
+    encoding: str = "utf-8"
 
     def load(self) -> Rows:
         from training.data import text
@@ -75,6 +80,7 @@ class Pairs(Struct, frozen=True, forbid_unknown_fields=True, tag="pairs", tag_fi
     files: ClassVar[tuple[str, ...]] = ("test",)
 
     test: str
+    encoding: str = "utf-8"
 
     def load(self) -> Rows:
         from training.data import pairs
@@ -90,6 +96,7 @@ class Turns(Struct, frozen=True, forbid_unknown_fields=True, tag="turns", tag_fi
     train: str | None = None
     test: str | None = None
     test_share: Share = 0.1
+    encoding: str = "utf-8"
 
     def load(self) -> Rows:
         from training.data import turns

@@ -20,6 +20,7 @@ from training.contract import Array, Classes, Examples
 from training.errors import Diverged, RecipeError
 from training.evaluation.measures import measure
 from training.model import Model, predict, row_losses, weighted
+from training.progress import Advance, progress
 from training.run import Run
 from training.spec.trainers import Gradient
 from training.trainers import batches, schedule
@@ -71,6 +72,10 @@ class Descent:
     def descend(self) -> dict[str, Tensor]:
         """All steps; returns the weights to keep."""
         self._restore()
+        with progress("train", (self.steps - self.step) * self.spec.batch) as advance:
+            return self._go_on(advance)
+
+    def _go_on(self, advance: Advance) -> dict[str, Tensor]:
         saved_s = time.monotonic()
         started_s, started_at, losses = saved_s, self.step, [0.0]
         LOG.info("train: %d rows, %d steps of %d", len(self.learnt), self.steps, self.spec.batch)
@@ -81,6 +86,7 @@ class Descent:
                 losses = []
             losses.append(self._learn(order[at]))
             self.step += 1
+            advance(self.spec.batch)
             if self.step % self.per_epoch == 0 or self.step == self.steps:
                 self._epoch_is_over(number + 1, losses, started_s, started_at)
             if self.team.first and (self.run.stopping or time.monotonic() - saved_s > self.spec.checkpoint_s):
