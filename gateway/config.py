@@ -6,6 +6,7 @@ Every runtime's own part is its Spec (see runtimes); `kind` says which. `$HEADRA
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,10 @@ from msgspec import Meta
 import runtimes
 from gateway.call import MODEL_NAME, Bounds
 from gateway.errors import field_error
+from gateway.replica import replica_name
+from runtimes.artifact import Shelf
+from runtimes.contract import Site
+from runtimes.vllm import Vllm
 
 Struct = msgspec.Struct
 Address = Annotated[str, Meta(pattern=r"^(\[[0-9a-fA-F:]+\]|[A-Za-z0-9.-]+):[0-9]{1,5}\Z", description="host:port")]
@@ -103,7 +108,26 @@ def load(path: Path) -> Config:
         raise ConfigError(f"{path}: {field_error(str(error))}") from None
     for wrong in _contradictions(config):
         raise ConfigError(f"{path}: {wrong}.")
-    return config
+    return msgspec.structs.replace(config, models=(*config.models, *_adapters(config)))
+
+
+def sites(model: Model, state: Path) -> list[Site]:
+    """Where each of the model's replicas lives."""
+    shelf = Shelf(state / "shelf")
+    names = [replica_name(model.name, number) for number in range(len(model.replicas))]
+    return [Site(model=model.name, replica=name, state=state, shelf=shelf) for name in names]
+
+
+def _adapters(config: Config) -> Iterator[Model]:
+    """The models that others bring along: each adapter of an engine is one, bounded as the model that it is put on."""
+    for model in config.models:
+        sharing: dict[str, list[runtimes.Spec]] = {}
+        for spec, site in zip(model.replicas, sites(model, config.state_path), strict=True):
+            if isinstance(spec, Vllm):
+                for name, adapter in spec.adapters.items():
+                    sharing.setdefault(name, []).append(spec.adapted(site, adapter))
+        for name, replicas in sharing.items():
+            yield msgspec.structs.replace(model, name=name, replicas=tuple(replicas))
 
 
 def _contradictions(config: Config) -> Iterator[str]:
@@ -112,6 +136,13 @@ def _contradictions(config: Config) -> Iterator[str]:
     for number, name in enumerate(names):
         if name in names[:number]:
             yield f"models[{number}].name: {name!r} is used twice"
+    for number, model in enumerate(config.models):
+        for name in sorted({it for spec in model.replicas if isinstance(spec, Vllm) for it in spec.adapters}):
+            if name in names:
+                yield f"models[{number}].replicas: the adapter {name!r} has another model's name"
+            if not re.match(MODEL_NAME, name):
+                yield f"models[{number}].replicas: {name!r} can't be an adapter's name; a model's matches {MODEL_NAME}"
+            names.append(name)
     server = config.server
     for field in ("listen", "grpc", "admin"):
         address = getattr(server, field)

@@ -35,6 +35,7 @@ from runtimes.environment import EnvironmentFault, Environments
 from runtimes.integrity import ShelfFault
 from runtimes.process import Dead, Limits, Process, Snapshot, first, scratch
 from runtimes.remote import authorization
+from runtimes.vllm_adapter import Follower
 from runtimes.vllm_command import REFUSED, command
 from runtimes.wire import Head, Wire
 
@@ -57,10 +58,10 @@ OWN_PATHS = MappingProxyType({"/v1/score": "/score", "/v1/rerank": "/rerank", "/
 STARTED_HERE = frozenset(
     {
         *("artifact", "version", "dtype", "tokens_max", "kv_cache_bytes", "threads", "tool_parser", "args"),
-        *("start_s_max", "drain_s_max"),
+        *("start_s_max", "drain_s_max", "adapters"),
     }
 )
-RUNS_ELSEWHERE = frozenset({"url", "model", "key_env"})
+RUNS_ELSEWHERE = frozenset({"url", "model", "key_env", "adapter", "base"})
 """Settings that only an engine has that is started here, or that is not. The others mean something to both."""
 
 _URL = re.compile(r"https?://([0-9A-Za-z._-]+|\[[0-9A-Fa-f:.]+\])(:(?P<port>[0-9]{1,5}))?|unix:/[^\x00]+")
@@ -98,6 +99,16 @@ class Vllm(msgspec.Struct, tag="vllm", tag_field="kind", frozen=True, forbid_unk
     threads: Annotated[int, msgspec.Meta(ge=1, le=1024)] | None = None
     """Compute threads on a CPU; None is one per core but one. On a shared machine, too many are much worse than
     too few: they wait for each other by spinning."""
+    adapters: dict[str, str] = {}
+    """LoRA adapters that share this engine: one more model's name → its adapter, on the shelf or in a folder. An alias
+    is followed: a version that is promoted is served within two seconds, and no call fails for it."""
+    adapter: str | None = None
+    """What this model adds to one that an engine elsewhere serves. The engine must read the shelf at the same path and
+    run with `--enable-lora` and `VLLM_ALLOW_RUNTIME_LORA_UPDATING=True`."""
+    base: str | None = None
+    """What that engine serves, as `artifact` would say it; the adapter is checked against it. None: it is not."""
+    adapter_rank_max: Literal[1, 8, 16, 32, 64, 128, 256, 320, 512] = 16
+    """The engine keeps room for adapters up to this rank, and takes longer the larger it is."""
     tool_parser: str | None = "hermes"
     """How the model writes tool calls, by vLLM's name for it; None switches tool calls off."""
     args: tuple[str, ...] = ()
@@ -130,6 +141,11 @@ class Vllm(msgspec.Struct, tag="vllm", tag_field="kind", frozen=True, forbid_unk
             if hit := [it for it in REFUSED if it.startswith(option)]:
                 raise ValueError(f"args must not hold {arg!r}: {min(hit)} is Headrace's to set, or unsafe")
 
+        if self.model is not None and self.adapter is not None:
+            raise ValueError("`model` means nothing beside `adapter`, whose name follows its version; leave it out")
+        if self.adapters and self.task != "generate":
+            raise ValueError('`adapters` are for language models; leave them out, or `task = "generate"`')
+
     in_process: ClassVar[bool] = False
 
     @property
@@ -140,6 +156,17 @@ class Vllm(msgspec.Struct, tag="vllm", tag_field="kind", frozen=True, forbid_unk
         """The engine that one process starts here, as the others of this host reach it."""
         return Vllm(
             url=f"unix:{_socket(site)}", task=self.task, running_max=self.running_max, idle_s_max=self.idle_s_max
+        )
+
+    def adapted(self, site: Site, adapter: str) -> Vllm:
+        """One of `adapters`, as a replica of its own on the engine that is started here at `site`."""
+        return Vllm(
+            url=f"unix:{_socket(site)}",
+            adapter=adapter,
+            base=self.artifact,
+            adapter_rank_max=self.adapter_rank_max,
+            running_max=self.running_max,
+            idle_s_max=self.idle_s_max,
         )
 
     def build(self, site: Site, *, clock: Clock | None = None) -> VllmRuntime:
@@ -161,6 +188,7 @@ class VllmRuntime:
         self._heads: dict[str, Head] = {}
         self._wire: Wire | None = None
         self._probe_wire: Wire | None = None
+        self._follower: Follower | None = None
         self._running = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -178,6 +206,8 @@ class VllmRuntime:
             await self._process.open()
         elif self._wire is None:
             self._reach(self._spec.url, *authorization(self._site, self._spec.url, self._spec.key_env))
+            if self._spec.adapter is not None:
+                await self.ready()  # there is no name to call it by before
 
     async def _prepare(self) -> Process:
         try:
@@ -228,6 +258,8 @@ class VllmRuntime:
     async def ready(self) -> None:
         self._admit()
         await self._probe()
+        if self._follower is not None:
+            self.upstream_model = await self._follower.follow()
 
     def snapshot(self) -> Snapshot | None:
         """The engine's process; None before `open`, and of an engine elsewhere."""
@@ -289,6 +321,16 @@ class VllmRuntime:
         self._health = self._wire.head("GET", "/health", authorization)
         # A pool of its own: a probe that waits behind calls would take a busy engine for a hung one.
         self._probe_wire = self._connect(url, connections_max=1)
+        if self._spec.adapter is not None:
+            self._follower = Follower(
+                reference=self._spec.adapter,
+                base=self._spec.base,
+                rank_max=self._spec.adapter_rank_max,
+                site=self._site,
+                wire=self._probe_wire,
+                authorization=authorization,
+                clock=self._clock,
+            )
 
     def _connect(self, url: str, *, connections_max: int) -> Wire:
         socket = Path(url.removeprefix("unix:")) if url.startswith("unix:") else None

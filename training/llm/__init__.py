@@ -1,0 +1,1 @@
+"""Language models: conversations, fine-tuning by LoRA, preferences, calibrated compression, measures."""
