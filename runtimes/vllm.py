@@ -131,7 +131,7 @@ class Vllm(msgspec.Struct, tag="vllm", tag_field="kind", frozen=True, forbid_unk
                 raise ValueError("`url` must be http(s)://HOST[:PORT] in plain ASCII and without a path, or unix:/PATH")
         alien, given = (RUNS_ELSEWHERE, "artifact") if self.url is None else (STARTED_HERE, "url")
         for field in msgspec.structs.fields(self):
-            if field.name in alien and getattr(self, field.name) != field.default:
+            if field.name in alien and getattr(self, field.name) not in (field.default, {}):
                 raise ValueError(f"`{field.name}` means nothing beside `{given}`; leave it out")
         for arg in self.args:
             # vLLM takes underscores for dashes and any unambiguous beginning for the option.

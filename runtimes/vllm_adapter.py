@@ -2,7 +2,7 @@
 
 Each version is loaded under a name of its own, `<model>@<version>`, and calls go to the newest that could be loaded:
 those under way end on the one they began with, and no call meets an engine that has neither. The engine keeps what it
-has room for and fetches the others from their files again, so going back is as quick, and nothing is ever unloaded under
+has room for and fetches the others from their files again, so going back is as quick, and nothing is unloaded under
 somebody who still calls it.
 """
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
@@ -50,3 +50,21 @@ class Dpo(Struct, frozen=True, forbid_unknown_fields=True, tag="dpo", tag_field=
     batch: _Count = 4
     """Pairs a step."""
     checkpoint_steps: _Count = 10
+
+
+class Gptq(Struct, frozen=True, forbid_unknown_fields=True, tag="gptq", tag_field="kind"):
+    """Weights rounded one after the other, each making up for those before it on rows of the training set, by
+    llm-compressor. Every linear layer but lm_head; embeddings and norms stay bfloat16."""
+
+    scheme: Literal["w8a8", "w4a16"] = "w8a8"
+    """INT8 weights and activations, after SmoothQuant; or INT4 weights in groups, the smaller and on a CPU the slower."""
+    group: Literal[32, 64, 128] = 64
+    """INT4: weights that share a scale. SmolLM2's width of 576 is no multiple of 128."""
+    smoothing: Annotated[float, Meta(ge=0, le=1)] = 0.8
+    """INT8: how much of the activations' outliers is left to the weights."""
+    rows: _Count = 24
+    """Of the training set, to calibrate with: the longest."""
+    tokens_max: Annotated[int, Meta(ge=16)] = 256
+    """Of each of them."""
+    s_max: Annotated[float, Meta(gt=0)] = 1800.0
+    """It is stopped then."""

@@ -1,0 +1,246 @@
+"""A model that is an adapter on a vLLM follows its alias while calls go on, and survives the engine's restarts."""
+
+import http.server
+import json
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from runtimes.artifact import Card, Lineage, Manifest, Shelf
+from runtimes.contract import Exchange, Site, Unavailable
+from runtimes.vllm import Vllm, VllmRuntime
+from runtimes.vllm_command import command
+from tests import lora
+from tests.runtimes.test_vllm import CPU
+
+LAYERS = {"model.layers.0.self_attn.q_proj.weight": (8, 6)}
+
+
+class Engine(http.server.ThreadingHTTPServer):
+    """Behaves as vLLM does, as far as adapters are concerned."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.loaded: dict[str, str] = {}
+        """Name → path."""
+        self.loads = 0
+        self.refuses = False
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Engine
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        self.answer(HTTPStatus.OK, {"data": [{"id": name} for name in ("base", *self.server.loaded)]})
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        if self.path != "/v1/load_lora_adapter":
+            there = asked["model"] in self.server.loaded
+            return self.answer(HTTPStatus.OK if there else HTTPStatus.NOT_FOUND, {"model": asked["model"]})
+        self.server.loads += 1
+        if self.server.refuses or asked["lora_name"] in self.server.loaded:
+            return self.answer(HTTPStatus.BAD_REQUEST, {"error": {"message": "it does not please me\nat all"}})
+        self.server.loaded[asked["lora_name"]] = asked["lora_path"]
+        return self.answer(HTTPStatus.OK, "Success")
+
+    def answer(self, status: HTTPStatus, content: object) -> None:
+        body = json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+@pytest.fixture
+def engine() -> Iterator[Engine]:
+    with Engine() as engine:
+        thread = threading.Thread(target=engine.serve_forever, args=(0.01,))
+        thread.start()
+        yield engine
+        engine.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    """A shelf with a base and `persona@stable`, an adapter for it."""
+    shelf = Shelf(tmp_path / "shelf")
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "config.json").write_text("{}")
+    lora.safetensors(base / "model.safetensors", LAYERS)
+    publish(shelf, base, name="base")
+    put(shelf, tmp_path / "first", rank=2)
+    return Site(model="persona", replica="persona-0", state=tmp_path, shelf=shelf)
+
+
+def publish(shelf: Shelf, folder: Path, **fields: Any) -> Manifest:
+    lineage = Lineage(
+        recipe="r", recipe_hash="0" * 64, base="tiny 1.0", base_licence="none", data="0", rows_train=0, rows_test=0,
+        seed=0, packages={},
+    )  # fmt: skip
+    card = Card(name="it", task="generate", format="safetensors", tokens_max=64, lineage=lineage)
+    manifest = shelf.publish(folder, msgspec.structs.replace(card, **fields))
+    shelf.promote(manifest.name, manifest.version)
+    return manifest
+
+
+def put(shelf: Shelf, folder: Path, *, rank: int, fits: str = "tiny 1.0") -> Manifest:
+    """Publish and promote one more version of the adapter."""
+    return publish(shelf, lora.adapter(folder, LAYERS, rank=rank), name="persona", format="adapter", fits=fits)
+
+
+@asynccontextmanager
+async def opened(engine: Engine, site: Site) -> AsyncIterator[VllmRuntime]:
+    runtime = Vllm(url=engine.url, adapter="persona@stable", base="base@stable").build(site)
+    try:
+        await runtime.open()
+        yield runtime
+    finally:
+        await runtime.aclose()
+
+
+async def say(runtime: VllmRuntime) -> tuple[int, Any]:
+    body = msgspec.json.encode({"model": runtime.upstream_model})
+    async with runtime.exchange(Exchange("/v1/chat/completions", body, time.monotonic() + 60)) as reply:
+        content = b"".join([frame async for frame in reply.frames])
+    return reply.status, msgspec.json.decode(content)
+
+
+def name(site: Site) -> str:
+    return f"persona@{site.shelf.resolve('persona').manifest.version}"
+
+
+async def test_it_answers_under_the_name_of_its_version(engine: Engine, site: Site) -> None:
+    async with opened(engine, site) as runtime:
+        assert await say(runtime) == (200, {"model": name(site)})
+    assert engine.loaded == {name(site): str(site.shelf.resolve("persona").path)}
+
+
+async def test_a_promotion_is_followed_and_a_rollback_too(engine: Engine, site: Site, tmp_path: Path) -> None:
+    async with opened(engine, site) as runtime:
+        first = runtime.upstream_model
+        put(site.shelf, tmp_path / "second", rank=3)
+        await runtime.ready()
+        assert runtime.upstream_model == name(site) != first
+        assert (await say(runtime))[0] == 200
+        site.shelf.rollback("persona")
+        await runtime.ready()
+        assert runtime.upstream_model == first
+        assert (await say(runtime))[0] == 200
+    assert engine.loads == 2, "going back fetches nothing again"
+
+
+async def test_the_version_before_goes_on_being_answered(engine: Engine, site: Site, tmp_path: Path) -> None:
+    async with opened(engine, site) as runtime:
+        first = runtime.upstream_model
+        put(site.shelf, tmp_path / "second", rank=3)
+        await runtime.ready()
+        assert first in engine.loaded
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"rank": 32}, "rank 32, and the engine was started for 16 at most"),
+        ({"rank": 2, "fits": "other 2.0"}, "trained on other 2.0"),
+    ],
+)
+async def test_a_promoted_one_that_does_not_fit_leaves_the_one_before_in_use(
+    engine: Engine, site: Site, tmp_path: Path, change: Any, match: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with opened(engine, site) as runtime:
+        first = runtime.upstream_model
+        put(site.shelf, tmp_path / "bad", **change)
+        for _ in range(3):
+            await runtime.ready()
+        assert runtime.upstream_model == first
+        assert (await say(runtime))[0] == 200
+    [told] = [it for it in caplog.messages if "stays in use" in it]
+    assert match in told
+
+
+async def test_one_that_the_engine_refuses_is_told_with_its_words(engine: Engine, site: Site) -> None:
+    engine.refuses = True
+    with pytest.raises(Unavailable, match=r"persona-0: the engine does not take persona@stable \(400\): it does not p"):
+        async with opened(engine, site):
+            pass
+
+
+async def test_none_that_fits_means_unavailable(engine: Engine, site: Site, tmp_path: Path) -> None:
+    put(site.shelf, tmp_path / "bad", rank=32)
+    with pytest.raises(Unavailable, match=r"persona-0: .* has rank 32"):
+        async with opened(engine, site):
+            pass
+    assert engine.loads == 0
+
+
+async def test_an_engine_that_was_restarted_gets_it_again(engine: Engine, site: Site) -> None:
+    async with opened(engine, site) as runtime:
+        engine.loaded.clear()
+        await runtime.ready()
+        assert (await say(runtime))[0] == 200
+
+
+async def test_a_restarted_engine_is_not_ready_with_a_version_that_does_not_fit(
+    engine: Engine, site: Site, tmp_path: Path
+) -> None:
+    async with opened(engine, site) as runtime:
+        put(site.shelf, tmp_path / "bad", rank=32)
+        engine.loaded.clear()
+        with pytest.raises(Unavailable, match="rank 32"):
+            await runtime.ready()
+
+
+async def test_a_second_process_uses_what_the_first_has_loaded(engine: Engine, site: Site) -> None:
+    async with opened(engine, site), opened(engine, site) as second:
+        assert (await say(second))[0] == 200
+    assert engine.loads == 1
+
+
+def test_an_engine_with_adapters_is_started_for_them(site: Site, tmp_path: Path) -> None:
+    spec = Vllm(artifact="base@stable", adapters={"persona": "persona@stable"}, adapter_rank_max=8)
+    found = command(spec, site, site.shelf.resolve("base"), CPU, Path("python"), socket=tmp_path / "s")
+    options = dict(zip(found.argv, found.argv[1:], strict=False))
+    assert (options["--max-lora-rank"], options["--max-loras"]) == ("8", "2")
+    assert "--enable-lora" in found.argv
+    assert found.env["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "True"
+
+
+def test_an_engine_without_adapters_can_load_none(site: Site, tmp_path: Path) -> None:
+    found = command(
+        Vllm(artifact="base@stable"), site, site.shelf.resolve("base"), CPU, Path("python"), socket=tmp_path / "s"
+    )
+    assert "--enable-lora" not in found.argv
+    assert "VLLM_ALLOW_RUNTIME_LORA_UPDATING" not in found.env
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"artifact": "x", "adapter": "y"}, "`adapter` means nothing beside `artifact`"),
+        ({"url": "http://h", "adapters": {"a": "y"}}, "`adapters` means nothing beside `url`"),
+        ({"url": "http://h", "adapter": "y", "model": "z"}, "`model` means nothing beside `adapter`"),
+        ({"artifact": "x", "task": "embed", "adapters": {"a": "y"}}, "`adapters` are for language models"),
+        ({"artifact": "x", "args": ["--enable-lora"]}, "--enable-lora is Headrace's to set"),
+    ],
+)
+def test_contradictions_are_refused(options: dict[str, Any], match: str) -> None:
+    with pytest.raises(msgspec.ValidationError, match=match):
+        msgspec.convert({"kind": "vllm"} | options, Vllm)
