@@ -57,7 +57,7 @@ class Gptq(Struct, frozen=True, forbid_unknown_fields=True, tag="gptq", tag_fiel
     llm-compressor. Every linear layer but lm_head; embeddings and norms stay bfloat16."""
 
     scheme: Literal["w8a8", "w4a16"] = "w8a8"
-    """INT8 weights and activations, after SmoothQuant; or INT4 weights in groups, the smaller and on a CPU the slower."""
+    """INT8 weights and activations, after SmoothQuant; or INT4 weights in groups, smaller, and slower on a CPU."""
     group: Literal[32, 64, 128] = 64
     """INT4: weights that share a scale. SmolLM2's width of 576 is no multiple of 128."""
     smoothing: Annotated[float, Meta(ge=0, le=1)] = 0.8
