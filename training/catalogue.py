@@ -68,13 +68,13 @@ def fingerprint(recipe: Recipe) -> str:
     content = msgspec.to_builtins(recipe)
     del content["tuning"]  # it decides nothing of what a run makes
     for part, path in _files(content["data"]):
-        content["data"][part] = _hash(part, Path(_expanded(path, part)))
+        content["data"][part] = _hash(part, Path(expanded(path, part)))
     return hashlib.sha256(msgspec.json.encode([_EDITION, content], order="deterministic")).hexdigest()
 
 
 def with_files(recipe: Recipe) -> Recipe:
     """The same recipe, `$HEADRACE_DATA` in its paths replaced. Raises RecipeError if it is not set."""
-    changes = {part: _expanded(path, part) for part, path in _files(msgspec.to_builtins(recipe.data))}
+    changes = {part: expanded(path, part) for part, path in _files(msgspec.to_builtins(recipe.data))}
     return msgspec.structs.replace(recipe, data=msgspec.structs.replace(recipe.data, **changes))
 
 
@@ -97,7 +97,8 @@ def _files(data: dict[str, Any]) -> Iterator[tuple[str, str]]:
             yield part, data[part]
 
 
-def _expanded(path: str, part: str) -> str:
+def expanded(path: str, part: str) -> str:
+    """With `$HEADRACE_DATA` replaced. Raises RecipeError if it is not set."""
     found = os.path.expandvars(path)
     if "$HEADRACE_DATA" in found:
         raise RecipeError(

@@ -18,6 +18,7 @@ from runtimes.integrity import ShelfFault
 from training.catalogue import fingerprint, with_files
 from training.run import Run
 from training.spec import Recipe
+from training.spec.floors import Base
 
 if TYPE_CHECKING:
     from training.contract import Graph, Rows, Weights
@@ -43,11 +44,15 @@ def make(recipe: Recipe, recipe_hash: str, shelf: Shelf, run: Run) -> Manifest:
     somebody has to be first, and later `rollback` undoes it in one step. Raises GateFailed, and then publishes nothing.
     """
     from training import package, report
-    from training.evaluation import folds, gate, measures
+    from training.evaluation import exams, folds, gate, measures
 
     rows = recipe.data.load()
     _say(rows)
-    gate.check(recipe.gate, measures.MEASURES[measures.kind(rows.test.targets)])  # a typing error must not cost a run
+    known = (
+        *measures.MEASURES[measures.kind(rows.test.targets)],
+        *(it for exam in recipe.exams for it in exams.measures(exam)),
+    )
+    gate.check(recipe.gate, known)  # a typing error must not cost a run
     model = run.stage("train", lambda: _trained(recipe, rows, run))
     floor = run.stage("floor", lambda: _floor(recipe, rows))
     before = run.stage("before", lambda: _whole(recipe, recipe_hash, rows, model, run))
@@ -56,18 +61,19 @@ def make(recipe: Recipe, recipe_hash: str, shelf: Shelf, run: Run) -> Manifest:
         product = run.stage(f"compress-{number}", partial(step.apply, product, rows, run))
     bundle = run.stage("package", lambda: _bundle(recipe, recipe_hash, rows, product, model, run, "bundle"))
     verify(bundle)
-    after = run.stage("after", lambda: _after(bundle, before, rows, run))
+    after = run.stage("after", lambda: _after(bundle, before, rows, model, run))
+    marks = run.stage("exams", lambda: _exams(recipe, bundle, model, rows))
     crossed, crossed_floor = folds.validate(recipe, rows.both, run) if recipe.folds else ({}, {})
     evidence = gate.Evidence(
         before.scores,
-        after.scores | crossed,
+        after.scores | crossed | marks,
         floor | crossed_floor,
-        lambda name: _gain_on_stable(name, recipe, shelf, rows, after),
+        lambda name: _gain_on_stable(name, recipe, shelf, rows, model, after),
     )
     findings = gate.findings(recipe.gate, evidence)
     report.write(run, recipe, rows, before, after, evidence, findings)
     gate.require(findings)
-    manifest = shelf.publish(bundle.path, package.card(bundle.manifest, before.scores, after.scores | crossed))
+    manifest = shelf.publish(bundle.path, package.card(bundle.manifest, before.scores, after.scores | crossed | marks))
     shelf.promote(manifest.name, manifest.version)
     return manifest
 
@@ -85,13 +91,31 @@ def _trained(recipe: Recipe, rows: Rows, run: Run) -> Any:
 
 
 def _floor(recipe: Recipe, rows: Rows) -> dict[str, float]:
+    from training.evaluation import scoring
     from training.evaluation.measures import measure
 
     if recipe.floor is None:
         return {}
+    if isinstance(recipe.floor, Base):
+        return scoring.score(recipe.model.build(rows), rows.test, title="floor").scores
     found = measure(rows.test.targets, recipe.floor.predict(rows.train, rows.test, seed=recipe.seed))
     LOG.info("floor: %s", "  ".join(f"{name} {value:.4g}" for name, value in found.items()))
     return found
+
+
+def _exams(recipe: Recipe, bundle: Artifact, model: Any, rows: Rows) -> dict[str, float]:
+    """What the bundle answers, beside what the recipe started from."""
+    from training.evaluation import exams, scoring
+
+    scores: dict[str, float] = {}
+    if recipe.exams:
+        base = recipe.model.build(rows)
+        made = scoring.as_generator(bundle, base)
+        for exam in recipe.exams:
+            with made.asked() as network:
+                marks = exams.take(exam, network, made.tokenizer)
+            scores |= exams.compare(exam, marks, exams.take(exam, base.network, base.tokenizer), seed=recipe.seed)
+    return scores
 
 
 def _whole(recipe: Recipe, recipe_hash: str, rows: Rows, model: Any, run: Run) -> Measured:
@@ -105,22 +129,25 @@ def _whole(recipe: Recipe, recipe_hash: str, rows: Rows, model: Any, run: Run) -
 
 
 def _bundle(
-    recipe: Recipe, recipe_hash: str, rows: Rows, product: Graph | Weights | Any, model: Any, run: Run, where: str
+    recipe: Recipe, recipe_hash: str, rows: Rows, made: Graph | Weights | Any, model: Any, run: Run, where: str
 ) -> Artifact:
     from training import package
-    from training.contract import Weights
+    from training.contract import Beside, Weights
     from training.export import export
+    from training.models.generator import Generator, product
 
-    whole = product if isinstance(product, Weights) else export(product)
+    if isinstance(made, Generator):
+        made = product(made)
+    whole = made if isinstance(made, Weights | Beside) else export(made)
     return package.build(recipe, recipe_hash, rows, whole, model, run.scratch(where))
 
 
-def _after(bundle: Artifact, before: Measured, rows: Rows, run: Run) -> Measured:
+def _after(bundle: Artifact, before: Measured, rows: Rows, model: Any, run: Run) -> Measured:
     """The bundle, and what it gained and lost by being made small."""
     from runtimes.artifact import open_folder
     from training.evaluation import scoring
 
-    after = scoring.score(bundle, rows.test, title="after")
+    after = scoring.score(bundle, rows.test, title="after", base=model)
     if bundle.manifest.format == "onnx":
         whole = open_folder(run.folder / "whole")
         assert isinstance(whole, Artifact)
@@ -131,7 +158,7 @@ def _after(bundle: Artifact, before: Measured, rows: Rows, run: Run) -> Measured
     return after
 
 
-def _gain_on_stable(name: str, recipe: Recipe, shelf: Shelf, rows: Rows, after: Measured) -> float | None:
+def _gain_on_stable(name: str, recipe: Recipe, shelf: Shelf, rows: Rows, model: Any, after: Measured) -> float | None:
     """By how much, at least, the bundle is better than the promoted artifact on the same rows; None without one."""
     from training.evaluation import bootstrap, scoring
 
@@ -141,7 +168,7 @@ def _gain_on_stable(name: str, recipe: Recipe, shelf: Shelf, rows: Rows, after: 
         LOG.info("gate: nothing of the name %s is promoted yet, so there is nothing to compare with", recipe.name)
         return None
     verify(stable)
-    old = scoring.score(stable, rows.test, title="stable")
+    old = scoring.score(stable, rows.test, title="stable", base=model)
     value, low, high = bootstrap.difference(name, rows.test.targets, after.outputs, old.outputs, seed=recipe.seed)
     LOG.info("gate: %s %+.4f on %s, 95 %% interval %+.4f to %+.4f", name, value, stable.manifest.version, low, high)
     return low

@@ -1,4 +1,4 @@
-"""Files of records: CSV, TSV and JSON Lines."""
+"""Files of records: CSV, TSV, JSON Lines, and JSON with a list of them."""
 
 from __future__ import annotations
 
@@ -25,8 +25,10 @@ def read(file: str) -> list[Record]:
             elif path.suffix in {".jsonl", ".ndjson"}:
                 decoder = msgspec.json.Decoder(Record)
                 records = [decoder.decode(line) for line in opened if line.strip()]
+            elif path.suffix == ".json":
+                records = msgspec.json.decode(opened.read(), type=list[Record])
             else:
-                raise DataError(f"{path}: rows are read from .csv, .tsv and .jsonl files")
+                raise DataError(f"{path}: rows are read from .csv, .tsv, .jsonl and .json files")
     except (OSError, csv.Error, msgspec.DecodeError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
     if not records:

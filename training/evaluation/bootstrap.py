@@ -28,3 +28,12 @@ def difference(
     found = [of(chance.integers(0, count, count)) for _ in range(RESAMPLES)]
     low, high = np.nanpercentile(found, (2.5, 97.5))
     return of(np.arange(count)), float(low), float(high)
+
+
+def gain(one: Array, other: Array, *, seed: int) -> tuple[float, float, float]:
+    """Of the mean over rows [n], of `one` minus of `other`: the same."""
+    chance = np.random.default_rng(seed)
+    apart = one.astype(float) - other.astype(float)
+    found = [apart[chance.integers(0, len(apart), len(apart))].mean() for _ in range(RESAMPLES)]
+    low, high = np.percentile(found, (2.5, 97.5))
+    return float(apart.mean()), float(low), float(high)

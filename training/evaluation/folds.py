@@ -12,6 +12,7 @@ from training.evaluation.measures import measure
 from training.model import Model, predict
 from training.run import Run
 from training.spec import Recipe
+from training.spec.floors import Base
 
 
 def validate(recipe: Recipe, examples: Examples, run: Run) -> tuple[Scores, Scores]:
@@ -37,9 +38,10 @@ def stratified(examples: Examples, folds: int, *, seed: int) -> Array:
 def _fold(recipe: Recipe, examples: Examples, held: Array, run: Run) -> tuple[Scores, Scores]:
     rows = Rows(examples.take(np.nonzero(~held)[0]), examples.take(np.nonzero(held)[0]))
     model = recipe.model.build(rows)
-    if not isinstance(model, Model) or recipe.trainer is None:
+    if not isinstance(model, Model) or recipe.trainer is None or isinstance(recipe.floor, Base):
         raise RecipeError("folds are for models that learn from rows")
     fitted = recipe.trainer.fit(model, rows.train, run)
+    assert isinstance(fitted, Model)
     scores = measure(rows.test.targets, predict(fitted, rows.test.inputs))
     if recipe.floor is None:
         return scores, {}

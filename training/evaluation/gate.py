@@ -3,6 +3,7 @@
 <measure>_min, <measure>_max      of the bundle as it will be served
 <measure>_drop_max                of the fp32 model minus of the bundle; `_increase_max` the other way round
 <measure>_over_floor_min          of the bundle minus of the floor
+<measure>_of_floor_max            of the bundle as a share of the floor, where less is better
 <measure>_over_stable_min         of the bundle minus of the promoted artifact, on the same rows: the lower end of the
                                   95 % interval; holds while nothing is promoted
 """
@@ -16,7 +17,7 @@ import msgspec
 from training.contract import Scores
 from training.errors import GateFailed, RecipeError
 
-KINDS = ("_over_floor_min", "_over_stable_min", "_drop_max", "_increase_max", "_min", "_max")
+KINDS = ("_over_floor_min", "_of_floor_max", "_over_stable_min", "_drop_max", "_increase_max", "_min", "_max")
 ALWAYS = ("size_bytes", "size_ratio", "speedup_1", "speedup_8", "latency_ms", "batch_drift")
 """Measured of every graph."""
 
@@ -88,5 +89,7 @@ def _value(rule: str, evidence: Evidence) -> float | None:
             return after - evidence.before.get(name, nan)
         case "_over_floor_min":
             return after - evidence.floor.get(name, nan)
+        case "_of_floor_max":
+            return after / evidence.floor.get(name, nan)
         case _:
             return evidence.stable(name)

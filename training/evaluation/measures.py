@@ -5,6 +5,9 @@ one label a row      accuracy, macro_f1, log_loss in nats, ece (15 bins of equal
 any number of labels auprc and auc, means over the labels with 40 known positives or more; macro_f1 at 0.5
 ratings              rmse, mae
 pairs of texts       spearman, the rank correlation of cosine and wanted similarity
+answers              nll in nats per token
+two answers          preference_accuracy, how often the better one is the likelier; reward_accuracy, how often it gained
+                     more on the model without its adapter, and reward_margin, how much more, in nats
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from types import MappingProxyType
 
 import numpy as np
 
-from training.contract import Answers, Array, Classes, Flags, Scores, Targets, Values
+from training.contract import Answers, Array, Choices, Classes, Flags, Scores, Targets, Values
 
 MEASURES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
@@ -23,6 +26,7 @@ MEASURES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "rating": ("rmse", "mae"),
         "similarity": ("spearman", "cosine_to_fp32", "cosine_to_fp32_least"),
         "Answers": ("nll",),
+        "Choices": ("preference_accuracy", "reward_accuracy", "reward_margin"),
     }
 )
 """Kind of target → what is measured."""
@@ -54,6 +58,8 @@ def measure(targets: Targets, outputs: Mapping[str, Array]) -> Scores:
             return {"spearman": spearman(cosine, targets.values)}
         case Answers():
             return {"nll": float(outputs["nll"].sum() / outputs["tokens"].sum())}
+        case Choices():
+            return choices(outputs)
     raise TypeError(f"nothing is known to measure of {type(targets).__name__}")
 
 
@@ -87,6 +93,18 @@ def flags(targets: Flags, scores: Array) -> Scores:
         return {}
     means = np.mean(columns, axis=0)
     return {"auprc": float(means[0]), "auc": float(means[1]), "macro_f1": float(means[2])}
+
+
+def choices(outputs: Mapping[str, Array]) -> Scores:
+    """`chosen` and `rejected` [n], logarithms of probabilities; rewards are what was gained on the base's."""
+    found = {"preference_accuracy": float((outputs["chosen"] > outputs["rejected"]).mean())}
+    if "chosen_base" in outputs:
+        chosen, rejected = (outputs[name] - outputs[f"{name}_base"] for name in ("chosen", "rejected"))
+        found |= {
+            "reward_accuracy": float((chosen > rejected).mean()),
+            "reward_margin": float((chosen - rejected).mean()),
+        }
+    return found
 
 
 def macro_f1(predicted: Array, wanted: Array, labels: int) -> float:

@@ -7,9 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 
+from training.contract import Array
+from training.errors import DataError
 from training.llm.likelihood import Asked, likelihoods
-from training.recipe import RecipeError
+
+NAMES = ("acc", "acc_norm")
+"""As tables of published models print them."""
 
 _AT_ONCE = 64
 
@@ -22,31 +27,24 @@ class Question(msgspec.Struct, frozen=True):
     sol2: str
 
 
-class Verdict(msgspec.Struct, frozen=True):
-    """Whether the right solution was found the likelier one: by its probability, and by that per character."""
-
-    hit: bool
-    hit_norm: bool
-
-
-def read(questions: Path, labels: Path) -> tuple[list[Question], list[int]]:
-    """PIQA's two files, line by line the same rows. Raises RecipeError naming the row at fault."""
+def read(questions: str, labels: str) -> tuple[list[Question], list[int]]:
+    """PIQA's two files, line by line the same rows. Raises DataError naming the row at fault."""
     try:
-        lines = [line for line in questions.read_text("utf-8").splitlines() if line.strip()]
-        answers = labels.read_text("utf-8").split()
+        lines = [line for line in Path(questions).read_text("utf-8").splitlines() if line.strip()]
+        answers = Path(labels).read_text("utf-8").split()
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"PIQA cannot be read: {error}") from error
+        raise DataError(f"PIQA cannot be read: {error}") from error
     if len(lines) != len(answers) or not lines:
-        raise RecipeError(f"{questions} has {len(lines)} rows and {labels} {len(answers)}; they belong together")
+        raise DataError(f"{questions} has {len(lines)} rows and {labels} {len(answers)}; they belong together")
     decoder = msgspec.json.Decoder(Question)
     rows = []
     for number, (line, answer) in enumerate(zip(lines, answers, strict=True), 1):
         try:
             rows.append(decoder.decode(line))
         except msgspec.DecodeError as error:
-            raise RecipeError(f"{questions}, row {number}: {error}") from error
+            raise DataError(f"{questions}, row {number}: {error}") from error
         if answer not in {"0", "1"}:
-            raise RecipeError(f"{labels}, row {number}: {answer!r} is neither 0 nor 1")
+            raise DataError(f"{labels}, row {number}: {answer!r} is neither 0 nor 1")
     return rows, [int(answer) for answer in answers]
 
 
@@ -57,9 +55,10 @@ def judge(
     labels: Sequence[int],
     *,
     say: Callable[[int, int], None] = lambda done, of: None,
-) -> list[Verdict]:
-    """A verdict on each question. `say` hears how many are done."""
-    verdicts: list[Verdict] = []
+) -> dict[str, Array]:
+    """Of each question, whether the right solution was found the likelier one: `acc` by its probability, `acc_norm` by
+    that per character; bool [n]. `say` hears how many are done."""
+    right: list[tuple[bool, bool]] = []
     for start in range(0, len(questions), _AT_ONCE):
         part = questions[start : start + _AT_ONCE]
         asked = []
@@ -69,20 +68,10 @@ def judge(
         found = [it.log for it in likelihoods(network, asked)]
         for at, (question, label) in enumerate(zip(part, labels[start:], strict=False)):
             first, second = found[2 * at : 2 * at + 2]
-            per_character = (first / len(question.sol1), second / len(question.sol2))
-            verdicts.append(
-                Verdict((second > first) == bool(label), (per_character[1] > per_character[0]) == bool(label))
-            )
-        say(len(verdicts), len(questions))
-    return verdicts
-
-
-def scores(verdicts: Sequence[Verdict]) -> dict[str, float]:
-    """acc and acc_norm, as tables of published models print them."""
-    return {
-        "acc": sum(it.hit for it in verdicts) / len(verdicts),
-        "acc_norm": sum(it.hit_norm for it in verdicts) / len(verdicts),
-    }
+            longer = second / len(question.sol2) > first / len(question.sol1)
+            right.append(((second > first) == bool(label), longer == bool(label)))
+        say(len(right), len(questions))
+    return {name: np.array([it[at] for it in right]) for at, name in enumerate(NAMES)}
 
 
 def _ids(tokenizer: Any, text: str) -> list[int]:

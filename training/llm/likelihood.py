@@ -34,6 +34,7 @@ def likelihoods(network: Any, asked: Sequence[Asked], *, tokens_at_once: int = _
     """
     found: dict[int, Likelihood] = {}
     with torch.inference_mode():
+        network(torch.zeros(1, 1, dtype=torch.long))  # one that is compressed unpacks itself when called as a whole
         for batch in _batches(asked, tokens_at_once):
             rows = [asked[at] for at in batch]
             longest = max(len(row.prompt) + len(row.answer) for row in rows) - 1

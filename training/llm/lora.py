@@ -1,20 +1,23 @@
-"""Low-rank adapters: put on a model, saved in peft's layout, merged into the weights."""
+"""Low-rank adapters on language models: put on, taken off as the files that are published, merged into the weights."""
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import peft
 
-from training.llm.spec import Lora
+from runtimes.adapter import CONFIG, WEIGHTS
+from training.models.generator import Files
+from training.spec.llm import Adapter
 
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
-
-def attach(network: Any, spec: Lora) -> Any:
-    """The model with fresh adapters, which alone can learn. They start at zero, so it answers as before."""
+def attach(network: Any, spec: Adapter) -> Any:
+    """The model with a fresh adapter, which alone can learn. It starts at zero, so it answers as before."""
     config = peft.LoraConfig(
         task_type="CAUSAL_LM",
         r=spec.rank,
@@ -25,22 +28,31 @@ def attach(network: Any, spec: Lora) -> Any:
     return peft.get_peft_model(network, config)
 
 
-def save(adapted: Any, folder: Path, *, base: str) -> None:
-    """Write the adapter, nothing else, in peft's layout. `base` is the model it fits, by the name people know."""
-    adapted.save_pretrained(folder)
-    (folder / "README.md").unlink(missing_ok=True)  # a form that nobody has filled in
-    config = msgspec.json.decode((folder / CONFIG).read_bytes())
-    # A set became a list: in an order of its own each time, and equal adapters would not be equal files.
+def files(adapted: Any) -> Files:
+    """The adapter that is on a model."""
+    with tempfile.TemporaryDirectory(prefix="headrace-adapter-") as name:
+        folder = Path(name)
+        adapted.save_pretrained(folder)
+        config = msgspec.json.decode((folder / CONFIG).read_bytes())
+        weights = (folder / WEIGHTS).read_bytes()
+    # A set became a list, in another order each time, and equal adapters would not be equal files.
     config["target_modules"] = sorted(config["target_modules"])
-    config["base_model_name_or_path"] = base
-    (folder / CONFIG).write_bytes(msgspec.json.format(msgspec.json.encode(config, order="sorted"), indent=2))
+    return {CONFIG: msgspec.json.format(msgspec.json.encode(config, order="sorted"), indent=2), WEIGHTS: weights}
 
 
-def load(network: Any, folder: Path) -> Any:
-    """The model with a saved adapter, to be asked and not to be trained."""
-    return peft.PeftModel.from_pretrained(network, folder, local_files_only=True).eval()
+@contextmanager
+def worn(network: Any, adapter: Files) -> Iterator[Any]:
+    """The model with that adapter on while the block lasts, to be asked and not to be trained."""
+    with tempfile.TemporaryDirectory(prefix="headrace-adapter-") as name:
+        for file, content in adapter.items():
+            (Path(name) / file).write_bytes(content)
+        adapted = peft.PeftModel.from_pretrained(network, name, local_files_only=True).eval()
+    try:
+        yield adapted
+    finally:
+        adapted.unload()
 
 
-def merged(adapted: Any) -> Any:
-    """The plain model whose weights hold what the adapter had learnt; the adapted one is used up."""
-    return adapted.merge_and_unload()
+def read(folder: Path) -> Files:
+    """Of an artifact."""
+    return {name: (folder / name).read_bytes() for name in (CONFIG, WEIGHTS)}

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from msgspec import Meta, Struct
 
+from training.spec.llm import Conversations, Preferences
+
 if TYPE_CHECKING:
     from training.contract import Rows
 
@@ -48,19 +50,4 @@ class Pairs(Struct, frozen=True, forbid_unknown_fields=True, tag="pairs", tag_fi
         return pairs.load(self)
 
 
-class Turns(Struct, frozen=True, forbid_unknown_fields=True, tag="turns", tag_field="kind"):
-    """Questions and the answers hoped for: columns `prompt`, `answer`."""
-
-    files: ClassVar[tuple[str, ...]] = ("train", "test")
-
-    train: str | None = None
-    test: str | None = None
-    test_share: Share = 0.1
-
-    def load(self) -> Rows:
-        from training.data import turns
-
-        return turns.load(self)
-
-
-Data = Text | Pairs | Turns
+Data = Text | Pairs | Conversations | Preferences

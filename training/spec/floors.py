@@ -25,4 +25,8 @@ class Ngrams(Struct, frozen=True, forbid_unknown_fields=True, tag="ngrams", tag_
         return floors.ngrams(self, train, test, seed=seed)
 
 
-Floor = Ngrams
+class Base(Struct, frozen=True, forbid_unknown_fields=True, tag="base", tag_field="kind"):
+    """The model that the recipe starts from, before it has learnt anything. For language models."""
+
+
+Floor = Ngrams | Base

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
+from training.spec.llm import Dpo, Sft
+
 if TYPE_CHECKING:
     from training.contract import Examples
     from training.model import Model
@@ -84,4 +86,4 @@ class Gradient(Struct, frozen=True, forbid_unknown_fields=True, tag="gradient", 
         return gradient.fit(self, model, examples, run)
 
 
-Trainer = Probe | Gradient
+Trainer = Probe | Gradient | Sft | Dpo

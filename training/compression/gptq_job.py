@@ -1,4 +1,4 @@
-"""What runs in the environment `compress`: one job file, one compressed model. See `training.llm.compress`.
+"""What runs in the environment `compress`: one job file, one compressed model. See `training.compression.gptq`.
 
 Stands alone: there is nothing of ours in that environment. Its last line, on stdout, is what it did, as JSON.
 """
