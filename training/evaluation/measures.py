@@ -6,8 +6,9 @@ any number of labels auprc and auc, means over the labels with 40 known positive
 ratings              rmse, mae
 pairs of texts       spearman, the rank correlation of cosine and wanted similarity
 answers              nll in nats per token
-two answers          preference_accuracy, how often the better one is the likelier; reward_accuracy, how often it gained
-                     more on the model without its adapter, and reward_margin, how much more, in nats
+two answers          preference_accuracy, how often the better one is the likelier, and of the model without its adapter
+                     preference_accuracy_base; reward_accuracy, how often the better one gained more on that, and
+                     reward_margin, how much more, in nats
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ MEASURES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "rating": ("rmse", "mae"),
         "similarity": ("spearman", "cosine_to_fp32", "cosine_to_fp32_least"),
         "Answers": ("nll",),
-        "Choices": ("preference_accuracy", "reward_accuracy", "reward_margin"),
+        "Choices": ("preference_accuracy", "preference_accuracy_base", "reward_accuracy", "reward_margin"),
     }
 )
 """Kind of target → what is measured."""
@@ -97,7 +98,10 @@ def flags(targets: Flags, scores: Array) -> Scores:
 
 def choices(outputs: Mapping[str, Array]) -> Scores:
     """`chosen` and `rejected` [n], logarithms of probabilities; rewards are what was gained on the base's."""
-    found = {"preference_accuracy": float((outputs["chosen"] > outputs["rejected"]).mean())}
+    ends = ("", "_base") if "chosen_base" in outputs else ("",)
+    found = {
+        f"preference_accuracy{end}": float((outputs[f"chosen{end}"] > outputs[f"rejected{end}"]).mean()) for end in ends
+    }
     if "chosen_base" in outputs:
         chosen, rejected = (outputs[name] - outputs[f"{name}_base"] for name in ("chosen", "rejected"))
         found |= {
