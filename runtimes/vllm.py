@@ -36,7 +36,7 @@ from runtimes.integrity import ShelfFault
 from runtimes.process import Dead, Limits, Process, Snapshot, first, scratch
 from runtimes.remote import authorization
 from runtimes.vllm_adapter import Follower
-from runtimes.vllm_command import REFUSED, command
+from runtimes.vllm_command import REFUSED, command, quantized
 from runtimes.wire import Head, Wire
 
 FAILED = (b'data: {"error"', b"event: error")
@@ -101,7 +101,8 @@ class Vllm(msgspec.Struct, tag="vllm", tag_field="kind", frozen=True, forbid_unk
     too few: they wait for each other by spinning."""
     adapters: dict[str, str] = {}
     """LoRA adapters that share this engine: one more model's name → its adapter, on the shelf or in a folder. An alias
-    is followed: a version that is promoted is served within two seconds, and no call fails for it."""
+    is followed: a version that is promoted is served within two seconds, and no call fails for it. On a CPU `artifact`
+    must not be quantized then."""
     adapter: str | None = None
     """What this model adds to one that an engine elsewhere serves. The engine must read the shelf at the same path and
     run with `--enable-lora` and `VLLM_ALLOW_RUNTIME_LORA_UPDATING=True`."""
@@ -206,14 +207,17 @@ class VllmRuntime:
             await self._process.open()
         elif self._wire is None:
             self._reach(self._spec.url, *authorization(self._site, self._spec.url, self._spec.key_env))
-            if self._spec.adapter is not None:
-                await self.ready()  # there is no name to call it by before
 
     async def _prepare(self) -> Process:
         try:
             model = await asyncio.to_thread(self._model)
             environments = Environments(self._site.state.absolute())
             engine = environments.find("vllm", self._spec.version)
+            if self._spec.adapters and engine.device == "cpu" and quantized(model):
+                raise ShelfFault(
+                    f"{self._spec.artifact} is quantized, and on a CPU vLLM puts adapters on plain weights only: name "
+                    "its base in fp32, or merge the adapter and quantize the whole"
+                )
         except (ShelfFault, EnvironmentFault) as error:
             raise Unavailable(f"{self._site.replica}: {error}") from error
         socket = _socket(self._site)

@@ -119,8 +119,14 @@ def cpu_dtype(model: Artifact | Folder | Hub) -> str:
     weights are computed by integer instructions and are fastest, some only right, beside bfloat16."""
     if isinstance(model, Hub):
         return "auto"
-    config = msgspec.json.decode((model.path / "config.json").read_bytes(), type=dict[str, Any])
-    return "bfloat16" if "quantization_config" in config else "float32"
+    return "bfloat16" if quantized(model) else "float32"
+
+
+def quantized(model: Artifact | Folder | Hub) -> bool:
+    """Whether its weights are; of one that is still to be fetched nobody knows."""
+    if isinstance(model, Hub):
+        return False
+    return "quantization_config" in msgspec.json.decode((model.path / "config.json").read_bytes(), type=dict[str, Any])
 
 
 def cores() -> int:

@@ -111,6 +111,7 @@ async def opened(engine: Engine, site: Site) -> AsyncIterator[VllmRuntime]:
     runtime = Vllm(url=engine.url, adapter="persona@stable", base="base@stable").build(site)
     try:
         await runtime.open()
+        await runtime.ready()
         yield runtime
     finally:
         await runtime.aclose()
@@ -229,6 +230,20 @@ def test_an_engine_without_adapters_can_load_none(site: Site, tmp_path: Path) ->
     )
     assert "--enable-lora" not in found.argv
     assert "VLLM_ALLOW_RUNTIME_LORA_UPDATING" not in found.env
+
+
+async def test_a_quantized_base_takes_none_on_a_cpu(site: Site, tmp_path: Path) -> None:
+    base = tmp_path / "small"
+    base.mkdir()
+    (base / "config.json").write_text('{"quantization_config": {}}')
+    (base / "model.safetensors").touch()
+    home = site.state / "engines" / "vllm-0.32.0"
+    home.mkdir(parents=True)
+    (home / ".ready").write_bytes(msgspec.json.encode(CPU))
+    runtime = Vllm(artifact=str(base), adapters={"persona": "persona@stable"}).build(site)
+    with pytest.raises(Unavailable, match="is quantized, and on a CPU vLLM puts adapters on plain weights only"):
+        await runtime.open()
+    await runtime.aclose()
 
 
 @pytest.mark.parametrize(
