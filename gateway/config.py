@@ -19,8 +19,6 @@ import runtimes
 from gateway.call import MODEL_NAME, Bounds
 from gateway.errors import field_error
 from gateway.replica import replica_name
-from runtimes.artifact import Shelf
-from runtimes.contract import Site
 from runtimes.vllm import Vllm
 
 Struct = msgspec.Struct
@@ -111,21 +109,14 @@ def load(path: Path) -> Config:
     return msgspec.structs.replace(config, models=(*config.models, *_adapters(config)))
 
 
-def sites(model: Model, state: Path) -> list[Site]:
-    """Where each of the model's replicas lives."""
-    shelf = Shelf(state / "shelf")
-    names = [replica_name(model.name, number) for number in range(len(model.replicas))]
-    return [Site(model=model.name, replica=name, state=state, shelf=shelf) for name in names]
-
-
 def _adapters(config: Config) -> Iterator[Model]:
     """The models that others bring along: each adapter of an engine is one, bounded as the model that it is put on."""
     for model in config.models:
         sharing: dict[str, list[runtimes.Spec]] = {}
-        for spec, site in zip(model.replicas, sites(model, config.state_path), strict=True):
+        for number, spec in enumerate(model.replicas):
             if isinstance(spec, Vllm):
                 for name, adapter in spec.adapters.items():
-                    sharing.setdefault(name, []).append(spec.adapted(site, adapter))
+                    sharing.setdefault(name, []).append(spec.adapted(replica_name(model.name, number), adapter))
         for name, replicas in sharing.items():
             yield msgspec.structs.replace(model, name=name, replicas=tuple(replicas))
 

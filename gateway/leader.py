@@ -13,9 +13,9 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from prometheus_client import ProcessCollector
 
 from gateway.app import Running, at, open_admin, open_state
-from gateway.config import Config, Model, sites
+from gateway.config import Config, Model
 from gateway.journal import Journal
-from gateway.plane import cancel, replica_of
+from gateway.plane import cancel, replica_of, sites
 from gateway.promotion import is_engine
 from gateway.replica import Replica
 from gateway.report import Report, families

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from prometheus_client import ProcessCollector
 
 from gateway.acceptor import Acceptor
-from gateway.config import Config, Model, Tracing, sites
+from gateway.config import Config, Model, Tracing
 from gateway.config import Server as Settings
 from gateway.counters import SharedQuota
 from gateway.edge.catalogue import Catalogue
@@ -30,7 +30,7 @@ from gateway.pipeline import Pipeline
 from gateway.places import SharedLine
 from gateway.promotion import Source
 from gateway.quota import Quota
-from gateway.replica import Replica
+from gateway.replica import Replica, replica_name
 from gateway.report import ModelLook, Report, families
 from gateway.route import Route
 from gateway.shared import Shared, is_shared
@@ -39,6 +39,7 @@ from gateway.target import Retries, Target
 from gateway.tenant import Tenants
 from gateway.trace import Trace
 from gateway.usage import Usage
+from runtimes.artifact import Shelf
 from runtimes.clock import Clock
 from runtimes.contract import Site
 
@@ -222,6 +223,13 @@ def replica_of(spec: runtimes.Spec, site: Site, clock: Clock, *, attached: bool)
         slots=spec.slots,
         clock=clock,
     )
+
+
+def sites(model: Model, state: Path) -> list[Site]:
+    """Where each of the model's replicas lives."""
+    shelf = Shelf(state / "shelf")
+    names = [replica_name(model.name, number) for number in range(len(model.replicas))]
+    return [Site(model=model.name, replica=name, state=state, shelf=shelf) for name in names]
 
 
 async def cancel(task: asyncio.Task[Any]) -> None:

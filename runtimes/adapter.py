@@ -54,9 +54,10 @@ def find(reference: str, shelf: Shelf, *, base: Artifact | Folder | Hub, rank_ma
             raise ShelfFault(
                 f"{reference} is a model in {found.manifest.format} format and no adapter; serve it as an `artifact`"
             )
-        verify(found)
         _check_lineage(reference, found, base)
     check(found.path, base=base, rank_max=rank_max)
+    if isinstance(found, Artifact):
+        verify(found)  # last: it reads every byte
     return Adapter(found.path, found.manifest.version if isinstance(found, Artifact) else "0")
 
 

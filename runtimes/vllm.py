@@ -35,7 +35,7 @@ from runtimes.environment import EnvironmentFault, Environments
 from runtimes.integrity import ShelfFault
 from runtimes.process import Dead, Limits, Process, Snapshot, first, scratch
 from runtimes.remote import authorization
-from runtimes.vllm_adapter import Follower
+from runtimes.vllm_adapter import Loader
 from runtimes.vllm_command import REFUSED, command, quantized
 from runtimes.wire import Head, Wire
 
@@ -61,7 +61,7 @@ STARTED_HERE = frozenset(
         *("start_s_max", "drain_s_max", "adapters"),
     }
 )
-RUNS_ELSEWHERE = frozenset({"url", "model", "key_env", "adapter", "base"})
+RUNS_ELSEWHERE = frozenset({"url", "model", "key_env", "base"})
 """Settings that only an engine has that is started here, or that is not. The others mean something to both."""
 
 _URL = re.compile(r"https?://([0-9A-Za-z._-]+|\[[0-9A-Fa-f:.]+\])(:(?P<port>[0-9]{1,5}))?|unix:/[^\x00]+")
@@ -104,10 +104,12 @@ class Vllm(msgspec.Struct, tag="vllm", tag_field="kind", frozen=True, forbid_unk
     is followed: a version that is promoted is served within two seconds, and no call fails for it. On a CPU `artifact`
     must not be quantized then."""
     adapter: str | None = None
-    """What this model adds to one that an engine elsewhere serves. The engine must read the shelf at the same path and
-    run with `--enable-lora` and `VLLM_ALLOW_RUNTIME_LORA_UPDATING=True`."""
+    """What this model adds to one that an engine serves: another replica's here, or the one at `url`, which must read
+    the shelf at the same path and run with `--enable-lora` and `VLLM_ALLOW_RUNTIME_LORA_UPDATING=True`."""
+    shares: str | None = None
+    """That replica's name, e.g. `base-0`, and `artifact` is what it serves. `adapters` there says the same, shorter."""
     base: str | None = None
-    """What that engine serves, as `artifact` would say it; the adapter is checked against it. None: it is not."""
+    """What the engine at `url` serves, as `artifact` would say it, to check the adapter against. None: it is not."""
     adapter_rank_max: Literal[1, 8, 16, 32, 64, 128, 256, 320, 512] = 16
     """The engine keeps room for adapters up to this rank, and takes longer the larger it is."""
     tool_parser: str | None = "hermes"
@@ -130,7 +132,9 @@ class Vllm(msgspec.Struct, tag="vllm", tag_field="kind", frozen=True, forbid_unk
             found = _URL.fullmatch(self.url)
             if not found or int(found["port"] or 0) > 65_535:
                 raise ValueError("`url` must be http(s)://HOST[:PORT] in plain ASCII and without a path, or unix:/PATH")
-        alien, given = (RUNS_ELSEWHERE, "artifact") if self.url is None else (STARTED_HERE, "url")
+        alien, given = (RUNS_ELSEWHERE, "artifact") if self.url is None else (STARTED_HERE | {"shares"}, "url")
+        if self.shares is not None:
+            alien, given = RUNS_ELSEWHERE | STARTED_HERE - {"artifact"}, "shares"
         for field in msgspec.structs.fields(self):
             if field.name in alien and getattr(self, field.name) not in (field.default, {}):
                 raise ValueError(f"`{field.name}` means nothing beside `{given}`; leave it out")
@@ -142,6 +146,10 @@ class Vllm(msgspec.Struct, tag="vllm", tag_field="kind", frozen=True, forbid_unk
             if hit := [it for it in REFUSED if it.startswith(option)]:
                 raise ValueError(f"args must not hold {arg!r}: {min(hit)} is Headrace's to set, or unsafe")
 
+        if (self.adapter is None) != (self.shares is None) and self.url is None:
+            raise ValueError(
+                "`adapter` and `shares` belong together; or put the adapter into `adapters` of that replica"
+            )
         if self.model is not None and self.adapter is not None:
             raise ValueError("`model` means nothing beside `adapter`, whose name follows its version; leave it out")
         if self.adapters and self.task != "generate":
@@ -154,17 +162,24 @@ class Vllm(msgspec.Struct, tag="vllm", tag_field="kind", frozen=True, forbid_unk
         return self.running_max
 
     def attached(self, site: Site) -> Vllm:
-        """The engine that one process starts here, as the others of this host reach it."""
+        """The engine that one process starts here, as the others of this host reach it, and models that share it."""
+        engine = site if self.shares is None else msgspec.structs.replace(site, replica=self.shares)
         return Vllm(
-            url=f"unix:{_socket(site)}", task=self.task, running_max=self.running_max, idle_s_max=self.idle_s_max
+            url=f"unix:{_socket(engine)}",
+            task=self.task,
+            adapter=self.adapter,
+            base=None if self.adapter is None else self.artifact,
+            adapter_rank_max=self.adapter_rank_max,
+            running_max=self.running_max,
+            idle_s_max=self.idle_s_max,
         )
 
-    def adapted(self, site: Site, adapter: str) -> Vllm:
-        """One of `adapters`, as a replica of its own on the engine that is started here at `site`."""
+    def adapted(self, replica: str, adapter: str) -> Vllm:
+        """One of `adapters`, as a replica of another model on the engine of this one, whose name is `replica`."""
         return Vllm(
-            url=f"unix:{_socket(site)}",
+            artifact=self.artifact,
             adapter=adapter,
-            base=self.artifact,
+            shares=replica,
             adapter_rank_max=self.adapter_rank_max,
             running_max=self.running_max,
             idle_s_max=self.idle_s_max,
@@ -189,7 +204,7 @@ class VllmRuntime:
         self._heads: dict[str, Head] = {}
         self._wire: Wire | None = None
         self._probe_wire: Wire | None = None
-        self._follower: Follower | None = None
+        self._adapter: Loader | None = None
         self._running = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -262,8 +277,8 @@ class VllmRuntime:
     async def ready(self) -> None:
         self._admit()
         await self._probe()
-        if self._follower is not None:
-            self.upstream_model = await self._follower.follow()
+        if self._adapter is not None:
+            self.upstream_model = await self._adapter.loaded()
 
     def snapshot(self) -> Snapshot | None:
         """The engine's process; None before `open`, and of an engine elsewhere."""
@@ -326,7 +341,7 @@ class VllmRuntime:
         # A pool of its own: a probe that waits behind calls would take a busy engine for a hung one.
         self._probe_wire = self._connect(url, connections_max=1)
         if self._spec.adapter is not None:
-            self._follower = Follower(
+            self._adapter = Loader(
                 reference=self._spec.adapter,
                 base=self._spec.base,
                 rank_max=self._spec.adapter_rank_max,

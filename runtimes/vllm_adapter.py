@@ -1,9 +1,8 @@
-"""A vLLM's adapter, kept the one that the shelf's alias means while the engine runs.
+"""An adapter on a vLLM, under a name of its own: `<model>@<version>`.
 
-Each version is loaded under a name of its own, `<model>@<version>`, and calls go to the newest that could be loaded:
-those under way end on the one they began with, and no call meets an engine that has neither. The engine keeps what it
-has room for and fetches the others from their files again, so going back is as quick, and nothing is unloaded under
-somebody who still calls it.
+Versions stand side by side, so calls under way end on the one they began with. The engine keeps what it has room for
+and fetches the others from their files again, so going back is as quick, and nothing is unloaded under somebody who
+still calls it.
 """
 
 from __future__ import annotations
@@ -27,8 +26,8 @@ log = logging.getLogger("headrace.vllm")
 LOAD_S_MAX = 60.0
 
 
-class Follower:
-    """One model's adapter, on an engine that `wire` reaches."""
+class Loader:
+    """Has one adapter loaded by the engine that `wire` reaches."""
 
     def __init__(
         self,
@@ -52,26 +51,15 @@ class Follower:
             "POST", "/v1/load_lora_adapter", ((b"content-type", b"application/json"), *authorization)
         )
         self._name: str | None = None
-        """What the engine calls the version in use; None before there is one."""
-        self._refused: str | None = None
-        """Why the newest version is not in use."""
 
-    async def follow(self) -> str:
-        """The engine's name for the adapter to use from now on. Raises Unavailable if it has none; a newer version that
-        can't be used is told of once, and the one before it stays in use."""
-        try:
-            wanted = await asyncio.to_thread(self._find)
-            name = f"{self._site.model}@{wanted.version}"
-            if name != self._name or name not in await self._loaded():
-                await self._put(name, wanted)
-            self._name, self._refused = name, None
-        except ShelfFault as fault:
-            why = f"{self._site.replica}: {fault}"
-            if self._name is None or self._name not in await self._loaded():
-                raise Unavailable(why) from fault
-            if why != self._refused:
-                log.error("%s; %s stays in use", why, self._name)
-            self._refused = why
+    async def loaded(self) -> str:
+        """The engine's name for it; it is loaded when this returns, again if the engine was restarted. Raises
+        Unavailable, saying what does not fit."""
+        if self._name is None or self._name not in await self._names():
+            try:
+                self._name = await self._put(await asyncio.to_thread(self._find))
+            except ShelfFault as fault:
+                raise Unavailable(f"{self._site.replica}: {fault}") from fault
         return self._name
 
     def _find(self) -> Adapter:
@@ -79,17 +67,19 @@ class Follower:
         base = Hub("") if self._base is None else locate(self._base, shelf)
         return adapter.find(self._reference, shelf, base=base, rank_max=self._rank_max)
 
-    async def _put(self, name: str, wanted: Adapter) -> None:
-        if name in await self._loaded():
-            return  # another process of this gateway was faster
-        body = msgspec.json.encode({"lora_name": name, "lora_path": str(wanted.path)})
+    async def _put(self, found: Adapter) -> str:
+        name = f"{self._site.model}@{found.version}"
+        if name in await self._names():
+            return name  # another process of this gateway was faster
+        body = msgspec.json.encode({"lora_name": name, "lora_path": str(found.path)})
         async with self._wire.exchange(self._load, (), body, self._clock.now_s() + LOAD_S_MAX) as reply:
             said = b"".join([frame async for frame in reply.frames])
-        if reply.status != 200 and name not in await self._loaded():
+        if reply.status != 200 and name not in await self._names():
             raise ShelfFault(f"the engine does not take {self._reference} ({reply.status}): {_message(said)}")
-        log.info("replica %s: %s is in use", self._site.replica, name)
+        log.info("replica %s: the engine has loaded %s", self._site.replica, name)
+        return name
 
-    async def _loaded(self) -> set[str]:
+    async def _names(self) -> set[str]:
         async with self._wire.exchange(self._list, (), b"", self._clock.now_s() + LOAD_S_MAX) as reply:
             said = b"".join([frame async for frame in reply.frames])
         try:

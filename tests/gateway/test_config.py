@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.config import Config, ConfigError, load, sites
+from gateway.config import Config, ConfigError, load
 from gateway.replica import replica_name
 from runtimes.vllm import Vllm
 
@@ -104,8 +104,8 @@ def test_each_adapter_of_an_engine_is_a_model_that_shares_it(tmp_path: Path) -> 
     assert isinstance(base, Vllm)
     assert isinstance(persona, Vllm)
     assert isinstance(tools, Vllm)
-    assert persona.url == tools.url == base.attached(sites(config.models[0], tmp_path)[0]).url
-    assert (persona.adapter, persona.base, persona.slots) == ("persona@stable", "smollm2@stable", 3)
+    assert (persona.shares, persona.artifact, persona.slots) == ("smollm2-0", "smollm2@stable", 3)
+    assert (persona.adapter, tools.adapter, base.adapter) == ("persona@stable", "./tools", None)
     assert config.models[1].waiting_max == 7
 
 

@@ -1,10 +1,12 @@
 """A model that is an adapter on a vLLM follows its alias while calls go on, and survives the engine's restarts."""
 
+import asyncio
 import http.server
 import json
+import socketserver
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from pathlib import Path
@@ -13,8 +15,12 @@ from typing import Any
 import msgspec
 import pytest
 
+from gateway.promotion import Source
+from gateway.replica import Replica
 from runtimes.artifact import Card, Lineage, Manifest, Shelf
+from runtimes.clock import SystemClock
 from runtimes.contract import Exchange, Site, Unavailable
+from runtimes.process import scratch
 from runtimes.vllm import Vllm, VllmRuntime
 from runtimes.vllm_command import command
 from tests import lora
@@ -34,29 +40,37 @@ class Engine(http.server.ThreadingHTTPServer):
         self.refuses = False
 
     @property
+    def engine(self) -> "Engine":
+        return self
+
+    @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_port}"
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    server: Engine
+    server: Any
+    """An Engine, or its socket."""
+
+    def address_string(self) -> str:
+        return "somewhere"
 
     def log_message(self, *_: object) -> None:
         pass
 
     def do_GET(self) -> None:
-        self.answer(HTTPStatus.OK, {"data": [{"id": name} for name in ("base", *self.server.loaded)]})
+        self.answer(HTTPStatus.OK, {"data": [{"id": name} for name in ("base", *self.server.engine.loaded)]})
 
     def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
         if self.path != "/v1/load_lora_adapter":
-            there = asked["model"] in self.server.loaded
+            there = asked["model"] in self.server.engine.loaded
             return self.answer(HTTPStatus.OK if there else HTTPStatus.NOT_FOUND, {"model": asked["model"]})
-        self.server.loads += 1
-        if self.server.refuses or asked["lora_name"] in self.server.loaded:
+        self.server.engine.loads += 1
+        if self.server.engine.refuses or asked["lora_name"] in self.server.engine.loaded:
             return self.answer(HTTPStatus.BAD_REQUEST, {"error": {"message": "it does not please me\nat all"}})
-        self.server.loaded[asked["lora_name"]] = asked["lora_path"]
+        self.server.engine.loaded[asked["lora_name"]] = asked["lora_path"]
         return self.answer(HTTPStatus.OK, "Success")
 
     def answer(self, status: HTTPStatus, content: object) -> None:
@@ -134,49 +148,6 @@ async def test_it_answers_under_the_name_of_its_version(engine: Engine, site: Si
     assert engine.loaded == {name(site): str(site.shelf.resolve("persona").path)}
 
 
-async def test_a_promotion_is_followed_and_a_rollback_too(engine: Engine, site: Site, tmp_path: Path) -> None:
-    async with opened(engine, site) as runtime:
-        first = runtime.upstream_model
-        put(site.shelf, tmp_path / "second", rank=3)
-        await runtime.ready()
-        assert runtime.upstream_model == name(site) != first
-        assert (await say(runtime))[0] == 200
-        site.shelf.rollback("persona")
-        await runtime.ready()
-        assert runtime.upstream_model == first
-        assert (await say(runtime))[0] == 200
-    assert engine.loads == 2, "going back fetches nothing again"
-
-
-async def test_the_version_before_goes_on_being_answered(engine: Engine, site: Site, tmp_path: Path) -> None:
-    async with opened(engine, site) as runtime:
-        first = runtime.upstream_model
-        put(site.shelf, tmp_path / "second", rank=3)
-        await runtime.ready()
-        assert first in engine.loaded
-
-
-@pytest.mark.parametrize(
-    ("change", "match"),
-    [
-        ({"rank": 32}, "rank 32, and the engine was started for 16 at most"),
-        ({"rank": 2, "fits": "other 2.0"}, "trained on other 2.0"),
-    ],
-)
-async def test_a_promoted_one_that_does_not_fit_leaves_the_one_before_in_use(
-    engine: Engine, site: Site, tmp_path: Path, change: Any, match: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    async with opened(engine, site) as runtime:
-        first = runtime.upstream_model
-        put(site.shelf, tmp_path / "bad", **change)
-        for _ in range(3):
-            await runtime.ready()
-        assert runtime.upstream_model == first
-        assert (await say(runtime))[0] == 200
-    [told] = [it for it in caplog.messages if "stays in use" in it]
-    assert match in told
-
-
 async def test_one_that_the_engine_refuses_is_told_with_its_words(engine: Engine, site: Site) -> None:
     engine.refuses = True
     with pytest.raises(Unavailable, match=r"persona-0: the engine does not take persona@stable \(400\): it does not p"):
@@ -184,9 +155,18 @@ async def test_one_that_the_engine_refuses_is_told_with_its_words(engine: Engine
             pass
 
 
-async def test_none_that_fits_means_unavailable(engine: Engine, site: Site, tmp_path: Path) -> None:
-    put(site.shelf, tmp_path / "bad", rank=32)
-    with pytest.raises(Unavailable, match=r"persona-0: .* has rank 32"):
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"rank": 32}, r"persona-0: .* has rank 32, and the engine was started for 16 at most"),
+        ({"rank": 2, "fits": "other 2.0"}, "trained on other 2.0"),
+    ],
+)
+async def test_one_that_does_not_fit_never_reaches_the_engine(
+    engine: Engine, site: Site, tmp_path: Path, change: Any, match: str
+) -> None:
+    put(site.shelf, tmp_path / "bad", **change)
+    with pytest.raises(Unavailable, match=match):
         async with opened(engine, site):
             pass
     assert engine.loads == 0
@@ -199,20 +179,101 @@ async def test_an_engine_that_was_restarted_gets_it_again(engine: Engine, site: 
         assert (await say(runtime))[0] == 200
 
 
-async def test_a_restarted_engine_is_not_ready_with_a_version_that_does_not_fit(
-    engine: Engine, site: Site, tmp_path: Path
-) -> None:
-    async with opened(engine, site) as runtime:
-        put(site.shelf, tmp_path / "bad", rank=32)
-        engine.loaded.clear()
-        with pytest.raises(Unavailable, match="rank 32"):
-            await runtime.ready()
-
-
 async def test_a_second_process_uses_what_the_first_has_loaded(engine: Engine, site: Site) -> None:
     async with opened(engine, site), opened(engine, site) as second:
         assert (await say(second))[0] == 200
     assert engine.loads == 1
+
+
+# ---- on an engine that another replica starts --------------------------------------------------------------
+
+
+class Local(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
+    """Engine's socket, where another replica's is."""
+
+    daemon_threads = True
+
+    def __init__(self, path: str, engine: Engine) -> None:
+        self.engine = engine
+        super().__init__(path, Handler)
+
+
+@pytest.fixture
+def shared(engine: Engine, site: Site) -> Iterator[Source]:
+    """What a replica of `persona` runs, as an adapter on the engine of `base-0`."""
+    generation = site.shelf.resolve("base").manifest.version
+    folder = scratch(msgspec.structs.replace(site, replica="base-0", generation=generation))
+    folder.mkdir(parents=True)
+    spec = Vllm(artifact="base@stable", adapters={"persona": "persona@stable"}).adapted("base-0", "persona@stable")
+    with Local(str(folder / "api.sock"), engine) as local:
+        thread = threading.Thread(target=local.serve_forever, args=(0.01,))
+        thread.start()
+        yield Source(spec, site, attached=False, clock=SystemClock())
+        local.shutdown()
+        thread.join()
+
+
+@asynccontextmanager
+async def running(source: Source) -> AsyncIterator[Replica]:
+    replica = Replica(name="persona-0", model="persona", kind="vllm", source=source, slots=2, clock=SystemClock())
+    replica.start()
+    try:
+        async with asyncio.timeout(20):
+            await replica.up.wait()
+        yield replica
+    finally:
+        await replica.aclose()
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+def used(replica: Replica) -> str | None:
+    assert replica.generator is not None
+    return replica.generator.upstream_model
+
+
+async def test_a_promotion_is_followed_and_a_rollback_too(
+    engine: Engine, site: Site, shared: Source, tmp_path: Path
+) -> None:
+    async with running(shared) as replica:
+        first = used(replica)
+        assert first == name(site)
+        put(site.shelf, tmp_path / "second", rank=3)
+        await until(lambda: used(replica) == name(site) != first)
+        assert first in engine.loaded, "calls under way may still name it"
+        site.shelf.rollback("persona")
+        await until(lambda: used(replica) == first)
+    assert engine.loads == 2, "going back loads nothing again"
+
+
+@pytest.mark.parametrize(
+    ("change", "match"), [({"rank": 32}, "has rank 32"), ({"rank": 2, "fits": "other 2.0"}, "trained on other 2.0")]
+)
+async def test_a_promoted_one_that_does_not_fit_leaves_the_one_before_in_use(
+    site: Site, shared: Source, tmp_path: Path, change: Any, match: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running(shared) as replica:
+        first = used(replica)
+        put(site.shelf, tmp_path / "bad", **change)
+        await until(lambda: any("goes on with" in it for it in caplog.messages))
+        assert used(replica) == first
+        assert replica.generator is not None
+        await replica.generator.ready()
+    assert match in next(it for it in caplog.messages if "goes on with" in it)
+
+
+async def test_another_base_is_another_engine(site: Site, shared: Source, tmp_path: Path) -> None:
+    before = shared.build(shared.version())
+    (tmp_path / "base" / "config.json").write_text('{"changed": true}')
+    publish(site.shelf, tmp_path / "base", name="base")
+    after = shared.build(shared.version())
+    assert isinstance(before, VllmRuntime)
+    assert isinstance(after, VllmRuntime)
+    assert before._spec.url != after._spec.url
 
 
 def test_an_engine_with_adapters_is_started_for_them(site: Site, tmp_path: Path) -> None:
@@ -249,8 +310,11 @@ async def test_a_quantized_base_takes_none_on_a_cpu(site: Site, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"artifact": "x", "adapter": "y"}, "`adapter` means nothing beside `artifact`"),
+        ({"artifact": "x", "adapter": "y"}, "`adapter` and `shares` belong together"),
         ({"url": "http://h", "adapters": {"a": "y"}}, "`adapters` means nothing beside `url`"),
+        ({"artifact": "x", "shares": "y-0"}, "`adapter` and `shares` belong together"),
+        ({"artifact": "x", "adapter": "y", "shares": "z-0", "threads": 2}, "`threads` means nothing beside `shares`"),
+        ({"url": "http://h", "adapter": "y", "shares": "z-0"}, "`url` means nothing beside `shares`"),
         ({"url": "http://h", "adapter": "y", "model": "z"}, "`model` means nothing beside `adapter`"),
         ({"artifact": "x", "task": "embed", "adapters": {"a": "y"}}, "`adapters` are for language models"),
         ({"artifact": "x", "args": ["--enable-lora"]}, "--enable-lora is Headrace's to set"),
