@@ -286,7 +286,9 @@ class VllmRuntime:
 
     async def aclose(self) -> None:
         self._closing = True
-        if self._process is not None and self._process.snapshot().phase == "ready":
+        if self._process is None:
+            await self._idle.wait()  # the engine stays, so nothing hurries but the calls' own deadlines
+        elif self._process.snapshot().phase == "ready":
             await first(self._idle.wait(), self._clock.sleep(self._spec.drain_s_max))
         for wire in (self._wire, self._probe_wire):
             if wire is not None:

@@ -38,6 +38,10 @@ class Engine(http.server.ThreadingHTTPServer):
         """Name → path."""
         self.loads = 0
         self.refuses = False
+        self.asked = 0
+        self.go_on = threading.Event()
+        """Answers wait for it."""
+        self.go_on.set()
 
     @property
     def engine(self) -> "Engine":
@@ -65,6 +69,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
         if self.path != "/v1/load_lora_adapter":
+            self.server.engine.asked += 1
+            self.server.engine.go_on.wait(20)
             there = asked["model"] in self.server.engine.loaded
             return self.answer(HTTPStatus.OK if there else HTTPStatus.NOT_FOUND, {"model": asked["model"]})
         self.server.engine.loads += 1
@@ -264,6 +270,23 @@ async def test_a_promoted_one_that_does_not_fit_leaves_the_one_before_in_use(
         assert replica.generator is not None
         await replica.generator.ready()
     assert match in next(it for it in caplog.messages if "goes on with" in it)
+
+
+async def test_a_call_under_way_ends_on_the_version_that_it_began_with(
+    engine: Engine, site: Site, shared: Source, tmp_path: Path
+) -> None:
+    async with running(shared) as replica:
+        former = replica.generator
+        assert isinstance(former, VllmRuntime)
+        engine.go_on.clear()
+        first = used(replica)
+        call = asyncio.create_task(say(former))
+        await until(lambda: engine.asked)
+        put(site.shelf, tmp_path / "second", rank=3)
+        await until(lambda: used(replica) != first)
+        await until(lambda: former._closing)
+        engine.go_on.set()
+        assert await call == (200, {"model": first})
 
 
 async def test_another_base_is_another_engine(site: Site, shared: Source, tmp_path: Path) -> None:
