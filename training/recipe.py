@@ -16,6 +16,7 @@ import msgspec
 from runtimes.artifact import Artifact, Manifest, Shelf, verify
 from runtimes.integrity import ShelfFault
 from training.catalogue import fingerprint, with_files
+from training.errors import RecipeError
 from training.run import Run
 from training.spec import Recipe
 from training.spec.floors import Base
@@ -62,7 +63,7 @@ def make(recipe: Recipe, recipe_hash: str, shelf: Shelf, run: Run) -> Manifest:
     bundle = run.stage("package", lambda: _bundle(recipe, recipe_hash, rows, product, model, run, "bundle"))
     verify(bundle)
     after = run.stage("after", lambda: _after(bundle, before, rows, model, run))
-    marks = run.stage("exams", lambda: _exams(recipe, bundle, model, rows))
+    marks = run.stage("exams", lambda: _exams(recipe, bundle, rows)) if recipe.exams else {}
     crossed, crossed_floor = folds.validate(recipe, rows.both, run) if recipe.folds else ({}, {})
     evidence = gate.Evidence(
         before.scores,
@@ -103,18 +104,20 @@ def _floor(recipe: Recipe, rows: Rows) -> dict[str, float]:
     return found
 
 
-def _exams(recipe: Recipe, bundle: Artifact, model: Any, rows: Rows) -> dict[str, float]:
+def _exams(recipe: Recipe, bundle: Artifact, rows: Rows) -> dict[str, float]:
     """What the bundle answers, beside what the recipe started from."""
     from training.evaluation import exams, scoring
+    from training.models.generator import Generator
 
+    base = recipe.model.build(rows)
+    if bundle.manifest.task != "generate" or not isinstance(base, Generator):
+        raise RecipeError("exams are for language models: leave them out")
+    made = scoring.as_generator(bundle, base)
     scores: dict[str, float] = {}
-    if recipe.exams:
-        base = recipe.model.build(rows)
-        made = scoring.as_generator(bundle, base)
-        for exam in recipe.exams:
-            with made.asked() as network:
-                marks = exams.take(exam, network, made.tokenizer)
-            scores |= exams.compare(exam, marks, exams.take(exam, base.network, base.tokenizer), seed=recipe.seed)
+    for exam in recipe.exams:
+        with made.asked() as network:
+            marks = exams.take(exam, network, made.tokenizer)
+        scores |= exams.compare(exam, marks, exams.take(exam, base.network, base.tokenizer), seed=recipe.seed)
     return scores
 
 
