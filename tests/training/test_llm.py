@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -220,6 +224,35 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(recipe: Callable[..., Recipe], 
 def _learnt(it: Recipe, examples: Any, run: Run) -> Any:
     assert it.trainer is not None
     return it.trainer.fit(it.model.build(None), examples, run)  # type: ignore[arg-type]
+
+
+def test_a_run_that_is_killed_amid_training_ends_with_the_same_bytes(
+    recipe: Callable[..., Recipe], language_folder: Path, tmp_path: Path
+) -> None:
+    straight = run(recipe(), Shelf(tmp_path / "one"), tmp_path / "runs")
+    (tmp_path / "recipe.json").write_bytes(msgspec.json.encode(recipe()))
+    arguments = [str(tmp_path / it) for it in ("recipe.json", "two", "others")]
+    with subprocess.Popen(
+        [sys.executable, "-c", RUN, *arguments], env=os.environ | {"PYTHONPATH": f"{ROOT}:{language_folder}"}
+    ) as child:
+        give_up_s = time.monotonic() + 300
+        while not [*(tmp_path / "others").glob("*/checkpoint.pt")]:
+            assert child.poll() is None
+            assert time.monotonic() < give_up_s
+            time.sleep(0.001)
+        child.kill()
+    resumed = run(recipe(), Shelf(tmp_path / "two"), tmp_path / "others", resume=True)
+    assert resumed.files == straight.files
+
+
+RUN = """
+import sys
+from pathlib import Path
+from runtimes.artifact import Shelf
+from training import catalogue, recipe
+recipe.run(catalogue.read(sys.argv[1]), Shelf(Path(sys.argv[2])), Path(sys.argv[3]))
+"""
+ROOT = Path(__file__).parents[2]
 
 
 def test_a_loss_that_is_no_number_ends_it_at_its_step(recipe: Callable[..., Recipe], tmp_path: Path) -> None:

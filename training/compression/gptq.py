@@ -45,6 +45,7 @@ def quantize(spec: Gptq, model: Generator, rows: Rows, run: Run) -> Weights:
     python = _python()
     folder = run.scratch("gptq")
     network.save_pretrained(folder / "whole")
+    model.tokenizer.save_pretrained(folder / "whole")  # it asks for one, though it is given token ids
     job = msgspec.to_builtins(spec) | {
         "model": str(folder / "whole"),
         "out": str(folder / "small"),
