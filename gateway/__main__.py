@@ -28,13 +28,13 @@ from gateway.console import (
     print_table,
 )
 from gateway.engine_command import ENGINE
-from gateway.home import asked, config_of, require_state, state_of
+from gateway.home import asked, config_of, currency_of, fold, require_state
 from gateway.key_command import KEY
+from gateway.money import amount_text
 from gateway.tenant_command import TENANT
 
 if TYPE_CHECKING:
     from gateway.config import Config
-    from gateway.store import Store
     from gateway.tenant import Issuer
 
 T = TypeVar("T")
@@ -51,6 +51,7 @@ USAGE_EXAMPLES = """
 Examples:
 
     headrace usage --by model --since 24h
+    headrace usage --by day --tenant acme --since 30d
     headrace usage --tenant acme --since 2026-11-01 --until 2026-12-01 --json
     headrace usage --records --limit 20
 """
@@ -184,7 +185,7 @@ def usage(
     model: str | None = None,
     since: Moment | None = None,
     until: Moment | None = None,
-    by: Literal["tenant", "model", "key", "none"] = "tenant",
+    by: Literal["tenant", "model", "key", "day", "none"] = "tenant",
     records: Annotated[bool, Parameter(negative="", show_default=False)] = False,
     limit: Annotated[int, Parameter(validator=Number(gte=1, lte=1_000_000))] = 1000,
     common: Common = COMMON,
@@ -204,7 +205,7 @@ def usage(
     until
         Before then.
     by
-        Sum for each of these; none sums all.
+        Sum for each of these (days are of UTC); none sums all.
     records
         Show each call instead of sums, newest first.
     limit
@@ -215,7 +216,7 @@ def usage(
     where = UsageFilter(tenant=tenant, key=key, model=model, since_s=since, until_s=until)
 
     async def ask(issuer: Issuer) -> Sequence[Any]:
-        await _fold(state_of(common), issuer.store)
+        await fold(common, issuer.store)
         if records:
             return await issuer.store.usage(where, limit=limit)
         return await issuer.store.usage_totals(where, by=by)
@@ -229,14 +230,8 @@ def usage(
     if not records:
         columns = ["name", "calls", "served", "rejected", "refused", "failed", "cancelled"]
         columns += ["tokens_in", "tokens_out", "tokens_cached", "items"]
-    print_table(columns, [[str(getattr(row, column)) for column in columns] for row in rows])
-
-
-async def _fold(state: Path, store: Store) -> None:
-    """Put what the gateway has journalled but not yet folded into the store; doing so twice counts once."""
-    from gateway.journal import unfolded
-
-    await store.append_usage(unfolded(state / "journal"))
+    cells = [[*(str(getattr(row, column)) for column in columns), amount_text(row.cost_nano)] for row in rows]
+    print_table([*columns, f"cost_{currency_of(common)}"], cells)
 
 
 def _live_models(config: Config) -> dict[str, Any] | None:

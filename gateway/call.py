@@ -27,6 +27,10 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Tokens a minute, read and written together."""
     concurrent: int | None = None
     """Calls under way at once."""
+    budget_day_nano: int | None = None
+    """Money a day of UTC, in nano-units of the configured currency."""
+    budget_month_nano: int | None = None
+    """Money a calendar month of UTC."""
 
 
 class Principal(msgspec.Struct, frozen=True):
@@ -116,6 +120,8 @@ class Record(msgspec.Struct, gc=False):
     """Part of tokens_in that the engine had in its prefix cache, where it says so."""
     items: int = 0
     """Texts, lists of token ids or rows of tensors that the model was given; 0 for a call that generates text."""
+    cost_nano: int = 0
+    """In nano-units of the configured currency, at the price the model had when the call began; 0 without one."""
     estimated: bool = False
     """True if the engine's own count never arrived, so that tokens were counted by the gateway."""
     wait_s: float = 0.0
@@ -159,6 +165,8 @@ class Call(msgspec.Struct, gc=False):
     """W3C trace context to hand on: the caller's, or this call's own span."""
     read_bytes: int = 0
     """How long a body was that is not kept, because a door has read all of it."""
+    rows: int = 0
+    """How many rows of tensors it brings, where a door knows that."""
     translation: Translation | None = None
     """How the body becomes tensors and back, if any model speaking tensors is served."""
 
@@ -173,6 +181,7 @@ class Call(msgspec.Struct, gc=False):
     tokens_out: int = 0
     tokens_cached: int = 0
     items: int = 0
+    cost_nano: int = 0
     estimated: bool = False
     wait_s: float = 0.0
     inner_queue_s: float = 0.0
@@ -189,6 +198,11 @@ class Call(msgspec.Struct, gc=False):
     def tokens_in_estimate(self) -> int:
         """Four bytes of body a token: near the truth for English prose, above it for most JSON."""
         return (self.read_bytes or len(self.body)) // 4 + 1
+
+    @property
+    def items_estimate(self) -> int:
+        """No fewer than a model that does not generate will be given: each is a string or a list in the body."""
+        return self.rows or self.body.count(b'"') // 2 + self.body.count(b"[")
 
     def exchange(self, *, model: str, each_chunk: bool, now_s: float, begin_by_s: float) -> Exchange:
         """The call as an engine gets it at `now_s`, to be answered from `begin_by_s` on at the latest.

@@ -18,6 +18,7 @@ from msgspec import Meta
 import runtimes
 from gateway.call import MODEL_NAME, Bounds
 from gateway.errors import field_error
+from gateway.price import Prices
 from gateway.replica import replica_name
 from runtimes.vllm import Vllm
 
@@ -67,7 +68,16 @@ class Model(Struct, frozen=True, forbid_unknown_fields=True):
     """How long a replica may take to begin a stream, or embeddings and their kin, before another is asked. Any other
     answer begins when it is complete: only the call's deadline bounds it."""
     tokens_out_default: Annotated[int, Meta(ge=1)] = 512
-    """Reserved from the token quota for a call that sets no `max_tokens`."""
+    """Reserved from token quotas and budgets for a call that sets no `max_tokens`."""
+    price: Prices | None = None
+    """What its calls cost; without one they cost nothing."""
+
+
+class Money(Struct, frozen=True, forbid_unknown_fields=True):
+    """`[money]`: what prices, costs and budgets are in."""
+
+    currency: Annotated[str, Meta(pattern=r"^[A-Z]{3}\Z")] = "USD"
+    """Its ISO 4217 code. Nothing is ever converted: records hold numbers alone."""
 
 
 class Tracing(Struct, frozen=True, forbid_unknown_fields=True):
@@ -84,6 +94,7 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
     server: Server = Server()
     state: State = State()
     trace: Tracing = Tracing()
+    money: Money = Money()
 
     @property
     def state_path(self) -> Path:
@@ -110,7 +121,7 @@ def load(path: Path) -> Config:
 
 
 def _adapters(config: Config) -> Iterator[Model]:
-    """The models that others bring along: each adapter of an engine is one, bounded as the model that it is put on."""
+    """The models that others bring along: each adapter of an engine is one, with the bounds and prices of its base."""
     for model in config.models:
         sharing: dict[str, list[runtimes.Spec]] = {}
         for number, spec in enumerate(model.replicas):

@@ -12,13 +12,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, NoReturn, TextIO
+from typing import TYPE_CHECKING, Annotated, Literal, NoReturn, TextIO, TypeVar
 
 from cyclopts import Parameter
+
+from gateway.money import amount_nano, amount_text
 
 if TYPE_CHECKING:
     from gateway.call import Limits
     from runtimes.environment import Progress
+
+
+T = TypeVar("T")
 
 
 def duration_s(text: str) -> float:
@@ -45,7 +50,7 @@ def moment_s(text: str) -> float:
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
-def _by(parse: Callable[[str], float]) -> Callable[..., float]:
+def _by(parse: Callable[[str], T]) -> Callable[..., T]:
     return lambda _, tokens: parse(tokens[0].value)
 
 
@@ -54,6 +59,11 @@ Moment = Annotated[float, Parameter(converter=_by(moment_s), metavar="TIME")]
 Globs = Annotated[tuple[str, ...], Parameter(consume_multiple=True, negative="", metavar="GLOB", show_default=False)]
 EVERYTHING = ("*",)
 LimitChange = int | Literal["none"] | None
+Amount = Annotated[int, Parameter(converter=_by(amount_nano), metavar="AMOUNT", show_default=False)]
+AmountChange = Annotated[
+    int | Literal["none"],
+    Parameter(converter=_by(lambda text: text if text == "none" else amount_nano(text)), metavar="AMOUNT"),
+]
 
 
 @Parameter(name="*")
@@ -109,7 +119,9 @@ def _printable(text: str) -> str:
 
 
 def limits_text(limits: Limits) -> str:
-    named = {"rpm": limits.rpm, "tpm": limits.tpm, "concurrent": limits.concurrent}
+    budgets = {"budget_day": limits.budget_day_nano, "budget_month": limits.budget_month_nano}
+    named: dict[str, object] = {"rpm": limits.rpm, "tpm": limits.tpm, "concurrent": limits.concurrent}
+    named |= {name: None if nano is None else amount_text(nano) for name, nano in budgets.items()}
     return " ".join(f"{name}={value}" for name, value in named.items() if value is not None)
 
 

@@ -2,13 +2,14 @@
 
 The counters of every tenant and key lie in a table in shared memory. A call's reservation, and its settlement, load the
 two it concerns, go by the rules of `gateway.quota` unchanged, and save them, all under the tenant's lock. Calls under
-way are counted for each worker, so that those of a killed one can be struck out; what it had reserved is not given
-back, and becomes free with time. Whatever a kill leaves half done errs towards letting through less.
+way, and the money reserved for them, are counted for each worker, so that those of a killed one can be struck out; the
+tokens it had reserved are not given back, and become free with time. Whatever a kill leaves half done errs towards
+letting through less.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Iterable, Sequence, Set
 from hashlib import blake2b
 from struct import Struct
 from types import TracebackType
@@ -16,7 +17,10 @@ from types import TracebackType
 from gateway.call import Call, Limits
 from gateway.errors import QuotaExceeded
 from gateway.memory import Memory
-from gateway.quota import Gcra, Hold, Holder, Quota
+from gateway.price import Price
+from gateway.purse import SharedPurse, period_words, reserved_words
+from gateway.quota import Gcra, Hold, Holder, Quota, purses_of
+from gateway.store import Spent
 from runtimes.clock import Clock
 
 
@@ -25,20 +29,22 @@ class Counters:
     and stays there until it is idle and another needs the room: then it is as if it had never been.
 
     An entry is whose it is, by hash, 0 for nobody; when its requests are full again, at how many seconds a request;
-    the same of its tokens; and the calls under way in each worker. Written in this order, so that a kill amid it
-    leaves more taken than there is use for."""
+    the same of its tokens; and the calls under way in each worker. Written in this order, so that a kill amid it leaves
+    more taken than there is use for. Behind that is its purse (see gateway.purse), which only calls that cost something
+    look into."""
 
     def __init__(self, memory: Memory, *, workers: int) -> None:
         self.memory = memory
         self.workers = workers
         self.entry = _entry(workers)
-        words = self.entry.size // 8
-        self._words = memory.whole(0, ENTRIES * words, "Q")
-        self._hashes = self._words[::words]
+        self.size_bytes = _size_bytes(workers)
+        words = self.size_bytes // 8
+        self.words = memory.whole(0, ENTRIES * words, "Q")
+        self._hashes = self.words[::words]
 
     @classmethod
     def make(cls, *, workers: int) -> Counters:
-        return cls(Memory.make("headrace-counters", ENTRIES * _entry(workers).size), workers=workers)
+        return cls(Memory.make("headrace-counters", ENTRIES * _size_bytes(workers)), workers=workers)
 
     def find(self, hash: int) -> int:
         """The entry's place; -1 if there is none. To be asked under any of the memory's locks."""
@@ -46,40 +52,59 @@ class Counters:
         bucket = self._hashes[first : first + BUCKET].tolist()
         return first + bucket.index(hash) if hash in bucket else -1
 
-    def claim(self, hashes: Sequence[int], now_s: float) -> None:
+    def claim(self, hashes: Sequence[int], now_s: float, at_s: float) -> None:
         """Make those entries of these that are not there; to be asked with all locks. Raises QuotaExceeded if a bucket
         is full of others that are in use."""
         kept = {self.find(hash) for hash in hashes}
         for hash in hashes:
             if self.find(hash) < 0:
-                place = self._room(hash % BUCKETS * BUCKET, kept, now_s)
+                place = self._room(hash % BUCKETS * BUCKET, kept, now_s, at_s)
                 kept.add(place)
                 self._hashes[place] = 0  # a kill from here on leaves nobody another's entry
-                self.entry.pack_into(self.memory.bytes, place * self.entry.size, 0, *NO_LEVELS, *bytes(self.workers))
+                start = place * self.size_bytes
+                self.entry.pack_into(self.memory.bytes, start, 0, *NO_LEVELS, *bytes(self.workers))
+                purse = slice((start + self.entry.size) // 8, (start + self.size_bytes) // 8)
+                self.words[purse] = memoryview(bytes(self.size_bytes - self.entry.size)).cast("Q")
                 self._hashes[place] = hash
 
     def strike_out(self, worker: int) -> None:
         """The worker has gone, and its calls with it."""
         self.memory.lock_all()
-        words, column = self.entry.size // 8, WORDS + worker
-        self._words[column::words] = memoryview(bytes(8 * ENTRIES)).cast("Q")
+        words, purse = self.size_bytes // 8, self.entry.size // 8
+        for column in (WORDS + worker, *(purse + word for word in reserved_words(self.workers, worker))):
+            self.words[column::words] = memoryview(bytes(8 * ENTRIES)).cast("Q")
         self.memory.unlock()
 
-    def _room(self, first: int, kept: Set[int], now_s: float) -> int:
+    def restore(self, spent: Iterable[Spent], now_s: float, at_s: float) -> None:
+        """Know what the records of the day and the month of `at_s` say; before any call. Raises QuotaExceeded if they
+        are of more tenants and keys than there is room for."""
+        self.memory.lock_all()
+        try:
+            for (kind, id), purse in purses_of(spent, at_s).items():
+                holder = SharedHolder(entry_hash(kind, id), self, 0, id, Limits())
+                self.claim([holder.hash], now_s, at_s)
+                holder.load(now_s, taking=True, priced=True)
+                holder.purse.put(purse)
+        finally:
+            self.memory.unlock()
+
+    def _room(self, first: int, kept: Set[int], now_s: float, at_s: float) -> int:
         """A place in the bucket for a new entry."""
         for place in range(first, first + BUCKET):
-            if place not in kept and (not self._hashes[place] or self._idle(place, now_s)):
+            if place not in kept and (not self._hashes[place] or self._idle(place, now_s, at_s)):
                 return place
         raise QuotaExceeded(
             "More tenants and keys are calling at once than this gateway can count for; retry in a moment.",
             retry_after_s=1.0,
         )
 
-    def _idle(self, place: int, now_s: float) -> bool:
-        _, requests_full_s, _, tokens_full_s, _, *running = self.entry.unpack_from(
-            self.memory.bytes, place * self.entry.size
-        )
-        return requests_full_s <= now_s and tokens_full_s <= now_s and not any(running)
+    def _idle(self, place: int, now_s: float, at_s: float) -> bool:
+        start = place * self.size_bytes
+        _, requests_full_s, _, tokens_full_s, _, *running = self.entry.unpack_from(self.memory.bytes, start)
+        after = (start + self.size_bytes) // 8
+        month_spent_nano, month_ends_s = self.words[after - period_words(self.workers)], self.words[after - 1]
+        rested = requests_full_s <= now_s and tokens_full_s <= now_s and not any(running)
+        return rested and (at_s >= month_ends_s or not month_spent_nano)
 
 
 def _entry(workers: int) -> Struct:
@@ -87,8 +112,13 @@ def _entry(workers: int) -> Struct:
     return Struct(f"@Q4d{workers}Q")
 
 
-#: 65,536 tenants and keys in use at once take 2.6 MB, and half a one for each worker. With half as many a bucket is
-#: full once in a million tables.
+def _size_bytes(workers: int) -> int:
+    """Of an entry and its purse."""
+    return _entry(workers).size + 2 * 8 * period_words(workers)
+
+
+#: 65,536 tenants and keys in use at once take 5.8 MB, and 1.6 for each worker. With half as many a bucket is full once
+#: in a million tables.
 BUCKET, BUCKETS = 64, 1024
 ENTRIES = BUCKET * BUCKETS
 NO_LEVELS = (0.0, 0.0, 0.0, 0.0)
@@ -111,8 +141,8 @@ class SharedQuota(Quota):
         self.worker = worker
         self.under_way = 0
 
-    def hold(self, call: Call, *, tokens_out_default: int) -> Hold:
-        return SharedHold(self, call, tokens_out_default)
+    def hold(self, call: Call, *, tokens_out_default: int, price: Price | None = None) -> Hold:
+        return SharedHold(self, call, tokens_out_default, price)
 
     @property
     def holds(self) -> int:
@@ -126,17 +156,18 @@ class SharedQuota(Quota):
 class SharedHold(Hold):
     """See Quota.hold. From `_load` to `_save` the counters are those of all workers, and nobody else's to change."""
 
-    __slots__ = ("_counted", "_lock", "_shared")
+    __slots__ = ("_counted", "_lock", "_priced", "_shared")
 
-    def __init__(self, quota: SharedQuota, call: Call, tokens_out_default: int) -> None:
-        super().__init__(quota, call, tokens_out_default)
+    def __init__(self, quota: SharedQuota, call: Call, tokens_out_default: int, price: Price | None) -> None:
+        super().__init__(quota, call, tokens_out_default, price)
         self._shared = quota
+        self._priced = price is not None
 
     def __enter__(self) -> None:
         _, tenant, key = self._shared.pair(self._call.principal)
         assert isinstance(tenant, SharedHolder)
         assert isinstance(key, SharedHolder)
-        self._counted = tuple([holder for holder in (tenant, key) if not holder.free])
+        self._counted = tuple([holder for holder in (tenant, key) if self._priced or not holder.free])
         # A key is only ever used with its tenant, so the tenant's lock is enough for both.
         self._lock = tenant.hash % ENTRIES
         if self._counted:
@@ -167,10 +198,10 @@ class SharedHold(Hold):
         counters.memory.lock(self._lock)
         try:
             for holder in self._counted:
-                if not holder.load(now_s, taking=taking):
+                if not holder.load(now_s, taking=taking, priced=self._priced):
                     self._claim(now_s)
                     for each in self._counted:
-                        each.load(now_s, taking=taking)
+                        each.load(now_s, taking=taking, priced=self._priced)
                     return
         except BaseException:
             counters.memory.unlock()
@@ -180,7 +211,7 @@ class SharedHold(Hold):
         counters = self._shared.counters
         counters.memory.unlock()
         counters.memory.lock_all()
-        counters.claim([holder.hash for holder in self._counted], now_s)
+        counters.claim([holder.hash for holder in self._counted], now_s, self._call.at_s)
 
     def _save(self) -> None:
         for holder in self._counted:
@@ -199,12 +230,13 @@ class SharedHolder(Holder):
         self._units_s = self.requests.unit_s, self.tokens.unit_s
         self._start_bytes = 0
         self._unpack_from, self._pack_into = counters.entry.unpack_from, counters.entry.pack_into
+        self.purse: SharedPurse = SharedPurse(counters.words, workers=counters.workers, worker=worker)
 
     def change(self, limits: Limits, now_s: float) -> None:
         super().change(limits, now_s)
         self._units_s = self.requests.unit_s, self.tokens.unit_s
 
-    def load(self, now_s: float, *, taking: bool) -> bool:
+    def load(self, now_s: float, *, taking: bool, priced: bool) -> bool:
         """False if there is no entry. Whoever takes does so at the limits it knows of. Whoever settles may know only of
         ones long changed, so it does so at those of whoever took last."""
         requests, tokens, table = self.requests, self.tokens, self._counters.memory.bytes
@@ -213,7 +245,7 @@ class SharedHolder(Holder):
             place = self._counters.find(self.hash)
             if place < 0:
                 return False
-            self._start_bytes = place * self._counters.entry.size
+            self._start_bytes = place * self._counters.size_bytes
             found = self._unpack_from(table, self._start_bytes)
         _, requests.full_at_s, requests_unit_s, tokens.full_at_s, tokens_unit_s, *running = found
         self._running = running
@@ -226,6 +258,8 @@ class SharedHolder(Holder):
                 _convert(tokens, tokens_unit_s, now_s)
         else:
             requests.unit_s, tokens.unit_s = units
+        if priced:
+            self.purse.place((self._start_bytes + self._counters.entry.size) // 8)
         return True
 
     def save(self) -> None:
@@ -245,7 +279,7 @@ class SharedHolder(Holder):
             *running,
         )
 
-    def idle(self, now_s: float) -> bool:
+    def idle(self, now_s: float, at_s: float) -> bool:
         return True  # the table remembers
 
 

@@ -13,7 +13,8 @@ GatewayError
 ├── TooLarge 413
 ├── HeaderTooLarge 431
 ├── QuotaExceeded 429            retry after the stated time
-│   └── QuotaTooSmall 429        can never fit the limit: not retryable
+│   ├── QuotaTooSmall 429        can never fit the limit: not retryable
+│   └── BudgetSpent 429          no money left until the stated time: not worth a client's retries
 ├── EngineFailed 502             the engine answered nonsense, or broke off
 │   └── EngineTimeout 504        the engine has the call and does not begin to answer
 ├── EngineUnavailable 503        no replica can answer now
@@ -112,6 +113,10 @@ class QuotaExceeded(GatewayError):
 
 class QuotaTooSmall(QuotaExceeded):
     code, retryable = "request_exceeds_limit", False
+
+
+class BudgetSpent(QuotaExceeded):
+    type, code, retryable = "insufficient_quota", "insufficient_quota", False
 
 
 class EngineFailed(GatewayError):

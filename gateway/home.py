@@ -10,6 +10,7 @@ from gateway.console import Common
 
 if TYPE_CHECKING:
     from gateway.config import Config
+    from gateway.store import Store
     from gateway.tenant import Issuer
 
 T = TypeVar("T")
@@ -32,9 +33,18 @@ def _path(common: Common) -> Path | None:
 
 def state_of(common: Common) -> Path:
     """The state folder: of the configuration, or if there is none the default one."""
+    return _config(common).state_path
+
+
+def currency_of(common: Common) -> str:
+    """What amounts are in: as configured, or if there is no configuration the default one."""
+    return _config(common).money.currency
+
+
+def _config(common: Common) -> Config:
     from gateway.config import Config
 
-    return (config_of(common) if _path(common) else Config(models=())).state_path
+    return config_of(common) if _path(common) else Config(models=())
 
 
 def require_state(common: Common) -> None:
@@ -46,6 +56,13 @@ def require_state(common: Common) -> None:
         raise ConfigError(
             f"there is no state folder {state}; name the gateway's configuration with --config, or add a tenant first"
         )
+
+
+async def fold(common: Common, store: Store) -> None:
+    """Put what the gateway has journalled but not yet folded into the store; doing so twice counts once."""
+    from gateway.journal import unfolded
+
+    await store.append_usage(unfolded(state_of(common) / "journal"))
 
 
 def asked(common: Common, question: Callable[[Issuer], Coroutine[Any, Any, T]]) -> T:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cyclopts import App
 
 from gateway.console import (
     COMMON,
     EVERYTHING,
+    Amount,
     Common,
     Duration,
     Globs,
@@ -19,7 +21,11 @@ from gateway.console import (
     private_file,
     tell,
 )
-from gateway.home import asked, require_state
+from gateway.home import asked, currency_of, fold, require_state
+from gateway.money import amount_text
+
+if TYPE_CHECKING:
+    from gateway.tenant import Issuer, KeyView
 
 EXAMPLES = """
 Examples:
@@ -41,6 +47,8 @@ def key_add(
     rpm: int | None = None,
     tpm: int | None = None,
     concurrent: int | None = None,
+    budget_day: Amount | None = None,
+    budget_month: Amount | None = None,
     expires: Duration | None = None,
     save: Path | None = None,
     common: Common = COMMON,
@@ -65,6 +73,10 @@ def key_add(
         Tokens a minute with this key.
     concurrent
         Calls under way at once with this key.
+    budget_day
+        Money a day of UTC with this key, e.g. 4.98, in the configured currency.
+    budget_month
+        Money a calendar month of UTC with this key.
     expires
         How long it lives, e.g. 12h or 30d.
     save
@@ -72,7 +84,7 @@ def key_add(
     """
     from gateway.call import Limits
 
-    limits = Limits(rpm=rpm, tpm=tpm, concurrent=concurrent)
+    limits = Limits(rpm, tpm, concurrent, budget_day, budget_month)
     with private_file(save) as file:
         minted = asked(
             common,
@@ -93,7 +105,7 @@ def key_add(
 
 @KEY.command(name="list")
 def key_list(*, tenant: str | None = None, common: Common = COMMON) -> None:
-    """Show keys, without their secrets.
+    """Show keys, without their secrets, and what they have spent this day and this month (UTC).
 
     Parameters
     ----------
@@ -101,12 +113,22 @@ def key_list(*, tenant: str | None = None, common: Common = COMMON) -> None:
         Only this tenant's.
     """
     require_state(common)
-    keys = asked(common, lambda issuer: issuer.keys(tenant=tenant))
+
+    async def ask(issuer: Issuer) -> list[KeyView]:
+        await fold(common, issuer.store)
+        return await issuer.keys(tenant=tenant)
+
+    keys = asked(common, ask)
     if common.json:
         print_json(keys)
         return
+    currency = currency_of(common)
     print_table(
-        ["id", "tenant", "name", "models", "routes", "limits", "expires", "state"],
+        [
+            *("id", "tenant", "name", "models", "routes", "limits", "expires", "state"),
+            f"today_{currency}",
+            f"month_{currency}",
+        ],
         [
             (
                 key.id,
@@ -117,6 +139,8 @@ def key_list(*, tenant: str | None = None, common: Common = COMMON) -> None:
                 limits_text(key.limits),
                 date_text(key.expires_s),
                 "" if key.revoked_s is None else f"revoked {date_text(key.revoked_s)}",
+                amount_text(key.spent_day_nano),
+                amount_text(key.spent_month_nano),
             )
             for key in keys
         ],

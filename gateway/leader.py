@@ -13,13 +13,15 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from prometheus_client import ProcessCollector
 
 from gateway.app import Running, at, open_admin, open_state
-from gateway.config import Config, Model
+from gateway.config import Config, ConfigError, Model
+from gateway.errors import QuotaExceeded
 from gateway.journal import Journal
-from gateway.plane import cancel, replica_of, sites
+from gateway.plane import cancel, replica_of, sites, spent
 from gateway.promotion import is_engine
 from gateway.replica import Replica
 from gateway.report import Report, families
-from gateway.shared import make
+from gateway.shared import Shared, make
+from gateway.store import Spent
 from gateway.workers import Workers
 from runtimes.clock import Clock, SystemClock
 
@@ -39,7 +41,9 @@ async def leading(config: Config, clock: Clock | None = None) -> AsyncIterator[R
         for engine in engines:
             opened.push_async_callback(engine.aclose)
             engine.start()
-        workers = Workers(config=at(config, grpc), listening=data.socket, shared=make(config), clock=clock)
+        shared = make(config)
+        _restore(shared, await spent(config, store, clock), clock)
+        workers = Workers(config=at(config, grpc), listening=data.socket, shared=shared, clock=clock)
 
         process = ProcessCollector(registry=None)
 
@@ -55,6 +59,16 @@ async def leading(config: Config, clock: Clock | None = None) -> AsyncIterator[R
         workers.start()
         opened.push_async_callback(workers.stop)
         yield Running(data, grpc, admin, workers.up)
+
+
+def _restore(shared: Shared, spent: list[Spent], clock: Clock) -> None:
+    try:
+        shared.counters.restore(spent, clock.now_s(), clock.wall_s())
+    except QuotaExceeded:
+        raise ConfigError(
+            f"server.workers: {len(spent)} keys have spent something this month, more than several workers can count "
+            "together; serve with one."
+        ) from None
 
 
 def _engines(model: Model, config: Config, clock: Clock) -> list[Replica]:

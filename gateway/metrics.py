@@ -16,6 +16,7 @@ from prometheus_client.registry import Collector
 
 import gateway.errors
 from gateway.call import Call, Outcome
+from gateway.money import NANO_A_UNIT
 from gateway.replica import Replica
 from runtimes.contract import Batching
 from runtimes.histogram import Histogram
@@ -44,6 +45,7 @@ class PerModel:
         self.tokens_in = 0
         self.tokens_out = 0
         self.items = 0
+        self.cost_nano = 0
         self.queue_s = Histogram(FIRST_BYTE_S)
         self.first_byte_s = Histogram(FIRST_BYTE_S)
         self.token_s = Histogram(TOKEN_S)
@@ -53,7 +55,8 @@ class PerModel:
 class Metrics(Collector):
     """`models` are the only model names that ever become a label."""
 
-    def __init__(self, models: Iterable[str]) -> None:
+    def __init__(self, models: Iterable[str], *, currency: str) -> None:
+        self.currency = currency
         self.models = {model: PerModel() for model in models}
         self.unknown = PerModel()
 
@@ -70,6 +73,7 @@ class Metrics(Collector):
             per.tokens_in += call.tokens_in
             per.tokens_out += call.tokens_out
             per.items += call.items
+            per.cost_nano += call.cost_nano
         if call.first_byte_s:
             per.first_byte_s.observe(call.first_byte_s)
             if call.stream and call.tokens_out > 1:
@@ -81,6 +85,7 @@ class Metrics(Collector):
         errors = CounterMetricFamily("headrace_errors", "Calls that ended in an error", labels=["model", "code"])
         tokens = CounterMetricFamily("headrace_tokens", "Tokens metered", labels=["model", "direction"])
         items = CounterMetricFamily("headrace_items", "Texts and other rows that models were given", labels=["model"])
+        cost = CounterMetricFamily("headrace_cost", "What calls cost, in the currency", labels=["model", "currency"])
         for model, per in all_models.items():
             for (route, outcome), count in per.calls.items():
                 calls.add_metric([model, route, outcome.value], count)
@@ -89,7 +94,8 @@ class Metrics(Collector):
             tokens.add_metric([model, "in"], per.tokens_in)
             tokens.add_metric([model, "out"], per.tokens_out)
             items.add_metric([model], per.items)
-        yield from (calls, errors, tokens, items)
+            cost.add_metric([model, self.currency], per.cost_nano / NANO_A_UNIT)
+        yield from (calls, errors, tokens, items, cost)
         for name, (meaning, of) in HISTOGRAMS.items():
             family = HistogramMetricFamily(name, meaning, labels=["model"])
             for model, per in all_models.items():

@@ -64,7 +64,7 @@ class Pipeline:
             try:
                 target = self.route.find(call)  # 404
                 self.tenants.authorize(call.principal, call.alias or call.model, call.route)  # 403
-                with self.quota.hold(call, tokens_out_default=target.tokens_out_default):  # 429
+                with self.quota.hold(call, tokens_out_default=target.tokens_out_default, price=target.price):  # 429
                     async with (
                         self.fairness.turn(call),  # 503 full · 504 waited too long
                         self.route.dispatch(call, target) as reply,  # 400 · 502 after failover · 503 none up

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from prometheus_client import ProcessCollector
 
 from gateway.acceptor import Acceptor
+from gateway.budget import day_of, month_of
 from gateway.config import Config, Model, Tracing
 from gateway.config import Server as Settings
 from gateway.counters import SharedQuota
@@ -34,7 +35,7 @@ from gateway.replica import Replica, replica_name
 from gateway.report import ModelLook, Report, families
 from gateway.route import Route
 from gateway.shared import Shared, is_shared
-from gateway.store import Store
+from gateway.store import Spent, Store
 from gateway.target import Retries, Target
 from gateway.tenant import Tenants
 from gateway.trace import Trace
@@ -156,7 +157,7 @@ async def open_plane(
     """One that serves `listening` until `opened` is left. `shared` is what it has in common with other workers, None if
     it has none beside it."""
     state, bounds = config.state_path, config.server.bounds
-    targets = [_target(model, state=state, clock=clock, attached=shared is not None) for model in config.models]
+    targets = [_target(model, config=config, clock=clock, attached=shared is not None) for model in config.models]
     route = Route(targets=targets)
     tenants = Tenants(store=store, pepper=pepper_of(state), clock=clock, listeners=(route.take,))
     await tenants.open()
@@ -166,10 +167,11 @@ async def open_plane(
     opened.push_async_callback(records.aclose)
     opened.push_async_callback(cancel, asyncio.create_task(records.run(), name="fold journal"))
 
-    metrics = Metrics(model.name for model in config.models)
+    metrics = Metrics((model.name for model in config.models), currency=config.money.currency)
     lines = {model.name: _line(model, shared, clock) for model in config.models}
     if shared is None:
         quota = Quota(clock=clock)
+        quota.restore(await spent(config, store, clock), clock.wall_s())
     else:
         quota = SharedQuota(clock=clock, counters=shared.counters, worker=shared.worker)
     pipeline = Pipeline(
@@ -213,6 +215,15 @@ async def open_plane(
     )
 
 
+async def spent(config: Config, store: Store, clock: Clock) -> list[Spent]:
+    """What there is on record of this day and this month, for budgets to go on from; asked only where calls cost
+    something. Raises Unreachable."""
+    if not any(model.price for model in config.models):
+        return []
+    at_s = clock.wall_s()
+    return await store.spent(day_s=day_of(at_s)[0], month_s=month_of(at_s)[0])
+
+
 def replica_of(spec: runtimes.Spec, site: Site, clock: Clock, *, attached: bool) -> Replica:
     """With `attached`, an engine that it needs is another process's to start."""
     return Replica(
@@ -240,11 +251,9 @@ async def cancel(task: asyncio.Task[Any]) -> None:
 # ---- parts of the whole ------------------------------------------------------------------------------------
 
 
-def _target(model: Model, *, state: Path, clock: Clock, attached: bool) -> Target:
-    replicas = [
-        replica_of(spec, site, clock, attached=attached)
-        for spec, site in zip(model.replicas, sites(model, state), strict=True)
-    ]
+def _target(model: Model, *, config: Config, clock: Clock, attached: bool) -> Target:
+    placed = zip(model.replicas, sites(model, config.state_path), strict=True)
+    replicas = [replica_of(spec, site, clock, attached=attached) for spec, site in placed]
     return Target(
         name=model.name,
         created_s=int(clock.wall_s()),
@@ -252,6 +261,7 @@ def _target(model: Model, *, state: Path, clock: Clock, attached: bool) -> Targe
         tokens_out_default=model.tokens_out_default,
         first_byte_s_max=model.first_byte_s_max,
         retries=Retries(clock=clock),
+        price=None if model.price is None else model.price.reckoned(config.money.currency),
     )
 
 

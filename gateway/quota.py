@@ -2,18 +2,22 @@
 
 Each limit is a GCRA (the Generic Cell Rate Algorithm of ITU-T I.371): one number, the theoretical arrival time,
 holds the whole state, a burst of one minute's allowance is let through at once, and the wait until the next call
-fits is known exactly. All checks of one call are taken or left together, in one step of the event loop, so two
-calls can never both take the last of a budget.
+fits is known exactly. Money is counted by the day and the month (see gateway.budget). All checks of one call are taken
+or left together, in one step of the event loop, so two calls can never both take the last of a budget.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from types import TracebackType
 from typing import NamedTuple
 
+from gateway.budget import Purse
 from gateway.call import Call, Limits, Principal
 from gateway.errors import QuotaExceeded, QuotaTooSmall
+from gateway.price import Price
+from gateway.store import Spent
 from runtimes.clock import Clock
 
 
@@ -26,17 +30,25 @@ class Quota:
         self.holders_max = HOLDERS_KEPT
         self._pairs: dict[str, Pair] = {}
         """By the key's id: what a call of it must fit into."""
+        self._purses: dict[tuple[str, str], Purse] = {}
+        """Of those that spent something before this gateway began and have not called since."""
 
-    def hold(self, call: Call, *, tokens_out_default: int) -> Hold:
-        """Reserve one request, one place, and the most tokens the call can use; settle on the way out.
+    def restore(self, spent: Iterable[Spent], at_s: float) -> None:
+        """Know what the records of the day and the month of `at_s` say; before any call."""
+        self._purses = purses_of(spent, at_s)
+
+    def hold(self, call: Call, *, tokens_out_default: int, price: Price | None = None) -> Hold:
+        """Reserve one request, one place, and the most tokens and money the call can use; settle on the way out, when
+        the call is told its cost.
 
         The worst case is the input's estimate plus `max_tokens` for every choice. A client that sets no
         `max_tokens` is taken at `tokens_out_default`; what it uses beyond that is carried as debt, so the
-        limit holds over time all the same.
+        limit holds over time all the same. `price` is what it will be reckoned by.
 
-        Entering raises QuotaExceeded with the exact wait, QuotaTooSmall if no wait would ever be long enough.
+        Entering raises QuotaExceeded with the exact wait, BudgetSpent with the one until the money renews,
+        QuotaTooSmall if no wait would ever be long enough.
         """
-        return Hold(self, call, tokens_out_default)
+        return Hold(self, call, tokens_out_default, price)
 
     @property
     def holds(self) -> int:
@@ -58,6 +70,7 @@ class Quota:
         holder = self.holders.get((kind, id))
         if holder is None:
             holder = self.holders[kind, id] = self._new_holder(kind, id, f"{kind} {name!r}", limits)
+            holder.purse = self._purses.pop((kind, id), holder.purse)
         elif holder.limits != limits:
             holder.change(limits, self.clock.now_s())
         return holder
@@ -66,8 +79,8 @@ class Quota:
         return Holder(name, limits)
 
     def _forget_idle(self) -> None:
-        now_s = self.clock.now_s()
-        self.holders = {id: holder for id, holder in self.holders.items() if not holder.idle(now_s)}
+        now_s, at_s = self.clock.now_s(), self.clock.wall_s()
+        self.holders = {id: holder for id, holder in self.holders.items() if not holder.idle(now_s, at_s)}
         self._pairs.clear()
         # Twice what is busy now, so that looking for idle ones stays cheap however many are busy.
         self.holders_max = max(HOLDERS_KEPT, 2 * len(self.holders))
@@ -81,6 +94,19 @@ class Pair(NamedTuple):
     key: Holder
 
 
+def purses_of(spent: Iterable[Spent], at_s: float) -> dict[tuple[str, str], Purse]:
+    """Every tenant's and key's, by kind and id."""
+    sums: dict[tuple[str, str], tuple[int, int]] = {}
+    for row in spent:
+        for whose in (("tenant", row.tenant_id), ("key", row.key_id)):
+            day_nano, month_nano = sums.get(whose, (0, 0))
+            sums[whose] = day_nano + row.day_nano, month_nano + row.month_nano
+    purses = {whose: Purse() for whose in sums}
+    for whose, purse in purses.items():
+        purse.restore(*sums[whose], at_s)
+    return purses
+
+
 #: Past this many holders the idle ones, whose budgets are full anyway, are forgotten.
 HOLDERS_KEPT = 10_000
 
@@ -88,13 +114,15 @@ HOLDERS_KEPT = 10_000
 class Hold:
     """See Quota.hold."""
 
-    __slots__ = ("_call", "_pair", "_quota", "_taken", "_tokens")
+    __slots__ = ("_call", "_pair", "_price", "_quota", "_reserved", "_taken", "_tokens", "_tokens_out")
 
-    def __init__(self, quota: Quota, call: Call, tokens_out_default: int) -> None:
+    def __init__(self, quota: Quota, call: Call, tokens_out_default: int, price: Price | None) -> None:
         self._quota = quota
         self._call = call
-        tokens_out = tokens_out_default if call.tokens_out_max is None else call.tokens_out_max
-        self._tokens = call.tokens_in_estimate + tokens_out * call.choices
+        self._price = price
+        tokens_out = call.choices * (tokens_out_default if call.tokens_out_max is None else call.tokens_out_max)
+        self._tokens_out = tokens_out
+        self._tokens = call.tokens_in_estimate + tokens_out
 
     def __enter__(self) -> None:
         now_s, asked, tokens = self._quota.clock.now_s(), bool(self._call.tokens_out_max), self._tokens
@@ -105,6 +133,13 @@ class Hold:
         except QuotaExceeded:
             pair.tenant.untake(held)
             raise
+        if self._price is not None:
+            try:
+                self._take_money(self._price)
+            except QuotaExceeded:
+                for holder, tokens_held in zip((pair.tenant, pair.key), self._taken, strict=True):
+                    holder.untake(tokens_held)
+                raise
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -118,6 +153,22 @@ class Hold:
         held, held_by_key = self._taken
         self._pair.tenant.settle(held, used)
         self._pair.key.settle(held_by_key, used)
+        if self._price is not None:
+            if error is None or used or call.items:
+                call.cost_nano = self._price.cost_nano(call)
+            reserved, reserved_by_key = self._reserved
+            self._pair.tenant.purse.settle(reserved, call.cost_nano, call.at_s)
+            self._pair.key.purse.settle(reserved_by_key, call.cost_nano, call.at_s)
+
+    def _take_money(self, price: Price) -> None:
+        at_s, (_, tenant, key) = self._call.at_s, self._pair
+        cost_nano = price.cost_nano_max(self._call, self._tokens - self._tokens_out, self._tokens_out)
+        reserved = tenant.purse.take(cost_nano, at_s, tenant.limits, tenant.name, price.currency)
+        try:
+            self._reserved = reserved, key.purse.take(cost_nano, at_s, key.limits, key.name, price.currency)
+        except QuotaExceeded:
+            tenant.purse.settle(reserved, 0, at_s)
+            raise
 
 
 class Holder:
@@ -131,6 +182,7 @@ class Holder:
         self.running = 0
         self.requests = Gcra(limits.rpm)
         self.tokens = Gcra(limits.tpm)
+        self.purse = Purse()
 
     def take(self, tokens: int, now_s: float, *, asked: bool) -> int | None:
         """One request, one place and so many tokens, or none of it: raises QuotaExceeded. The tokens that are now
@@ -191,8 +243,9 @@ class Holder:
         self.requests.change(limits.rpm, now_s)
         self.tokens.change(limits.tpm, now_s)
 
-    def idle(self, now_s: float) -> bool:
-        return not self.running and self.requests.full_at_s <= now_s and self.tokens.full_at_s <= now_s
+    def idle(self, now_s: float, at_s: float) -> bool:
+        rested = self.requests.full_at_s <= now_s and self.tokens.full_at_s <= now_s
+        return not self.running and rested and self.purse.idle(at_s)
 
 
 class Gcra:

@@ -6,6 +6,7 @@ import asyncio
 import fcntl
 import os
 import sqlite3
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
@@ -18,6 +19,7 @@ import msgspec
 import sqlalchemy as sa
 from sqlalchemy.dialects.sqlite import insert
 
+from gateway.budget import DAY_S
 from gateway.call import Record
 from gateway.store import (
     AliasRow,
@@ -25,6 +27,7 @@ from gateway.store import (
     KeyRow,
     Missing,
     Snapshot,
+    Spent,
     Store,
     Taken,
     TenantRow,
@@ -33,9 +36,11 @@ from gateway.store import (
     UsageTotal,
 )
 from gateway.tables import (
+    ADDITION,
     ALIASES,
     KEYS,
     REVISION,
+    SPENDING,
     TENANTS,
     USAGE,
     alias_of,
@@ -51,7 +56,7 @@ from gateway.tables import (
 )
 
 #: The newest migration; `open` asks for Alembic only when the file is older than this.
-HEAD = "0003"
+HEAD = "0004"
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -224,11 +229,22 @@ class SqliteStore:
     def append_usage(self, records: Sequence[Record]) -> None:
         if not records:
             return
+        free = [row_of(record) for record in records if not record.cost_nano]
+        priced = [row_of(record) for record in records if record.cost_nano]
         with self._faults(), self._writer.begin() as connection:
             # Many rows a statement, and past SQLAlchemy's compiler: half the CPU, and SQLite, which lets go of the
             # interpreter for each statement, does not take it from the event loop again for every row.
-            for rows in portions([row_of(record) for record in records]):
-                connection.exec_driver_sql(insertion(len(rows)), tuple(chain.from_iterable(rows)))
+            for rows in portions(free):
+                connection.exec_driver_sql(insertion(len(rows), priced=False), tuple(chain.from_iterable(rows)))
+            spending = Counter[tuple[int, str, str]]()
+            for rows in portions(priced):
+                query = insertion(len(rows), priced=True)
+                for at_s, tenant_id, key_id, nano in connection.exec_driver_sql(
+                    query, tuple(chain.from_iterable(rows))
+                ):
+                    spending[int(at_s // DAY_S), tenant_id, key_id] += nano
+            if spending:
+                connection.exec_driver_sql(ADDITION, [(*whose, nano) for whose, nano in spending.items()])
 
     @_on_thread
     def usage(self, where: UsageFilter, *, limit: int) -> list[Record]:
@@ -237,12 +253,21 @@ class SqliteStore:
 
     @_on_thread
     def usage_totals(self, where: UsageFilter, *, by: By) -> list[UsageTotal]:
-        groups = {"tenant": USAGE.c.tenant, "model": USAGE.c.model, "key": USAGE.c.key_id}
+        day = sa.func.coalesce(sa.func.date(USAGE.c.at_s, "unixepoch"), "")
+        groups = {"tenant": USAGE.c.tenant, "model": USAGE.c.model, "key": USAGE.c.key_id, "day": day}
         if by == "none":
             query = sa.select(sa.literal("").label("name"), *sums())
         else:
             query = sa.select(groups[by].label("name"), *sums()).group_by(groups[by]).order_by(groups[by])
         return [UsageTotal(**row._asdict()) for row in self._read(query.where(*matches(where)))]
+
+    @_on_thread
+    def spent(self, *, day_s: float, month_s: float) -> list[Spent]:
+        cost, whose = SPENDING.c.cost_nano, (SPENDING.c.tenant_id, SPENDING.c.key_id)
+        of_day = sa.func.coalesce(sa.func.sum(sa.case((SPENDING.c.day >= int(day_s // DAY_S), cost))), 0)
+        query = sa.select(*whose, of_day.label("day_nano"), sa.func.sum(cost).label("month_nano"))
+        query = query.where(SPENDING.c.day >= int(month_s // DAY_S)).group_by(*whose)
+        return [Spent(**row._asdict()) for row in self._read(query)]
 
     def _schema(self) -> str | None:
         """The migration the file is at, asked with one select; None for a new file."""

@@ -14,7 +14,7 @@ import msgspec
 
 from gateway.call import Limits, Record
 
-By = Literal["tenant", "model", "key", "none"]
+By = Literal["tenant", "model", "key", "day", "none"]
 
 
 @runtime_checkable
@@ -74,6 +74,10 @@ class Store(Protocol):
 
     async def usage_totals(self, where: UsageFilter, *, by: By) -> list[UsageTotal]:
         """Sums over the matching records, one for each value of `by`, in its order; `none` is one sum."""
+
+    async def spent(self, *, day_s: float, month_s: float) -> list[Spent]:
+        """What each key has spent since two midnights of UTC, the day's not before the month's; those that spent
+        nothing since the month's are left out. Cheap, however many calls that were."""
 
 
 class TenantRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -139,7 +143,7 @@ class UsageFilter(msgspec.Struct, frozen=True, kw_only=True):
 
 class UsageTotal(msgspec.Struct, frozen=True):
     name: str
-    """The tenant, model or key id summed over; empty for the sum of all."""
+    """The tenant, model, key id or day of UTC (2026-11-25) summed over; empty for the sum of all."""
     calls: int
     served: int
     rejected: int
@@ -153,6 +157,17 @@ class UsageTotal(msgspec.Struct, frozen=True):
     tokens_cached: int
     items: int
     """Texts and other rows that models were given."""
+    cost_nano: int
+    """In nano-units of the configured currency."""
+
+
+class Spent(msgspec.Struct, frozen=True):
+    """By one key, which is one tenant's."""
+
+    tenant_id: str
+    key_id: str
+    day_nano: int
+    month_nano: int
 
 
 class StoreFault(Exception):

@@ -26,6 +26,8 @@ TENANTS = sa.Table(
     sa.Column("rpm", sa.Integer),
     sa.Column("tpm", sa.Integer),
     sa.Column("concurrent", sa.Integer),
+    sa.Column("budget_day_nano", sa.BigInteger),
+    sa.Column("budget_month_nano", sa.BigInteger),
     sa.Column("disabled", sa.Boolean, nullable=False),
     sa.Column("created_s", sa.Float, nullable=False),
 )
@@ -45,6 +47,8 @@ KEYS = sa.Table(
     sa.Column("rpm", sa.Integer),
     sa.Column("tpm", sa.Integer),
     sa.Column("concurrent", sa.Integer),
+    sa.Column("budget_day_nano", sa.BigInteger),
+    sa.Column("budget_month_nano", sa.BigInteger),
     sa.Column("created_s", sa.Float, nullable=False),
     sa.Column("expires_s", sa.Float),
     sa.Column("revoked_s", sa.Float),
@@ -64,11 +68,26 @@ USAGE = sa.Table(
     "usage",
     METADATA,
     *(
-        sa.Column(field.name, _COLUMN_TYPES[field.type], primary_key=field.name == "id", nullable=False)
+        sa.Column(
+            field.name,
+            sa.BigInteger if field.name.endswith("_nano") else _COLUMN_TYPES[field.type],
+            primary_key=field.name == "id",
+            nullable=False,
+        )
         for field in msgspec.structs.fields(Record)
     ),
     sa.Index("ix_usage_at_s", "at_s"),
     sa.Index("ix_usage_tenant_at_s", "tenant", "at_s"),
+)
+
+#: What the calls of a day cost, added up as their records come in: a month is some rows a key, however many its calls.
+SPENDING = sa.Table(
+    "spending",
+    METADATA,
+    sa.Column("day", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("tenant_id", sa.String, primary_key=True),
+    sa.Column("key_id", sa.String, primary_key=True),
+    sa.Column("cost_nano", sa.BigInteger, nullable=False),
 )
 
 
@@ -86,11 +105,21 @@ def portions(rows: list[list[Any]]) -> Iterator[list[list[Any]]]:
             start += size
 
 
-def insertion(rows: int) -> str:
-    """Inserts so many records, leaving those that are there already as they are."""
+def insertion(rows: int, *, priced: bool) -> str:
+    """Inserts so many records, leaving those that are there already as they are. Of priced ones it returns what those
+    that were not cost, and whom."""
     columns = ", ".join(USAGE.columns.keys())
     row = f"({', '.join('?' * len(USAGE.columns))})"
-    return f"INSERT INTO usage ({columns}) VALUES {', '.join([row] * rows)} ON CONFLICT (id) DO NOTHING"  # noqa: S608
+    returning = " RETURNING at_s, tenant_id, key_id, cost_nano" if priced else ""
+    values = ", ".join([row] * rows)
+    return f"INSERT INTO usage ({columns}) VALUES {values} ON CONFLICT (id) DO NOTHING{returning}"  # noqa: S608
+
+
+#: Of what a key has spent on a day, to what it had spent before.
+ADDITION = (
+    "INSERT INTO spending (day, tenant_id, key_id, cost_nano) VALUES (?, ?, ?, ?) "
+    "ON CONFLICT (day, tenant_id, key_id) DO UPDATE SET cost_nano = cost_nano + excluded.cost_nano"
+)
 
 
 def row_of(record: Record) -> list[Any]:
@@ -159,6 +188,6 @@ def sums() -> list[sa.Label[int]]:
         *(sa.func.count(sa.case((condition, 1))).label(name) for name, condition in counted.items()),
         *(
             sa.func.coalesce(sa.func.sum(USAGE.c[name]), 0).label(name)
-            for name in ("tokens_in", "tokens_out", "tokens_cached", "items")
+            for name in ("tokens_in", "tokens_out", "tokens_cached", "items", "cost_nano")
         ),
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from gateway.call import Call
+from gateway.price import Price
 from gateway.replica import Replica
 from runtimes.clock import Clock
 
@@ -18,6 +19,8 @@ class Target(msgspec.Struct, frozen=True):
     tokens_out_default: int
     first_byte_s_max: float
     retries: Retries
+    price: Price | None = None
+    """None where calls cost nothing."""
 
 
 class Retries:

@@ -10,14 +10,17 @@ import asyncio
 import hmac
 import logging
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
+from gateway.budget import day_of, month_of
 from gateway.call import Limits, Principal, covered
 from gateway.errors import Forbidden, KeyExpired, Unauthenticated
 from gateway.key import Minted, Pepper, Unfit, mint, parse, random_id
-from gateway.store import KeyRow, Snapshot, Store, StoreFault, TenantRow
+from gateway.money import NANO_MAX
+from gateway.store import KeyRow, Snapshot, Spent, Store, StoreFault, TenantRow
 from runtimes.clock import Clock
 
 log = logging.getLogger("headrace.tenant")
@@ -209,6 +212,19 @@ class Issuer:
         await self.store.add_tenant(row)
         return row
 
+    async def tenants(self) -> list[TenantView]:
+        """All of them, by name."""
+        day_nano, month_nano = Counter[str](), Counter[str]()
+        for spent in await self._spent():
+            day_nano[spent.tenant_id] += spent.day_nano
+            month_nano[spent.tenant_id] += spent.month_nano
+        return [
+            TenantView(
+                **msgspec.structs.asdict(row), spent_day_nano=day_nano[row.id], spent_month_nano=month_nano[row.id]
+            )
+            for row in await self.store.tenants()
+        ]
+
     async def set_tenant(self, name: str, *, limits: Mapping[str, int | None], disabled: bool | None) -> TenantRow:
         """Change the limits that are named, and `disabled` unless it is None; the rest stays."""
         _require_limits(Limits(**limits))
@@ -220,7 +236,11 @@ class Issuer:
     async def keys(self, *, tenant: str | None = None) -> list[KeyView]:
         names = {row.id: row.name for row in await self.store.tenants()}
         tenant_id = None if tenant is None else (await self.store.tenant(tenant)).id
-        return [_view(row, names.get(row.tenant_id, "")) for row in await self.store.keys(tenant_id=tenant_id)]
+        spent = {row.key_id: row for row in await self._spent()}
+        return [
+            _view(row, names.get(row.tenant_id, ""), spent.get(row.id))
+            for row in await self.store.keys(tenant_id=tenant_id)
+        ]
 
     async def add_key(
         self,
@@ -272,6 +292,24 @@ class Issuer:
     async def revoke_key(self, id: str) -> None:
         await self.store.revoke_key(id, at_s=self.clock.wall_s())
 
+    async def _spent(self) -> list[Spent]:
+        at_s = self.clock.wall_s()
+        return await self.store.spent(day_s=day_of(at_s)[0], month_s=month_of(at_s)[0])
+
+
+class TenantView(msgspec.Struct, frozen=True, kw_only=True):
+    """A tenant as its operators see it."""
+
+    id: str
+    name: str
+    limits: Limits
+    disabled: bool
+    created_s: float
+    spent_day_nano: int
+    """This day of UTC, as far as it is in the store."""
+    spent_month_nano: int
+    """This calendar month of UTC."""
+
 
 class KeyView(msgspec.Struct, frozen=True):
     """A key as its operators see it: nothing in it helps to use or to forge it."""
@@ -287,6 +325,10 @@ class KeyView(msgspec.Struct, frozen=True):
     expires_s: float | None
     revoked_s: float | None
     previous_until_s: float | None
+    spent_day_nano: int
+    """This day of UTC, as far as it is in the store."""
+    spent_month_nano: int
+    """This calendar month of UTC."""
 
 
 LABEL_CHARS_MAX = 100
@@ -295,9 +337,10 @@ GLOB_CHARS_MAX = 200
 LIFETIME_S_MAX = 100 * 365.25 * 86_400
 
 
-def _view(row: KeyRow, tenant: str) -> KeyView:
-    fields = {name: getattr(row, name) for name in KeyView.__struct_fields__ if name != "tenant"}
-    return KeyView(tenant=tenant, **fields)
+def _view(row: KeyRow, tenant: str, spent: Spent | None) -> KeyView:
+    fields = {name: getattr(row, name) for name in KeyView.__struct_fields__ if hasattr(row, name)}
+    day_nano, month_nano = (spent.day_nano, spent.month_nano) if spent else (0, 0)
+    return KeyView(tenant=tenant, spent_day_nano=day_nano, spent_month_nano=month_nano, **fields)
 
 
 def _require_name(name: str) -> None:
@@ -325,8 +368,9 @@ def _require_printable(field: str, text: str) -> None:
 
 def _require_limits(limits: Limits) -> None:
     for name, value in msgspec.structs.asdict(limits).items():
-        if value is not None and not 0 <= value <= LIMIT_MAX:
-            raise Unfit(f"the limit {name} can't be {value}; give a whole number from 0 to {LIMIT_MAX}, or none")
+        most = NANO_MAX if name.endswith("_nano") else LIMIT_MAX
+        if value is not None and not 0 <= value <= most:
+            raise Unfit(f"the limit {name} can't be {value}; give a whole number from 0 to {most}, or none")
 
 
 #: What every database's integer column holds.

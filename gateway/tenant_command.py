@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cyclopts import App
 
 from gateway.console import (
     COMMON,
+    Amount,
+    AmountChange,
     Common,
     LimitChange,
     date_text,
@@ -16,13 +18,18 @@ from gateway.console import (
     print_table,
     tell,
 )
-from gateway.home import asked, require_state
+from gateway.home import asked, currency_of, fold, require_state
+from gateway.money import amount_text
+
+if TYPE_CHECKING:
+    from gateway.tenant import Issuer, TenantView
 
 EXAMPLES = """
 Examples:
 
     headrace tenant add acme --rpm 600 --tpm 100000
     headrace tenant set acme --rpm none --concurrent 8
+    headrace tenant set acme --budget-month 250
 """
 TENANT = App(name="tenant", help="Add, change and remove tenants.", help_epilogue=EXAMPLES)
 
@@ -35,6 +42,8 @@ def tenant_add(
     rpm: int | None = None,
     tpm: int | None = None,
     concurrent: int | None = None,
+    budget_day: Amount | None = None,
+    budget_month: Amount | None = None,
     common: Common = COMMON,
 ) -> None:
     """Add a tenant.
@@ -49,25 +58,42 @@ def tenant_add(
         Tokens a minute, read and written.
     concurrent
         Calls under way at once.
+    budget_day
+        Money a day of UTC, e.g. 4.98, in the configured currency; only models with a price take from it.
+    budget_month
+        Money a calendar month of UTC.
     """
     from gateway.call import Limits
 
-    limits = Limits(rpm=rpm, tpm=tpm, concurrent=concurrent)
+    limits = Limits(rpm, tpm, concurrent, budget_day, budget_month)
     _tell_tenant(common, asked(common, lambda issuer: issuer.add_tenant(name, limits)))
 
 
 @TENANT.command(name="list")
 def tenant_list(common: Common = COMMON) -> None:
-    """Show all tenants."""
+    """Show all tenants, and what they have spent this day and this month (UTC)."""
     require_state(common)
-    rows = asked(common, lambda issuer: issuer.store.tenants())
+
+    async def ask(issuer: Issuer) -> list[TenantView]:
+        await fold(common, issuer.store)
+        return await issuer.tenants()
+
+    rows = asked(common, ask)
     if common.json:
         print_json(rows)
         return
+    currency = currency_of(common)
     print_table(
-        ["tenant", "limits", "state", "since"],
+        ["tenant", "limits", "state", "since", f"today_{currency}", f"month_{currency}"],
         [
-            (row.name, limits_text(row.limits), "disabled" if row.disabled else "", date_text(row.created_s))
+            (
+                row.name,
+                limits_text(row.limits),
+                "disabled" if row.disabled else "",
+                date_text(row.created_s),
+                amount_text(row.spent_day_nano),
+                amount_text(row.spent_month_nano),
+            )
             for row in rows
         ],
     )
@@ -81,6 +107,8 @@ def tenant_set(
     rpm: LimitChange = None,
     tpm: LimitChange = None,
     concurrent: LimitChange = None,
+    budget_day: AmountChange | None = None,
+    budget_month: AmountChange | None = None,
     common: Common = COMMON,
 ) -> None:
     """Change limits; those not named stay, `none` lifts one.
@@ -93,8 +121,18 @@ def tenant_set(
         Tokens a minute, or none.
     concurrent
         Calls under way at once, or none.
+    budget_day
+        Money a day of UTC, or none. What was spent before counts.
+    budget_month
+        Money a calendar month of UTC, or none.
     """
-    named = {"rpm": rpm, "tpm": tpm, "concurrent": concurrent}
+    named = {
+        "rpm": rpm,
+        "tpm": tpm,
+        "concurrent": concurrent,
+        "budget_day_nano": budget_day,
+        "budget_month_nano": budget_month,
+    }
     changed = {key: None if value == "none" else value for key, value in named.items() if value is not None}
     _tell_tenant(common, asked(common, lambda issuer: issuer.set_tenant(name, limits=changed, disabled=None)))
 

@@ -122,6 +122,8 @@ def _end(tracer: Tracer, span: Span, call: Call) -> None:
             span.set_attribute("gen_ai.response.model", call.model)
         if call.items:
             span.set_attribute("headrace.items", call.items)
+        if call.cost_nano:
+            span.set_attribute("headrace.cost_nano", call.cost_nano)
         if call.code:
             span.set_attribute("error.type", call.code)
         if call.outcome is Outcome.failed:

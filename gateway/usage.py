@@ -84,6 +84,7 @@ def _record(call: Call) -> Record:
         call.tokens_out,
         call.tokens_cached,
         call.items,
+        call.cost_nano,
         call.estimated,
         round(call.wait_s, 6),
         round(call.first_byte_s, 6),

@@ -15,6 +15,7 @@ from gateway.fairness import Fairness, Line
 from gateway.journal import Journal
 from gateway.metrics import Metrics
 from gateway.pipeline import Pipeline
+from gateway.price import Price
 from gateway.quota import Quota
 from gateway.replica import Replica
 from gateway.route import Route
@@ -283,8 +284,15 @@ def a_call(principal: Principal | None = None, **given: Any) -> Call:
     )
 
 
-def limits(rpm: int | None = None, tpm: int | None = None, concurrent: int | None = None) -> Limits:
-    return Limits(rpm=rpm, tpm=tpm, concurrent=concurrent)
+def limits(
+    rpm: int | None = None,
+    tpm: int | None = None,
+    concurrent: int | None = None,
+    *,
+    day: int | None = None,
+    month: int | None = None,
+) -> Limits:
+    return Limits(rpm=rpm, tpm=tpm, concurrent=concurrent, budget_day_nano=day, budget_month_nano=month)
 
 
 def let_stand(stages: "Stages", alias: str, weights: dict[str, int]) -> None:
@@ -335,6 +343,7 @@ class Stages:
         keys: dict[str, Principal] | None = None,
         slots: int = 4,
         waiting_max: int = 4,
+        prices: dict[str, Price] | None = None,
     ) -> None:
         self.usage = MemoryUsage()
         self.journal = Journal(folder=folder / "journal", sink=self.usage.append, clock=clock)
@@ -359,7 +368,7 @@ class Stages:
         tenants: Any = FakeTenants(clock, **({"good": a_principal()} if keys is None else keys))
         self.pipeline = Pipeline(
             tenants=tenants,
-            trace=Trace(metrics=Metrics(models), tracer=None),
+            trace=Trace(metrics=Metrics(models, currency="USD"), tracer=None),
             usage=Usage(journal=self.journal, clock=clock),
             quota=Quota(clock=clock),
             fairness=Fairness(lines=lines),
@@ -372,6 +381,7 @@ class Stages:
                         tokens_out_default=16,
                         first_byte_s_max=60.0,
                         retries=Retries(clock=clock),
+                        price=(prices or {}).get(model),
                     )
                     for model, replicas in self.replicas.items()
                 ]

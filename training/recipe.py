@@ -19,7 +19,6 @@ from training.catalogue import fingerprint, with_files
 from training.errors import RecipeError
 from training.run import Run
 from training.spec import Recipe
-from training.spec.floors import Base
 
 if TYPE_CHECKING:
     from training.contract import Graph, Rows, Weights
@@ -92,14 +91,12 @@ def _trained(recipe: Recipe, rows: Rows, run: Run) -> Any:
 
 
 def _floor(recipe: Recipe, rows: Rows) -> dict[str, float]:
-    from training.evaluation import scoring
     from training.evaluation.measures import measure
 
     if recipe.floor is None:
         return {}
-    if isinstance(recipe.floor, Base):
-        return scoring.score(recipe.model.build(rows), rows.test, title="floor").scores
-    found = measure(rows.test.targets, recipe.floor.predict(rows.train, rows.test, seed=recipe.seed))
+    outputs = recipe.floor.predict(rows.train, rows.test, model=recipe.model, seed=recipe.seed)
+    found = measure(rows.test.targets, outputs)
     LOG.info("floor: %s", "  ".join(f"{name} {value:.4g}" for name, value in found.items()))
     return found
 
@@ -138,14 +135,9 @@ def _bundle(
     recipe: Recipe, recipe_hash: str, rows: Rows, made: Graph | Weights | Any, model: Any, run: Run, where: str
 ) -> Artifact:
     from training import package
-    from training.contract import Beside, Weights
-    from training.export import export
-    from training.models.generator import Generator, product
+    from training.export import served
 
-    if isinstance(made, Generator):
-        made = product(made)
-    whole = made if isinstance(made, Weights | Beside) else export(made)
-    return package.build(recipe, recipe_hash, rows, whole, model, run.scratch(where))
+    return package.build(recipe, recipe_hash, rows, served(made), model, run.scratch(where))
 
 
 def _after(bundle: Artifact, before: Measured, rows: Rows, model: Any, run: Run) -> Measured:

@@ -49,7 +49,7 @@ from gateway.errors import BadRequest, GatewayError, MethodNotAllowed, NotFound,
 from gateway.key import Minted, Unfit, kept
 from gateway.report import ModelLook, Report, Shown
 from gateway.store import AliasRow, By, Missing, Store, StoreFault, Taken, TenantRow, UsageFilter, UsageTotal
-from gateway.tenant import Issuer, KeyView
+from gateway.tenant import Issuer, KeyView, TenantView
 
 log = logging.getLogger("headrace.admin")
 
@@ -187,6 +187,8 @@ class LimitsChange(Struct, frozen=True, forbid_unknown_fields=True):
     rpm: int | UnsetType | None = UNSET
     tpm: int | UnsetType | None = UNSET
     concurrent: int | UnsetType | None = UNSET
+    budget_day_nano: int | UnsetType | None = UNSET
+    budget_month_nano: int | UnsetType | None = UNSET
 
 
 class TenantChange(Struct, frozen=True, forbid_unknown_fields=True):
@@ -199,9 +201,9 @@ class TenantRoutes(Controller):
     tags = ["tenants"]  # noqa: RUF012
 
     @get()
-    async def index(self, store: NamedDependency[Store]) -> list[TenantRow]:
-        """All tenants, by name."""
-        return await store.tenants()
+    async def index(self, issuer: NamedDependency[Issuer]) -> list[TenantView]:
+        """All tenants, by name, and what they have spent this day and this month."""
+        return await issuer.tenants()
 
     @post()
     async def add(self, data: JSONBody[NewTenant], issuer: NamedDependency[Issuer]) -> TenantRow:
@@ -253,7 +255,7 @@ class KeyRoutes(Controller):
 
     @get()
     async def index(self, issuer: NamedDependency[Issuer], tenant: FromQuery[str | None] = None) -> list[KeyView]:
-        """All keys, or one tenant's; never their secrets."""
+        """All keys, or one tenant's, and what they have spent this day and this month; never their secrets."""
         return await issuer.keys(tenant=tenant)
 
     @post()

@@ -54,6 +54,7 @@ class Inference:
 
         call = self._call(caller, TENSORS, model, b"")
         call.read_bytes = size
+        call.rows = message.rows
         call.translation = Tensors(message, write)
         call.tokens_out_max = 0
         return call

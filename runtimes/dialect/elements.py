@@ -66,6 +66,11 @@ class Message(NamedTuple):
     binary: bool = False
     """Outputs that are not listed go as bytes."""
 
+    @property
+    def rows(self) -> int:
+        """Of the first input; a tensor without axes is one."""
+        return self.parts[0].shape[0] if self.parts and self.parts[0].shape else 1
+
 
 class Encoded(NamedTuple):
     """One output, ready for the wire: its bytes, or a list for JSON."""

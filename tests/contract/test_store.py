@@ -20,6 +20,7 @@ from gateway.store import (
     By,
     KeyRow,
     Missing,
+    Spent,
     Store,
     Taken,
     TenantRow,
@@ -58,7 +59,9 @@ async def neighbour(reach: Callable[[], Store], store: Store) -> AsyncIterator[S
     await neighbour.aclose()
 
 
-ACME = TenantRow(id="t1", name="acme", limits=Limits(rpm=10, tpm=None, concurrent=2), created_s=1.5)
+ACME = TenantRow(
+    id="t1", name="acme", limits=Limits(rpm=10, tpm=None, concurrent=2, budget_month_nano=2**53 - 1), created_s=1.5
+)
 ZEBRA = TenantRow(id="t2", name="zebra", disabled=True, created_s=2.5)
 KEY = KeyRow(
     id="k1",
@@ -68,7 +71,7 @@ KEY = KeyRow(
     name="laptop",
     models=("chat", "support-*"),
     routes=("/v1/chat/*",),
-    limits=Limits(tpm=5),
+    limits=Limits(tpm=5, budget_day_nano=6),
     created_s=3.5,
     expires_s=99.0,
 )
@@ -96,6 +99,7 @@ def record(id: str, **fields: object) -> Record:
         tokens_out=3,
         tokens_cached=2,
         items=4,
+        cost_nano=5,
         estimated=False,
         wait_s=0.25,
         first_byte_s=0.5,
@@ -122,7 +126,9 @@ async def test_setting_a_tenant_changes_what_is_named_and_nothing_else(store: St
     await store.add_tenant(ACME)
     await store.add_tenant(ZEBRA)
     changed = await store.set_tenant("acme", limits={"rpm": None, "tpm": 7}, disabled=None)
-    assert changed == msgspec.structs.replace(ACME, limits=Limits(rpm=None, tpm=7, concurrent=2))
+    assert changed == msgspec.structs.replace(
+        ACME, limits=Limits(rpm=None, tpm=7, concurrent=2, budget_month_nano=2**53 - 1)
+    )
     assert await store.tenants() == [changed, ZEBRA]
     disabled = await store.set_tenant("acme", limits={}, disabled=True)
     assert disabled == msgspec.structs.replace(changed, disabled=True)
@@ -136,7 +142,7 @@ async def test_changes_of_different_columns_at_once_are_all_kept(store: Store, n
         neighbour.set_tenant("acme", limits={}, disabled=True),
         store.set_tenant("acme", limits={"tpm": 88}, disabled=None),
     )
-    limits = Limits(rpm=77, tpm=88, concurrent=2)
+    limits = Limits(rpm=77, tpm=88, concurrent=2, budget_month_nano=2**53 - 1)
     assert await store.tenant("acme") == msgspec.structs.replace(ACME, limits=limits, disabled=True)
 
 
@@ -348,6 +354,45 @@ async def test_totals_count_every_outcome_in_its_own_column(store: Store) -> Non
     assert total.items == total.calls * 4
 
 
+async def test_totals_of_days_are_those_of_utc(store: Store) -> None:
+    midnight_s = 1_764_028_800.0
+    for id, at_s in (("a", midnight_s - 0.5), ("b", midnight_s), ("c", midnight_s + 86_399.9)):
+        await store.append_usage([record(id, at_s=at_s)])
+    totals = await store.usage_totals(ALL, by="day")
+    assert [(it.name, it.calls, it.cost_nano) for it in totals] == [("2025-11-24", 1, 5), ("2025-11-25", 2, 10)]
+
+
+async def test_what_was_spent_is_known_by_key_of_the_day_and_the_month(store: Store) -> None:
+    month_s, day_s = 3 * 86_400.0, 5 * 86_400.0
+    costs = [(month_s - 0.5, 1), (month_s, 2), (day_s - 0.5, 4), (day_s, 8), (day_s + 50, 16), (day_s + 50, 0)]
+    await store.append_usage([record(f"k1-{it}", at_s=at_s, cost_nano=cost) for it, (at_s, cost) in enumerate(costs)])
+    await store.append_usage([record("k2", key_id="k2", at_s=month_s, cost_nano=2**53 - 1)])
+    await store.append_usage([record("free", key_id="k3", at_s=day_s, cost_nano=0)])
+    found = await store.spent(day_s=day_s, month_s=month_s)
+    assert sorted(found, key=lambda it: it.key_id) == [
+        Spent("t1", "k1", 24, 30),
+        Spent("t1", "k2", 0, 2**53 - 1),
+    ]
+
+
+async def test_costs_add_up_exactly_beyond_what_floats_hold(store: Store) -> None:
+    await store.append_usage([record(str(it), cost_nano=2**53 - 1) for it in range(3)])
+    (total,) = await store.usage_totals(ALL, by="tenant")
+    assert total.cost_nano == 3 * (2**53 - 1)
+
+
+async def test_a_record_that_comes_twice_is_spent_once(store: Store, neighbour: Store) -> None:
+    """In one batch, in another, from another process, and beside others."""
+    once = [record(str(it), at_s=86_400.0 + it, cost_nano=10, key_id=f"k{it % 2}") for it in range(600)]
+    await store.append_usage([*once[:300], *once[200:300]])
+    await neighbour.append_usage(once)
+    await store.append_usage([*once[100:], record("another", at_s=86_400.0, cost_nano=1)])
+    found = await store.spent(day_s=86_400.0, month_s=0.0)
+    assert {it.key_id: (it.day_nano, it.month_nano) for it in found} == {"k0": (3_000, 3_000), "k1": (3_001, 3_001)}
+    (total,) = await store.usage_totals(ALL, by="none")
+    assert total.cost_nano == 6_001
+
+
 async def test_totals_of_nothing_are_zero_not_null(store: Store) -> None:
     (total,) = await store.usage_totals(ALL, by="none")
     assert (total.calls, total.tokens_in) == (0, 0)
@@ -542,7 +587,7 @@ async def test_a_store_of_an_older_version_keeps_its_usage(tmp_path: Path) -> No
     engine = sa.create_engine(f"sqlite:///{tmp_path / 'store.db'}")
     with engine.begin() as connection:
         command.upgrade(configuration(connection), "0001")
-        known = [name for name in msgspec.structs.fields(Record) if name.name != "items"]
+        known = [name for name in msgspec.structs.fields(Record) if name.name not in ("items", "cost_nano")]
         columns = ", ".join(field.name for field in known)
         values = [getattr(record("old"), field.name) for field in known]
         connection.exec_driver_sql(
@@ -553,7 +598,8 @@ async def test_a_store_of_an_older_version_keeps_its_usage(tmp_path: Path) -> No
     store = SqliteStore(tmp_path / "store.db")
     await store.open()
     await store.append_usage([record("new")])
-    assert {it.id: it.items for it in await store.usage(ALL, limit=9)} == {"old": 0, "new": 4}
+    found = {it.id: (it.items, it.cost_nano) for it in await store.usage(ALL, limit=9)}
+    assert found == {"old": (0, 0), "new": (4, 5)}
     await store.aclose()
 
 

@@ -289,6 +289,8 @@ ROWS = {
         [
             "gateway/test_counters.py::test_an_idle_entry_gives_way_to_another",
             "gateway/test_counters.py::test_nobody_is_let_in_uncounted",
+            "gateway/test_counters.py::test_who_spent_something_keeps_its_entry_until_the_month_is_over",
+            "gateway/test_counters.py::test_more_spenders_than_there_is_room_for_are_refused_at_the_start",
         ],
     ),
     "connections that a worker takes at once": Row(
@@ -326,6 +328,7 @@ ROWS = {
 #: Bounds of the code that are none of a queue, a buffer or a wait: a unit of work, a value's range, a file's.
 OF_VALUES = {
     "PORT_MAX", "LABEL_CHARS_MAX", "GLOB_CHARS_MAX", "LIFETIME_S_MAX", "LIMIT_MAX", "WEIGHT_MAX", "READ_BYTES_MAX",
+    "PRICE_MAX", "NANO_MAX", "WORD_MAX",
     "_FILES_MAX", "_JSON_BYTES_MAX", "JOIN_BYTES_MAX", "LOOK_S_MAX", "ENVIRONMENT_KEPT", "_PROMPTS_MAX", "READY_S_MAX",
     "REOPEN_S_MAX", "SOCKET_BYTES_MAX", "_MOVES_MAX", "_MANIFEST_BYTES_MAX", "CHARS_PER_TOKEN_MAX",
     "_HEADER_BYTES_MAX", "_CONFIG_BYTES_MAX", "LOAD_S_MAX",

@@ -118,7 +118,7 @@ def test_every_configuration_field_has_a_line_that_explains_it():
 SELF_EXPLAINING = {
     "Bounds.connections_max", "Bounds.headers_max", "Bounds.body_bytes_max", "Bounds.body_s_max",
     "Bounds.json_depth_max", "Bounds.choices_max", "Config.models", "Config.server", "Config.state", "Config.trace",
-    "Model.name", "Model.replicas", "Server.bounds", "State.path",
+    "Config.money", "Model.name", "Model.replicas", "Server.bounds", "State.path",
 }  # fmt: skip
 
 

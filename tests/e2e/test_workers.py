@@ -411,8 +411,8 @@ async def answer_of(connection: Connection) -> int:
         return 0
 
 
-async def until_workers(gateway: GatewayProcess, *, without: int) -> None:
+async def until_workers(gateway: GatewayProcess, *, without: int, count: int = WORKERS) -> None:
     """Return once all of them answer, none of which is this process."""
     async with asyncio.timeout(30):
-        while without in gateway.workers or gauges(gateway)["headrace_workers_up"] < WORKERS:
+        while without in gateway.workers or gauges(gateway)["headrace_workers_up"] < count:
             await asyncio.sleep(0.05)

@@ -192,15 +192,17 @@ class Gone(SqliteStore):
     async def version(self) -> int:
         raise Unreachable("the disk is gone")
 
-    async def tenants(self) -> list:
+    async def spent(self, *, day_s: float, month_s: float) -> list:
         raise Unreachable("the disk is gone")
 
 
-async def test_a_store_that_fails_is_unready_and_a_503(tmp_path: Path, tenants: Tenants) -> None:
+async def test_a_store_that_fails_is_unready_and_a_503(tmp_path: Path) -> None:
+    store = Gone(tmp_path / "gone.db")
+    tenants = Tenants(store=store, pepper=Pepper(b"pepper"), clock=FakeClock())
     app = admin_app(
         issuer=issuer_of(tenants),
-        aliases=aliases_of(tenants.store),
-        store=Gone(tmp_path / "gone.db"),
+        aliases=aliases_of(store),
+        store=store,
         report=told(),
         token=TOKEN,
     )
@@ -221,10 +223,18 @@ async def test_metrics_are_prometheus_text(stranger: Client) -> None:
 
 
 async def test_a_tenant_is_added_shown_changed_and_removed(client: Client, acme: str) -> None:
-    changed = await client.patch("/tenants/acme", json={"limits": {"tpm": 9, "rpm": None}, "disabled": True})
+    change = {"limits": {"tpm": 9, "rpm": None, "budget_month_nano": 5_000_000_000}, "disabled": True}
+    changed = await client.patch("/tenants/acme", json=change)
     assert changed.status_code == 200
-    assert changed.json()["limits"] == {"rpm": None, "tpm": 9, "concurrent": None}
-    assert (await client.get("/tenants")).json() == [changed.json()]
+    assert changed.json()["limits"] == {
+        "rpm": None,
+        "tpm": 9,
+        "concurrent": None,
+        "budget_day_nano": None,
+        "budget_month_nano": 5_000_000_000,
+    }
+    nothing_spent = {"spent_day_nano": 0, "spent_month_nano": 0}
+    assert (await client.get("/tenants")).json() == [changed.json() | nothing_spent]
     kept = await client.patch("/tenants/acme", json={})
     assert kept.json() == changed.json()
     assert (await client.delete("/tenants/acme")).status_code == 204
@@ -237,6 +247,14 @@ async def test_a_tenant_is_added_shown_changed_and_removed(client: Client, acme:
         ("POST", "/tenants", {"name": "acme"}, 409, "already_exists", "'acme'"),
         ("POST", "/tenants", {"name": "two words"}, 400, "invalid_request", "no name for a tenant"),
         ("POST", "/tenants", {"name": "b", "limits": {"rpm": -1}}, 400, "invalid_request", "rpm can't be -1"),
+        (
+            "POST",
+            "/keys",
+            {"tenant": "acme", "limits": {"budget_day_nano": 2**53}},
+            400,
+            "invalid_request",
+            "budget_day_nano can't be",
+        ),
         (
             "POST",
             "/tenants",

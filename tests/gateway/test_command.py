@@ -5,7 +5,9 @@ import socket
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -129,6 +131,9 @@ def test_the_help_lists_every_command_and_shows_examples(headrace: Headrace) -> 
         ("key", "add", "--tenant", "acme", "--expires", "soon"),
         ("key", "rotate", "abc", "--overlap", "1"),
         ("usage", "--by", "color"),
+        ("tenant", "add", "acme", "--budget-day", "-1"),
+        ("tenant", "set", "acme", "--budget-month", "a lot"),
+        ("key", "add", "--tenant", "acme", "--budget-day", "none"),
         ("usage", "--since", "yesterday"),
         ("tenant", "list", "--bogus"),
         ("usage", "--records", "--limit", "99999999999999999999"),
@@ -242,13 +247,14 @@ def test_the_named_configuration_decides_where_the_state_lies(
 
 def test_a_tenants_life(headrace: Headrace) -> None:
     added = headrace("tenant", "add", "acme", "--rpm", "10", "--tpm", "500", "--json").json
-    assert added["limits"] == {"rpm": 10, "tpm": 500, "concurrent": None}
+    no_budgets = {"budget_day_nano": None, "budget_month_nano": None}
+    assert added["limits"] == {"rpm": 10, "tpm": 500, "concurrent": None} | no_budgets
     changed = headrace("tenant", "set", "acme", "--rpm", "none", "--concurrent", "2", "--json").json
-    assert changed["limits"] == {"rpm": None, "tpm": 500, "concurrent": 2}
+    assert changed["limits"] == {"rpm": None, "tpm": 500, "concurrent": 2} | no_budgets
     assert headrace("tenant", "disable", "acme", "--json").json["disabled"]
     assert "disabled" in headrace("tenant", "list").out
     assert not headrace("tenant", "enable", "acme", "--json").json["disabled"]
-    assert headrace("tenant", "list", "--json").json == [changed]
+    assert headrace("tenant", "list", "--json").json == [changed | {"spent_day_nano": 0, "spent_month_nano": 0}]
     assert headrace("tenant", "remove", "acme", "--json").json == {"removed": "acme"}
     assert headrace("tenant", "list", "--json").json == []
 
@@ -271,6 +277,17 @@ def test_a_keys_life(headrace: Headrace) -> None:
     listed = headrace("key", "list").out
     assert "revoked" in listed
     assert parse(issued["key"])[2] not in listed  # type: ignore[index]
+
+
+def test_a_budgets_life(headrace: Headrace) -> None:
+    added = headrace("tenant", "add", "acme", "--budget-day", "4.98", "--budget-month", "100", "--json").json
+    assert (added["limits"]["budget_day_nano"], added["limits"]["budget_month_nano"]) == (4_980_000_000, 10**11)
+    assert "budget_day=4.98 budget_month=100.00" in headrace("tenant", "list").out
+    changed = headrace("tenant", "set", "acme", "--budget-day", "none", "--budget-month", "0.5", "--json").json
+    assert (changed["limits"]["budget_day_nano"], changed["limits"]["budget_month_nano"]) == (None, 500_000_000)
+    headrace("key", "add", "--tenant", "acme", "--budget-day", "0.000000001")
+    (key,) = headrace("key", "list", "--json").json
+    assert key["limits"]["budget_day_nano"] == 1
 
 
 def test_an_alias_s_life(headrace: Headrace) -> None:
@@ -371,6 +388,31 @@ def test_usage_counts_what_is_not_folded_yet_and_counts_it_once(
         totals = headrace("usage", "--json").json
         assert [(it["name"], it["calls"], it["tokens_in"]) for it in totals] == [("acme", 2, 20), ("zebra", 1, 10)]
     assert (state / "journal" / "1-1.jsonl").exists()  # the gateway's own, to fold and to remove
+
+
+def test_what_was_spent_is_shown_wherever_there_is_use_for_it(headrace: Headrace, state: Path) -> None:
+    headrace("tenant", "add", "acme")
+    key = headrace("key", "add", "--tenant", "acme", "--json").json["id"]
+    (tenant,) = headrace("tenant", "list", "--json").json
+    now_s = time.time()
+    whose = {"tenant_id": tenant["id"], "key_id": key, "at_s": now_s}
+    records = [record("a", cost_nano=1_250_000_001, **whose), record("b", cost_nano=10**9, **whose), record("c")]
+    folder = state / "journal"
+    folder.mkdir(parents=True)
+    (folder / "1-1.jsonl").write_bytes(b"".join(msgspec.json.encode(it) + b"\n" for it in records))
+    for _ in range(2):
+        (tenant,), (shown,) = headrace("tenant", "list", "--json").json, headrace("key", "list", "--json").json
+        assert tenant["spent_month_nano"] == shown["spent_month_nano"] == 2_250_000_001
+        assert tenant["spent_day_nano"] == shown["spent_day_nano"]
+    for words in (("tenant", "list"), ("key", "list"), ("usage",), ("usage", "--by", "day")):
+        assert "2.250000001" in headrace(*words).out
+        assert "USD" in headrace(*words).out
+    assert "1.250000001" in headrace("usage", "--records").out
+    days = headrace("usage", "--by", "day", "--json").json
+    assert [(it["name"], it["cost_nano"]) for it in days] == [
+        ("1970-01-01", 0),
+        (datetime.fromtimestamp(now_s, UTC).strftime("%Y-%m-%d"), 2_250_000_001),
+    ]
 
 
 @pytest.mark.parametrize(

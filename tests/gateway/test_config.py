@@ -1,11 +1,13 @@
 """What a configuration file may say, and how it is told when it may not."""
 
 import itertools
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
 
 from gateway.config import Config, ConfigError, load
+from gateway.price import Prices
 from gateway.replica import replica_name
 from runtimes.vllm import Vllm
 
@@ -70,6 +72,34 @@ def test_what_can_not_be_used_is_refused_by_its_field(
 )
 def test_what_can_be_used_is(tmp_path: Path, text: str) -> None:
     assert read(tmp_path, text + MODEL).models
+
+
+@pytest.mark.parametrize(
+    ("price", "says"),
+    [
+        ("{ million_tokens_in = -1 }", r"models\[0\]\.price: million_tokens_in can't be -1"),
+        ("{ million_tokens_out = nan }", r"models\[0\]\.price: million_tokens_out can't be NaN"),
+        ("{ thousand_items = 0.0000001 }", r"models\[0\]\.price: thousand_items can't be .* six decimals"),
+        ("{ call = true }", r"models\[0\]\.price\.call: "),
+        ("{ input = 1 }", r"models\[0\]\.price: .*`input`"),
+        ("3", r"models\[0\]\.price: "),
+    ],
+)
+def test_what_is_no_price_is_refused_by_its_field(tmp_path: Path, price: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        read(tmp_path, MODEL.replace('name = "chat"', f'name = "chat"\nprice = {price}'))
+
+
+def test_prices_are_as_exact_as_they_are_written(tmp_path: Path) -> None:
+    price = "{ million_tokens_in = 0.1, million_tokens_out = 0.0375, thousand_items = 3, call = '0.000001' }"
+    read_price = read(tmp_path, MODEL.replace('name = "chat"', f'name = "chat"\nprice = {price}')).models[0].price
+    assert read_price == Prices(Decimal("0.1"), Decimal("0.0375"), None, Decimal(3), Decimal("0.000001"))
+
+
+@pytest.mark.parametrize("currency", ["usd", "EURO", ""])
+def test_a_currency_is_its_code(tmp_path: Path, currency: str) -> None:
+    with pytest.raises(ConfigError, match=r"money\.currency"):
+        read(tmp_path, f'[money]\ncurrency = "{currency}"' + MODEL)
 
 
 def test_a_name_that_ends_in_a_line_break_is_none(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator
+from decimal import Decimal
 from multiprocessing.synchronize import Barrier
 from typing import Any
 
@@ -17,7 +18,9 @@ from gateway.call import Call, Limits
 from gateway.counters import Counters, SharedQuota, entry_hash
 from gateway.errors import QuotaExceeded
 from gateway.memory import Memory
+from gateway.price import Price, Prices
 from gateway.quota import Hold, Quota
+from gateway.store import Spent
 from runtimes.clock import SystemClock
 from tests.fakes import FakeClock, a_call, a_principal, limits
 
@@ -46,9 +49,9 @@ def asked(tenant: Limits, *, key: Limits | None = None, name: str = "acme", **gi
     return a_call(principal, **given)
 
 
-def entered(quota: Quota, call: Call) -> Hold | None:
+def entered(quota: Quota, call: Call, price: Price | None = None) -> Hold | None:
     """The call's hold, None if it is refused."""
-    hold = quota.hold(call, tokens_out_default=16)
+    hold = quota.hold(call, tokens_out_default=16, price=price)
     try:
         hold.__enter__()
     except QuotaExceeded:
@@ -219,6 +222,123 @@ def test_names_do_not_run_into_each_other() -> None:
     assert len({entry_hash("tenant", "a"), entry_hash("key", "a"), entry_hash("key", "b")}) == 3
 
 
+# ---- money
+
+NOON_S = 1_764_072_000.0
+DAY_S = 86_400
+#: A nano-unit a token out.
+PRICE = Prices(million_tokens_out=Decimal("0.001")).reckoned("USD")
+
+
+def paid(quota: Quota, tokens: int, budget: Limits, *, at_s: float = NOON_S, name: str = "acme") -> Hold | None:
+    return entered(quota, asked(budget, name=name, tokens_out_max=tokens, at_s=at_s), PRICE)
+
+
+def cost(hold: Hold | None, tokens: int) -> None:
+    assert hold is not None
+    hold._call.tokens_out = tokens
+    left(hold)
+
+
+MONEY = st.lists(
+    st.one_of(
+        st.tuples(st.just("take"), st.integers(0, WORKERS - 1), st.integers(1, 60), st.integers(0, 1)),
+        st.tuples(st.just("settle"), st.integers(0, 20), st.integers(0, 90), st.just(0)),
+        st.tuples(st.just("pause"), st.integers(0, 20), st.just(0), st.just(0)),
+        st.tuples(st.just("change"), st.integers(0, 150), st.integers(0, 400), st.integers(0, 1)),
+    ),
+    max_size=60,
+)
+
+
+@settings(deadline=None)
+@given(steps=MONEY)
+def test_workers_together_spend_as_one_would(steps: list[Step]) -> None:
+    clock = FakeClock()
+    table = Counters.make(workers=WORKERS)
+    one: Quota = Quota(clock=clock)
+    many = [SharedQuota(clock=clock, counters=table, worker=number) for number in range(WORKERS)]
+    budget, at_s = limits(day=100, month=300), NOON_S
+    under_way: list[tuple[Hold, Hold]] = []
+    for step, first, second, third in steps:
+        match step:
+            case "take":
+                by_one, by_many = (
+                    entered(
+                        quota,
+                        a_call(
+                            a_principal("acme", key=f"k{third}", tenant_limits=budget, key_limits=limits(day=70)),
+                            at_s=at_s,
+                            tokens_out_max=second,
+                        ),
+                        PRICE,
+                    )
+                    for quota in (one, many[first])
+                )
+                assert (by_one is None) == (by_many is None)
+                if by_one is not None and by_many is not None:
+                    under_way.append((by_one, by_many))
+            case "settle" if under_way:
+                for hold in under_way.pop(first % len(under_way)):
+                    cost(hold, second)
+            case "pause":
+                at_s += first * DAY_S / 4
+            case "change":
+                budget = limits(day=first, month=second) if third else limits()
+    os.close(table.memory.file)
+
+
+def test_all_workers_spend_from_one_budget(workers: list[SharedQuota]) -> None:
+    holds = [paid(workers[number % WORKERS], 10, limits(day=50)) for number in range(9)]
+    assert [hold is not None for hold in holds] == [True] * 5 + [False] * 4
+    cost(holds[0], 4)
+    assert paid(workers[1], 6, limits(day=50))
+    assert paid(workers[2], 1, limits(day=50)) is None
+    assert paid(workers[2], 50, limits(day=50), at_s=NOON_S + DAY_S)
+
+
+def test_what_a_killed_worker_had_reserved_of_a_budget_is_struck_out_and_what_was_spent_is_not(
+    workers: list[SharedQuota], counters: Counters
+) -> None:
+    cost(paid(workers[0], 10, limits(day=50)), 10)
+    assert paid(workers[0], 30, limits(day=50))
+    kept = paid(workers[1], 10, limits(day=50))
+    assert paid(workers[2], 1, limits(day=50)) is None
+    counters.strike_out(0)
+    assert paid(workers[2], 31, limits(day=50)) is None
+    cost(paid(workers[2], 30, limits(day=50)), 30)
+    cost(kept, 10)
+    assert paid(workers[0], 1, limits(day=50)) is None
+
+
+def test_workers_know_what_was_spent_before_they_began(workers: list[SharedQuota], counters: Counters) -> None:
+    spent = [Spent("id-acme", "key of acme", 30, 40), Spent("id-acme", "another", 0, 50)]
+    counters.restore(spent, 0.0, NOON_S)
+    assert paid(workers[0], 11, limits(month=100)) is None
+    cost(paid(workers[1], 10, limits(month=100)), 10)
+    assert paid(workers[2], 1, limits(month=100)) is None
+    assert paid(workers[0], 10, limits(day=50))
+
+
+def test_who_spent_something_keeps_its_entry_until_the_month_is_over(
+    small: None, workers: list[SharedQuota], clock: FakeClock
+) -> None:
+    cost(paid(workers[0], 50, limits(day=50)), 50)
+    for number in range(20):
+        clock.advance(60)
+        left(entered(workers[number % WORKERS], asked(limits(rpm=1), name=f"t{number}")))
+    assert paid(workers[1], 1, limits(day=50)) is None
+    after_s = NOON_S + 31 * DAY_S
+    for name in "abc":
+        cost(paid(workers[2], 50, limits(day=50), at_s=after_s, name=name), 0)
+        clock.advance(60)
+
+
+def test_more_spenders_than_there_is_room_for_are_refused_at_the_start(small: None, counters: Counters) -> None:
+    with pytest.raises(QuotaExceeded):
+        counters.restore([Spent(f"t{number}", f"k{number}", 1, 1) for number in range(3)], 0.0, NOON_S)
+
+
 # ---- processes, in truth
 
 RACES, RACERS, TRIES, BUDGET = 1_000, 4, 50, 10
@@ -232,15 +352,16 @@ def unshared(file: int, number: int) -> Quota:
     return Quota(clock=SystemClock())
 
 
+@pytest.mark.parametrize("price", [None, PRICE], ids=["requests", "money"])
 @pytest.mark.parametrize(("make", "exact"), [(shared, True), (unshared, False)], ids=["shared", "control"])
 def test_in_a_thousand_races_of_four_processes_nobody_passes_a_budget(
-    make: Callable[[int, int], Quota], exact: bool
+    make: Callable[[int, int], Quota], exact: bool, price: Price | None
 ) -> None:
     table = Counters.make(workers=RACERS)
     context = multiprocessing.get_context("fork")
     barrier, results = context.Barrier(RACERS), context.SimpleQueue()
     racers = [
-        context.Process(target=race, args=(make, table.memory.file, number, barrier, results))
+        context.Process(target=race, args=(make, table.memory.file, number, barrier, results, price))
         for number in range(RACERS)
     ]
     for racer in racers:
@@ -256,14 +377,18 @@ def test_in_a_thousand_races_of_four_processes_nobody_passes_a_budget(
         assert max(admitted) > BUDGET, "quotas that are not shared pass for exact: this test could not fail"
 
 
-def race(make: Callable[[int, int], Quota], file: int, number: int, barrier: Barrier, results: Any) -> None:
+def race(
+    make: Callable[[int, int], Quota], file: int, number: int, barrier: Barrier, results: Any, price: Price | None
+) -> None:
     """In each, everybody asks at once for a tenant that nobody has ever heard of."""
     quota = make(file, number)
     admitted = []
     for tenant in range(RACES):
-        call = asked(limits(rpm=BUDGET), name=f"t{tenant}")
+        budget = limits(rpm=BUDGET) if price is None else limits(day=BUDGET)
+        call = asked(budget, name=f"t{tenant}", tokens_out_max=1)
         barrier.wait(60)
-        holds = [entered(quota, call) for _ in range(TRIES)]
+        holds = [entered(quota, call, price) for _ in range(TRIES)]
+        call.tokens_out = 1
         for hold in holds:
             if hold is not None:
                 left(hold)

@@ -139,11 +139,11 @@ async def test_what_a_killed_gateway_left_is_folded_by_the_next(tmp_path: Path) 
 async def test_what_an_older_gateway_left_is_folded_too(tmp_path: Path) -> None:
     usage = MemoryUsage()
     older = msgspec.to_builtins(a_record("r0"))
-    del older["items"]
+    del older["items"], older["cost_nano"]
     (tmp_path / "journal").mkdir()
     (tmp_path / "journal" / "1-a.jsonl").write_bytes(msgspec.json.encode(older) + b"\n")
     journal = await a_journal(tmp_path, usage)
-    assert [record.items for record in usage.records.values()] == [0]
+    assert [(record.items, record.cost_nano) for record in usage.records.values()] == [(0, 0)]
     await journal.aclose()
 
 

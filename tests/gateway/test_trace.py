@@ -36,7 +36,7 @@ def registry() -> CollectorRegistry:
 def trace(exporter: InMemorySpanExporter, registry: CollectorRegistry) -> Iterator[Trace]:
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    metrics = Metrics(["chat"])
+    metrics = Metrics(["chat"], currency="USD")
     registry.register(metrics)
     yield Trace(metrics=metrics, tracer=provider.get_tracer("test"))
     provider.shutdown()
@@ -119,6 +119,15 @@ async def test_a_classification_says_how_it_was_batched(
     assert 'headrace_items_total{model="chat"} 40.0' in generate_latest(registry).decode()
 
 
+async def test_a_calls_cost_is_in_its_span_and_summed_exactly(
+    trace: Trace, exporter: InMemorySpanExporter, registry: CollectorRegistry
+) -> None:
+    for _ in range(10):
+        await ended(trace, a_call(), **(SERVED | {"cost_nano": 100_000_001}))
+    assert by_name(exporter)["chat chat"].attributes["headrace.cost_nano"] == 100_000_001
+    assert 'headrace_cost_total{currency="USD",model="chat"} 1.00000001\n' in generate_latest(registry).decode()
+
+
 async def test_the_caller_s_trace_goes_on_through_the_gateway_to_the_engine(
     trace: Trace, exporter: InMemorySpanExporter
 ) -> None:
@@ -170,7 +179,7 @@ async def test_labels_are_no_client_s_or_engine_s_free_choice(trace: Trace, regi
 
 
 async def test_without_a_collector_no_span_is_built_and_the_caller_s_context_is_handed_on() -> None:
-    trace = Trace(metrics=Metrics(["chat"]), tracer=None)
+    trace = Trace(metrics=Metrics(["chat"], currency="USD"), tracer=None)
     call = a_call(traceparent=CALLER)
     await ended(trace, call, **SERVED)
     assert (

@@ -12,6 +12,7 @@ import itertools
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,9 @@ from gateway.journal import Journal
 from gateway.key import Pepper, mint
 from gateway.meter import meter
 from gateway.metrics import Metrics
+from gateway.money import NANO_MAX
 from gateway.pipeline import Pipeline
+from gateway.price import Prices
 from gateway.quota import Quota
 from gateway.replica import Replica, State
 from gateway.route import Route
@@ -45,6 +48,7 @@ from runtimes.remote import Remote, RemoteRuntime
 from tests.fakes import fixed
 
 ROUNDS, CALLS = 50, 400
+PRICE = Prices(Decimal("0.15"), Decimal("0.6"), Decimal("0.075")).reckoned("USD")
 #: Calls that end in one turn of the loop, as under load.
 TOGETHER = 8
 BODY = (
@@ -105,7 +109,7 @@ class Rig:
         clock = self.clock = SystemClock()
         pepper = Pepper(b"x" * 32)
         minted = mint(pepper=pepper, env="live")
-        limits = Limits(rpm=2_000_000_000, tpm=2_000_000_000, concurrent=1_000_000)
+        limits = Limits(2_000_000_000, 2_000_000_000, 1_000_000, budget_day_nano=NANO_MAX, budget_month_nano=NANO_MAX)
         tenant = TenantRow(id="t", name="acme", limits=limits, created_s=0.0)
         row = KeyRow(id=minted.id, tenant_id="t", env="live", digest=minted.digest, created_s=0.0)
         self.tenants = Tenants(store=None, pepper=pepper, clock=clock)  # type: ignore[arg-type]
@@ -130,7 +134,7 @@ class Rig:
         self.journal = Journal(folder=folder / "journal", sink=_kept_nowhere, clock=clock)
         self.pipeline = Pipeline(
             tenants=self.tenants,
-            trace=Trace(metrics=Metrics(["chat"]), tracer=None),
+            trace=Trace(metrics=Metrics(["chat"], currency="USD"), tracer=None),
             usage=Usage(journal=self.journal, clock=clock),
             quota=Quota(clock=clock),
             fairness=Fairness(lines={"chat": self.line}),
@@ -240,6 +244,10 @@ async def stages(rig: Rig) -> Iterator[tuple[str, Work]]:
         with pipeline.quota.hold(call, tokens_out_default=512):
             pass
 
+    def held_with_money() -> None:
+        with pipeline.quota.hold(call, tokens_out_default=512, price=PRICE):
+            pass
+
     async def turned() -> None:
         async with pipeline.fairness.turn(call):
             pass
@@ -262,6 +270,7 @@ async def stages(rig: Rig) -> Iterator[tuple[str, Work]]:
             ("record, journal", recorded),
             ("find, authorize", found),
             ("hold", held),
+            ("the same, where the model has a price and the tenant two budgets", held_with_money),
             ("turn", turned),
             ("dispatch: ask an engine, read its answer", dispatched),
             ("the same, and meter", metered),

@@ -12,7 +12,6 @@ from training.evaluation.measures import measure
 from training.model import Model, predict
 from training.run import Run
 from training.spec import Recipe
-from training.spec.floors import Base
 
 
 def validate(recipe: Recipe, examples: Examples, run: Run) -> tuple[Scores, Scores]:
@@ -38,14 +37,16 @@ def stratified(examples: Examples, folds: int, *, seed: int) -> Array:
 def _fold(recipe: Recipe, examples: Examples, held: Array, run: Run) -> tuple[Scores, Scores]:
     rows = Rows(examples.take(np.nonzero(~held)[0]), examples.take(np.nonzero(held)[0]))
     model = recipe.model.build(rows)
-    if not isinstance(model, Model) or recipe.trainer is None or isinstance(recipe.floor, Base):
+    if not isinstance(model, Model) or recipe.trainer is None:
         raise RecipeError("folds are for models that learn from rows")
     fitted = recipe.trainer.fit(model, rows.train, run)
     assert isinstance(fitted, Model)
     scores = measure(rows.test.targets, predict(fitted, rows.test.inputs))
     if recipe.floor is None:
         return scores, {}
-    return scores, measure(rows.test.targets, recipe.floor.predict(rows.train, rows.test, seed=recipe.seed))
+    return scores, measure(
+        rows.test.targets, recipe.floor.predict(rows.train, rows.test, model=recipe.model, seed=recipe.seed)
+    )
 
 
 def _mean(found: list[Scores]) -> Scores:

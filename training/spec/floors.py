@@ -8,6 +8,7 @@ from msgspec import Meta, Struct
 
 if TYPE_CHECKING:
     from training.contract import Array, Examples
+    from training.spec.models import ModelSpec
 
 
 class Ngrams(Struct, frozen=True, forbid_unknown_fields=True, tag="ngrams", tag_field="kind"):
@@ -18,8 +19,8 @@ class Ngrams(Struct, frozen=True, forbid_unknown_fields=True, tag="ngrams", tag_
     most: Annotated[int, Meta(ge=1)] = 2
     c: Annotated[float, Meta(gt=0)] = 10.0
 
-    def predict(self, train: Examples, test: Examples, *, seed: int) -> dict[str, Array]:
-        """Outputs for `test`, as a model's."""
+    def predict(self, train: Examples, test: Examples, *, model: ModelSpec, seed: int) -> dict[str, Array]:
+        """Outputs for `test`, as a model's; `model` is what the recipe starts from."""
         from training.evaluation import floors
 
         return floors.ngrams(self, train, test, seed=seed)
@@ -27,6 +28,12 @@ class Ngrams(Struct, frozen=True, forbid_unknown_fields=True, tag="ngrams", tag_
 
 class Base(Struct, frozen=True, forbid_unknown_fields=True, tag="base", tag_field="kind"):
     """The model that the recipe starts from, before it has learnt anything. For language models."""
+
+    def predict(self, train: Examples, test: Examples, *, model: ModelSpec, seed: int) -> dict[str, Array]:
+        """The same."""
+        from training.evaluation import floors
+
+        return floors.base(model, train, test)
 
 
 Floor = Ngrams | Base
