@@ -20,14 +20,12 @@ from runtimes.artifact import Artifact, Folder, Hub, locate, verify
 from runtimes.clock import Clock, SystemClock
 from runtimes.contract import (
     GENERATING,
-    Broken,
     Exchange,
     Generator,
     Invalid,
     Load,
     Reply,
     RuntimeFault,
-    Sink,
     Site,
     Unavailable,
 )
@@ -37,10 +35,8 @@ from runtimes.process import Dead, Limits, Process, Snapshot, first, scratch
 from runtimes.remote import authorization
 from runtimes.vllm_adapter import Loader
 from runtimes.vllm_command import REFUSED, command, quantized
+from runtimes.vllm_stream import Watched
 from runtimes.wire import Head, Wire
-
-FAILED = (b'data: {"error"', b"event: error")
-"""How vLLM says amid a stream that its engine is dead. It then ends the stream as if all were well."""
 
 ROUTES = MappingProxyType(
     {
@@ -101,8 +97,9 @@ class Vllm(msgspec.Struct, tag="vllm", tag_field="kind", frozen=True, forbid_unk
     too few: they wait for each other by spinning."""
     adapters: dict[str, str] = {}
     """LoRA adapters that share this engine: one more model's name → its adapter, on the shelf or in a folder. An alias
-    is followed: a version that is promoted is served within two seconds, and no call fails for it. On a CPU `artifact`
-    must not be quantized then."""
+    is followed: a version that is promoted is served within two seconds, and no call fails for it. Each has
+    `running_max` places of its own; what is too much for the engine waits there. On a CPU `artifact` must not be
+    quantized then."""
     adapter: str | None = None
     """What this model adds to one that an engine serves: another replica's here, or the one at `url`, which must read
     the shelf at the same path and run with `--enable-lora` and `VLLM_ALLOW_RUNTIME_LORA_UPDATING=True`."""
@@ -367,65 +364,6 @@ class VllmRuntime:
 
 def _socket(site: Site) -> Path:
     return scratch(site) / "api.sock"
-
-
-class Watched:
-    """The frames of a reply, of which none pretends that an answer cut short is whole."""
-
-    __slots__ = ("_failed", "_next", "_pour", "_replica")
-
-    def __init__(self, reply: Reply, replica: str) -> None:
-        self._next = reply.frames.__anext__
-        self._pour = reply.pour
-        self._replica = replica
-        self._failed = False
-
-    def __aiter__(self) -> Watched:
-        return self
-
-    async def __anext__(self) -> bytes:
-        while True:
-            if self._failed:
-                raise self._fault()
-            if frame := self._sound(await self._next()):
-                return frame
-
-    async def pour(self, sink: Sink) -> None:
-        assert self._pour is not None
-        await self._pour(WatchedSink(self, sink))
-
-    def _sound(self, frame: bytes) -> bytes:
-        """The part of it before the engine said that it has failed."""
-        for mark in FAILED:
-            at = frame.find(mark)
-            if at == 0 or (at > 0 and frame[at - 1] == 10):  # at the start of a line
-                self._failed = True
-                return frame[:at]
-        return frame
-
-    def _fault(self) -> Broken:
-        return Broken(f"{self._replica}: the engine failed amid the answer")
-
-
-class WatchedSink:
-    """See Watched."""
-
-    __slots__ = ("_sink", "_watched", "drained")
-
-    def __init__(self, watched: Watched, sink: Sink) -> None:
-        self._watched = watched
-        self._sink = sink
-        self.drained = sink.drained
-
-    @property
-    def done(self) -> bool:
-        return self._sink.done
-
-    def take(self, part: bytes) -> bool:
-        go_on = self._sink.take(self._watched._sound(part))
-        if self._watched._failed:
-            raise self._watched._fault()
-        return go_on
 
 
 def _conforms(it: VllmRuntime) -> Generator:
