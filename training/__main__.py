@@ -49,6 +49,12 @@ def run(
     json_: AsJson = False,
     if_missing: Annotated[bool, Parameter(negative="", help="Do nothing if this recipe's artifact is there.")] = False,
     resume: Annotated[bool, Parameter(negative="", help="Go on where this recipe was stopped or killed.")] = False,
+    base: Annotated[
+        str | None, Parameter(help="Go on from this artifact (NAME@ALIAS), with some of its old rows.")
+    ] = None,
+    workers: Annotated[
+        int, Parameter(validator=validators.Number(gte=1, lte=64), help="Processes that train together (torchrun).")
+    ] = 1,
     from_: Annotated[str | None, Parameter(name="--from", help="Keep what was made before this stage.")] = None,
 ) -> None:
     """Make an artifact: train, compress, measure, and if the gate holds publish and promote it.
@@ -58,14 +64,17 @@ def run(
     """
     if resume and from_:
         raise RecipeError("--resume goes on with what is there, --from makes part of it anew: give one of them")
-    wanted = catalogue.read(recipe, set_)
     place = shelf_at(shelf)
+    if base is not None:
+        found = place.resolve(base).manifest
+        set_ = (*set_, f"continual.base={found.name}@{found.version}")
+    wanted = catalogue.read(recipe, set_)
     manifest = catalogue.made(wanted, place) if if_missing else None
     if manifest is None:
         _need_torch()
         from training.recipe import run as carry_out
 
-        manifest = carry_out(wanted, place, state() / "runs", resume=resume, start=from_)
+        manifest = carry_out(wanted, place, state() / "runs", resume=resume, start=from_, workers=workers)
     shelf_command.print_manifest(manifest, place, as_json=json_)
 
 

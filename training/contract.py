@@ -103,6 +103,14 @@ class Examples(msgspec.Struct, frozen=True):
             {name: array[chosen] for name, array in self.slices.items()},
         )
 
+    def joined(self, other: Examples) -> Examples:
+        """These rows, then those, which must be of the same kind."""
+        return Examples(
+            {name: np.concatenate([array, other.inputs[name]]) for name, array in self.inputs.items()},
+            self.targets.joined(other.targets),
+            {name: np.concatenate([array, other.slices[name]]) for name, array in self.slices.items()},
+        )
+
 
 class Rows(msgspec.Struct, frozen=True):
     """What a recipe learns from, and what it is measured with. Nothing is in both."""
@@ -115,12 +123,7 @@ class Rows(msgspec.Struct, frozen=True):
     @property
     def both(self) -> Examples:
         """All rows."""
-        one, other = self.train, self.test
-        return Examples(
-            {name: np.concatenate([array, other.inputs[name]]) for name, array in one.inputs.items()},
-            one.targets.joined(other.targets),
-            {name: np.concatenate([array, other.slices[name]]) for name, array in one.slices.items()},
-        )
+        return self.train.joined(self.test)
 
     @property
     def fingerprint(self) -> str:

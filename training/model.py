@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from training.contract import Array, Classes, Flags, Inputs, Targets, Task, Values
+from training.errors import RecipeError
 
 _COST_MAX = 8192
 """Sum of costs (tokens, padding included) that go through a model at once when nothing has to be kept for learning."""
@@ -60,6 +61,11 @@ class Model(nn.Module):  # type: ignore[misc]  # torch is untyped here
     def card(self) -> dict[str, Any]:
         """Fields of its `runtimes.artifact.Card`."""
         return {"task": self.task, "labels": self.labels}
+
+    def relabel(self, labels: tuple[str, ...]) -> None:
+        """Learn to tell these labels from now on: those it knows, then new ones."""
+        if labels != self.labels:
+            raise RecipeError(f"a {type(self).__name__} cannot learn new labels; the new rows have {labels[-1]!r}")
 
     def named(self, outputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
         return dict(zip(self.names_out, outputs, strict=True))

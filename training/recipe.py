@@ -21,39 +21,43 @@ from training.run import Run
 from training.spec import Recipe
 
 if TYPE_CHECKING:
+    from training.continual import Base
     from training.contract import Graph, Rows, Weights
     from training.evaluation.scoring import Measured
 
 LOG = logging.getLogger("training")
 
 
-def run(recipe: Recipe, shelf: Shelf, runs: Path, *, resume: bool = False, start: str | None = None) -> Manifest:
+def run(
+    recipe: Recipe, shelf: Shelf, runs: Path, *, resume: bool = False, start: str | None = None, workers: int = 1
+) -> Manifest:
     """Make the artifact in a folder of its own below `runs`: afresh, or going on after an interruption, or with what is
-    there before the stage `start`."""
+    there before the stage `start`. With several `workers`, that many processes train together."""
     recipe_hash = fingerprint(recipe)
     folder = Run(runs / f"{recipe.name}-{recipe_hash[:12]}", seed=recipe.seed)
     content = msgspec.json.format(msgspec.json.encode(recipe), indent=2)
     with folder.open(content, resume=resume, start=start) as opened:
-        return make(with_files(recipe), recipe_hash, shelf, opened)
+        return make(with_files(recipe), recipe_hash, shelf, opened, workers=workers)
 
 
-def make(recipe: Recipe, recipe_hash: str, shelf: Shelf, run: Run) -> Manifest:
+def make(recipe: Recipe, recipe_hash: str, shelf: Shelf, run: Run, *, workers: int = 1) -> Manifest:
     """Make the artifact, measure it, and if the gate holds publish it and move its alias `stable` to it.
 
     Promotion is part of it because the gate is what stands between an artifact and its users: on an empty shelf
     somebody has to be first, and later `rollback` undoes it in one step. Raises GateFailed, and then publishes nothing.
     """
-    from training import package, report
+    from training import continual, package, report
     from training.evaluation import exams, folds, gate, measures
 
-    rows = recipe.data.load()
+    base = None if recipe.continual is None else continual.find(recipe.continual.base, shelf, run.folder.parent)
+    rows = _rows(recipe, base)
     _say(rows)
     known = (
         *measures.MEASURES[measures.kind(rows.test.targets)],
         *(it for exam in recipe.exams for it in exams.measures(exam)),
     )
     gate.check(recipe.gate, known)  # a typing error must not cost a run
-    model = run.stage("train", lambda: _trained(recipe, rows, run))
+    model = run.stage("train", lambda: _trained(recipe, rows, run, base, workers))
     floor = run.stage("floor", lambda: _floor(recipe, rows))
     before = run.stage("before", lambda: _whole(recipe, recipe_hash, rows, model, run))
     product = model
@@ -84,9 +88,26 @@ def _say(rows: Rows) -> None:
     LOG.info("data: %d rows to train, %d to test, fingerprint %s", len(rows.train), len(rows.test), rows.fingerprint)
 
 
-def _trained(recipe: Recipe, rows: Rows, run: Run) -> Any:
+def _rows(recipe: Recipe, base: Base | None) -> Rows:
+    from training import continual
+
+    rows = recipe.data.load()
+    if base is None or recipe.continual is None:
+        return rows
+    return continual.mixed(rows, base, replay=recipe.continual.replay, seed=recipe.seed)
+
+
+def _trained(recipe: Recipe, rows: Rows, run: Run, base: Base | None, workers: int) -> Any:
     """The model that the recipe starts from, having learnt if it has a trainer."""
-    model = recipe.model.build(rows)
+    from training import continual
+
+    if workers > 1 and base is not None:
+        raise RecipeError("--workers and --base: an artifact is gone on from by one process")
+    if workers > 1:
+        from training import distributed
+
+        return distributed.fit(recipe, run, workers=workers)
+    model = recipe.model.build(rows) if base is None else continual.start(base, rows)
     return model if recipe.trainer is None else recipe.trainer.fit(model, rows.train, run)
 
 
@@ -167,6 +188,8 @@ def _gain_on_stable(name: str, recipe: Recipe, shelf: Shelf, rows: Rows, model: 
         return None
     verify(stable)
     old = scoring.score(stable, rows.test, title="stable", base=model)
-    value, low, high = bootstrap.difference(name, rows.test.targets, after.outputs, old.outputs, seed=recipe.seed)
+    measure, targets, new_outputs = scoring.sliced(name, rows.test, after.outputs)
+    _, _, old_outputs = scoring.sliced(name, rows.test, old.outputs)
+    value, low, high = bootstrap.difference(measure, targets, new_outputs, old_outputs, seed=recipe.seed)
     LOG.info("gate: %s %+.4f on %s, 95 %% interval %+.4f to %+.4f", name, value, stable.manifest.version, low, high)
     return low

@@ -55,6 +55,13 @@ class Run:
         self._record = Record({})
         self._stopping = False
 
+    @classmethod
+    def within(cls, folder: Path, stage: str, *, seed: int) -> Run:
+        """For a process that another one, which has the folder, lets do part of the stage."""
+        run = cls(folder, seed=seed)
+        run.stage_name = stage
+        return run
+
     @contextmanager
     def open(self, recipe: bytes, *, resume: bool = False, start: str | None = None) -> Iterator[Run]:
         """Have the folder, its log and Ctrl-C until the block ends. Afresh, unless `resume`, or from the stage `start`
@@ -66,7 +73,7 @@ class Run:
             except BlockingIOError:
                 raise RecipeError(f"another process is running this recipe in {self.folder}; wait for it") from None
             self._prepare(recipe, resume=resume, start=start)
-            with self._logging(), self._stoppable():
+            with self.logged(), self._stoppable():
                 yield self
 
     def stage(self, name: str, make: Callable[[], T]) -> T:
@@ -82,14 +89,18 @@ class Run:
             torch.manual_seed(self.derived("stage", name))
             # One thread: two of them on a shared machine wait for each other and halve the speed.
             torch.set_num_threads(1)
-            product = make()
-            self._write(file, lambda draft: torch.save(product, draft))
+            made = make()
+            self.write(file, lambda draft: torch.save(made, draft))
             self._finish(name, digest(file))
-        if digest(file) != self._record.stages[name]:
-            raise RecipeError(f"{file} is not what the stage {name!r} left; run it again with --from {name}")
-        product = torch.load(file, weights_only=False)  # our own, proven by its hash
-        assert product is not None
+        product: T = self._read(name, self._record)
         return product
+
+    def product(self, stage: str) -> Any:
+        """What a stage of this run made; the run need not be open. Raises RecipeError if it is not there."""
+        record = msgspec.json.decode((self.folder / _RECORD).read_bytes(), type=Record)
+        if stage not in record.stages:
+            raise RecipeError(f"{self.folder} has not done the stage {stage!r}")
+        return self._read(stage, record)
 
     def derived(self, *what: object) -> int:
         """A seed for this and nothing else: below 2^63, the same in every run of the recipe."""
@@ -100,7 +111,7 @@ class Run:
         """Keep this of the stage under way. Raises Interrupted if somebody wants to stop: now is the time."""
         import torch
 
-        self._write(self.folder / "checkpoint.pt", lambda draft: torch.save([self.stage_name, state], draft))
+        self.write(self.folder / "checkpoint.pt", lambda draft: torch.save([self.stage_name, state], draft))
         self._check_stop()
 
     def kept(self) -> dict[str, Any] | None:
@@ -129,7 +140,7 @@ class Run:
         kept = [it for it in lines if it["stage"] != self.stage_name or it.get("step", 0) <= step]
         if len(kept) < len(lines):
             content = b"".join(msgspec.json.encode(it) + b"\n" for it in kept)
-            self._write(self.folder / "metrics.jsonl", lambda draft: draft.write_bytes(content))
+            self.write(self.folder / "metrics.jsonl", lambda draft: draft.write_bytes(content))
 
     def metrics(self) -> list[dict[str, Any]]:
         """All measurements so far. A last line that was being written when the run was killed is none."""
@@ -145,6 +156,14 @@ class Run:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         return folder
+
+    def _read(self, stage: str, record: Record) -> Any:
+        import torch
+
+        file = self.folder / "stages" / f"{stage}.pt"
+        if digest(file) != record.stages[stage]:
+            raise RecipeError(f"{file} is not what the stage {stage!r} left; run it again with --from {stage}")
+        return torch.load(file, weights_only=False)  # our own, proven by its hash
 
     def _prepare(self, recipe: bytes, *, resume: bool, start: str | None) -> None:
         record = self.folder / _RECORD
@@ -172,9 +191,9 @@ class Run:
 
     def _save(self) -> None:
         content = msgspec.json.format(msgspec.json.encode(self._record), indent=2)
-        self._write(self.folder / _RECORD, lambda draft: draft.write_bytes(content))
+        self.write(self.folder / _RECORD, lambda draft: draft.write_bytes(content))
 
-    def _write(self, file: Path, write: Callable[[Path], object]) -> None:
+    def write(self, file: Path, write: Callable[[Path], object]) -> None:
         """All of it or nothing, also after a power cut."""
         draft = file.with_name(f".{file.name}")
         write(draft)
@@ -183,13 +202,17 @@ class Run:
         draft.replace(file)
 
     @contextmanager
-    def _logging(self) -> Iterator[None]:
+    def logged(self) -> Iterator[None]:
+        """What is said meanwhile stands in `log.txt` too."""
         handler = logging.FileHandler(self.folder / "log.txt", encoding="utf-8")
         handler.setFormatter(logging.Formatter("%(asctime)s  %(message)s"))
+        level = LOG.level
         LOG.addHandler(handler)
+        LOG.setLevel(logging.INFO)
         try:
             yield
         finally:
+            LOG.setLevel(level)
             LOG.removeHandler(handler)
             handler.close()
 

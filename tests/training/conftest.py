@@ -19,12 +19,20 @@ WORDS = [
 
 @pytest.fixture(scope="session")
 def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What holds the packages `tiny-base` and, the same without dropout, `sober-base`."""
     root = tmp_path_factory.mktemp("site")
-    model = root / "tiny_base" / "model"
+    _package(root, "tiny", dropout=0.1)
+    _package(root, "sober", dropout=0.0)
+    return root
+
+
+def _package(root: Path, name: str, *, dropout: float) -> None:
+    model = root / f"{name}_base" / "model"
     model.mkdir(parents=True)
-    (root / "tiny_base" / "__init__.py").write_text("raise RuntimeError('only the files may be used')")
-    (root / "tiny_base-1.5.dist-info").mkdir()
-    (root / "tiny_base-1.5.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: tiny-base\nVersion: 1.5\n")
+    (root / f"{name}_base" / "__init__.py").write_text("raise RuntimeError('only the files may be used')")
+    (root / f"{name}_base-1.5.dist-info").mkdir()
+    about = f"Metadata-Version: 2.1\nName: {name}-base\nVersion: 1.5\n"
+    (root / f"{name}_base-1.5.dist-info" / "METADATA").write_text(about)
     vocabulary = {word: at for at, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS])}
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
@@ -42,9 +50,10 @@ def base_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         num_attention_heads=2,
         intermediate_size=64,
         max_position_embeddings=32,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
     )
     transformers.BertModel(config).save_pretrained(model)
-    return root
 
 
 @pytest.fixture

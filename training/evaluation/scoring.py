@@ -16,7 +16,7 @@ from runtimes.batch import BATCH_MAX
 from runtimes.clock import SystemClock
 from runtimes.contract import InferRequest, Predictor, Site
 from runtimes.onnx import Onnx
-from training.contract import Answers, Array, Choices, Examples, Inputs, Scores, Values
+from training.contract import Answers, Array, Choices, Classes, Examples, Flags, Inputs, Scores, Targets, Values
 from training.evaluation import language
 from training.evaluation.measures import measure
 from training.models.generator import Generator
@@ -57,6 +57,16 @@ def score(it: Generator | Artifact, examples: Examples, *, title: str, base: obj
             scores["batch_drift"] = _drift(it, examples)
     LOG.info("%s: %s", title, "  ".join(f"{name} {value:.4g}" for name, value in scores.items() if "[" not in name))
     return Measured(scores, outputs)
+
+
+def sliced(name: str, examples: Examples, outputs: dict[str, Array]) -> tuple[str, Targets, dict[str, Array]]:
+    """The measure of `name`, or of `name[column=value]`, and the targets and outputs that it is taken of."""
+    measure_name, _, part = name.partition("[")
+    if not part:
+        return name, examples.targets, outputs
+    column, _, value = part.removesuffix("]").partition("=")
+    chosen = np.nonzero(examples.slices[column] == value)[0]
+    return measure_name, examples.targets.take(chosen), {key: array[chosen] for key, array in outputs.items()}
 
 
 def closeness(one: Measured, other: Measured) -> Scores:
@@ -112,7 +122,19 @@ def _outputs(it: Generator | Artifact, examples: Examples, base: object) -> dict
     assert isinstance(it, Artifact)
     if isinstance(targets, Values) and targets.meaning == "similarity":
         return {side: served(it, {"text": examples.inputs[side]})["embedding"] for side in ("left", "right")}
-    return served(it, examples.inputs)
+    outputs = served(it, examples.inputs)
+    if isinstance(targets, Classes | Flags) and it.manifest.labels != targets.labels:
+        outputs["scores"] = _aligned(outputs["scores"], it.manifest.labels, targets.labels)
+    return outputs
+
+
+def _aligned(scores: Array, labels: tuple[str, ...], wanted: tuple[str, ...]) -> Array:
+    """The columns of these labels; nothing for those that it does not know."""
+    found = np.zeros((len(scores), len(wanted)), scores.dtype)
+    for at, label in enumerate(wanted):
+        if label in labels:
+            found[:, at] = scores[:, labels.index(label)]
+    return found
 
 
 def _drift(it: Artifact, examples: Examples) -> float:

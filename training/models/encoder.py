@@ -108,6 +108,13 @@ class Classifier(TextModel):
     def head(self) -> Sequence[nn.Parameter]:
         return [*self.linear.parameters()]
 
+    def relabel(self, labels: tuple[str, ...]) -> None:
+        linear = nn.Linear(self.embedder.width, len(labels))
+        known = len(self.labels)
+        with torch.no_grad():
+            linear.weight[:known], linear.bias[:known] = self.linear.weight, self.linear.bias
+        self.linear, self.labels = linear, labels
+
     def card(self) -> dict[str, Any]:
         return super().card() | {"pooling": "mean"}
 

@@ -16,6 +16,15 @@ from training.spec.trainers import Trainer
 from training.spec.tuning import Tuning
 
 
+class Continual(Struct, frozen=True, forbid_unknown_fields=True):
+    """Go on from a published artifact, with new rows and some of its old ones. `model` is then only a description."""
+
+    base: str
+    """NAME@VERSION; `--base` takes NAME@ALIAS too, and writes down which version that is."""
+    replay: Annotated[float, Meta(ge=0)] = 1.0
+    """Old rows learnt from again, for each new one."""
+
+
 class Recipe(Struct, frozen=True, forbid_unknown_fields=True):
     """How one artifact is made."""
 
@@ -34,6 +43,7 @@ class Recipe(Struct, frozen=True, forbid_unknown_fields=True):
     """The plainest thing that could work, made from the same rows and measured with the same: `floor_<measure>`."""
     exams: tuple[Exam, ...] = ()
     """What other models have been asked too."""
+    continual: Continual | None = None
     folds: Annotated[int, Meta(ge=2)] | None = None
     """Also measure by cross-validation over all rows: `folds_<measure>`, mean over this many folds."""
     tuning: Tuning | None = None

@@ -23,6 +23,7 @@ from training.model import Model, predict, row_losses, weighted
 from training.run import Run
 from training.spec.trainers import Gradient
 from training.trainers import batches, lora, probe, schedule
+from training.trainers.team import Team
 
 LOG = logging.getLogger("training")
 
@@ -57,6 +58,8 @@ class Descent:
         self.per_epoch = math.ceil(len(learnt) / spec.batch)
         self.steps = max(1, round(spec.epochs * self.per_epoch))
         self.optimizer = _optimizer(spec, model)
+        self.team = Team()
+        self.forward = self.team.joined(model)
         self.step = 0
         self.best: dict[str, Tensor] = {}
         self.best_loss = math.inf
@@ -77,31 +80,38 @@ class Descent:
             self.step += 1
             if self.step % self.per_epoch == 0 or self.step == self.steps:
                 self._epoch_is_over(number + 1, losses, started_s, started_at)
-            if self.run.stopping or time.monotonic() - saved_s > self.spec.checkpoint_s:
+            if self.team.first and (self.run.stopping or time.monotonic() - saved_s > self.spec.checkpoint_s):
                 self.run.checkpoint(self._state())
                 saved_s = time.monotonic()
         return self.best or self.model.state_dict()
 
     def _learn(self, chosen: Array) -> float:
         """One step on these rows; returns their mean loss."""
-        torch.manual_seed(self.run.derived("step", self.step))
+        own, counts = self.team.share(chosen)
+        place = () if self.team.first else (self.team.rank,)
+        torch.manual_seed(self.run.derived("step", self.step, *place))
         self.model.train()
         rate = schedule.share(self.spec, self.step, self.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = group["highest"] * rate
-        rows = self.learnt.take(chosen)
-        inputs = self.model.augment(rows.inputs, np.random.default_rng(self.run.derived("augment", self.step)))
-        outputs = self.model(*self.model.feed(inputs))
-        weights = torch.from_numpy(self.weights[chosen])
-        loss = self._loss(outputs, rows, weights)
-        value = float(loss.detach())
+        rows = self.learnt.take(own)
+        chance = np.random.default_rng(self.run.derived("augment", self.step, *place))
+        inputs = self.model.augment(rows.inputs, chance)
+        outputs = self.forward(*self.model.feed(inputs))
+        weights = torch.from_numpy(self.weights[own])
+        # Its part of the whole batch's mean; the gradients of all are then averaged, so it counts once for each.
+        part = float(weights.sum()) / float(self.weights[chosen].sum()) if counts else 0.0
+        loss = self._loss(outputs, rows, weights) * part
+        value = self.team.total(float(loss.detach()))
         if not math.isfinite(value):
+            if self.team.first and all(bool(it.isfinite().all()) for it in self.model.parameters()):
+                self.run.checkpoint(self._state())
             raise Diverged(
-                f"the loss is {value} at step {self.step} of {self.steps}; the weights of the step before are kept "
-                "in the run's checkpoint: lower trainer.rate and start over, or --resume with another seed"
+                f"the loss is {value} at step {self.step} of {self.steps}: lower trainer.rate; the last good weights "
+                f"are in {self.run.folder / 'checkpoint.pt'}"
             )
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        (loss * self.team.size).backward()
         if self.spec.clip is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.spec.clip)
         self.optimizer.step()
@@ -116,28 +126,37 @@ class Descent:
         return self.model.loss(outputs, rows.targets, weights)
 
     def _epoch_is_over(self, number: int, losses: list[float], started_s: float, started_at: int) -> None:
-        speed = (self.step - started_at) * self.spec.batch / (time.monotonic() - started_s)
         values: dict[str, float] = {"loss": float(np.mean(losses))}
         if self.held is not None:
-            outputs = predict(self.model, self.held.inputs)
-            with torch.inference_mode():
-                held_loss = float(
-                    row_losses({name: torch.from_numpy(it) for name, it in outputs.items()}, self.held.targets).mean()
-                )
-            values |= {"validation_loss": held_loss}
-            values |= {f"validation_{name}": it for name, it in measure(self.held.targets, outputs).items()}
-            if held_loss < self.best_loss:
-                self.best_loss, self.waited = held_loss, 0
-                if self.spec.keep == "best":
-                    self.best = copy.deepcopy(self.model.state_dict())
-            else:
-                self.waited += 1
+            values |= self.team.told(self._validated() if self.team.first else None)
+            self._compare(values["validation_loss"])
+        if not self.team.first:
+            return
+        speed = (self.step - started_at) * self.spec.batch / (time.monotonic() - started_s)
         self.run.note(step=self.step, epoch=number, **values)
         left_s = (self.steps - self.step) * self.spec.batch / speed
         LOG.info(
             "train: epoch %d of %g  %s  %.0f rows/s, %.0f s left", number, self.spec.epochs,
             "  ".join(f"{name} {it:.4f}" for name, it in values.items()), speed, left_s,
         )  # fmt: skip
+
+    def _validated(self) -> dict[str, float]:
+        """Loss and measures of the rows that are held back."""
+        assert self.held is not None
+        outputs = predict(self.model, self.held.inputs)
+        with torch.inference_mode():
+            tensors = {name: torch.from_numpy(it) for name, it in outputs.items()}
+            loss = float(row_losses(tensors, self.held.targets).mean())
+        scores = measure(self.held.targets, outputs)
+        return {"validation_loss": loss} | {f"validation_{name}": it for name, it in scores.items()}
+
+    def _compare(self, held_loss: float) -> None:
+        if held_loss >= self.best_loss:
+            self.waited += 1
+            return
+        self.best_loss, self.waited = held_loss, 0
+        if self.spec.keep == "best":
+            self.best = copy.deepcopy(self.model.state_dict())
 
     def _patience_is_over(self) -> bool:
         return self.spec.patience is not None and self.waited >= self.spec.patience
@@ -152,7 +171,8 @@ class Descent:
 
     def _restore(self) -> None:
         state = self.run.kept()
-        self.run.rewind(state["step"] if state else -1)
+        if self.team.first:
+            self.run.rewind(state["step"] if state else -1)
         if state is None:
             return
         self.step = state["step"]

@@ -1,0 +1,95 @@
+"""The stage `train` by several processes of this machine, under torchrun: the same recipe, the same steps.
+
+`fit` is asked by the run, `main` is what each process does. One that is killed takes the others down; all of them are
+then started again, and go on from the last checkpoint.
+
+The weights are those of one process but for the order of sums (a test holds them to 1e-5), unless the model drops out:
+each process then drops what it likes.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+import torch.distributed as dist
+
+from training.catalogue import with_files
+from training.errors import Interrupted, RecipeError, TrainingError
+from training.run import Run
+from training.spec import Recipe
+from training.spec.trainers import Gradient
+
+LOG = logging.getLogger("training")
+
+RESTARTS_MAX = 3
+STUCK_S_MAX = 600.0
+"""How long one waits for the others before it gives up."""
+_PRODUCT = "joined.pt"
+_REFUSAL = "joined.error"
+
+
+def fit(recipe: Recipe, run: Run, *, workers: int) -> Any:
+    """The trained model. Raises TrainingError if the processes fail more often than they are started again."""
+    if not isinstance(recipe.trainer, Gradient):
+        raise RecipeError("--workers: only trainer.kind = 'gradient' learns in several processes")
+    product, refusal = run.folder / _PRODUCT, run.folder / _REFUSAL
+    for left in (product, refusal):
+        left.unlink(missing_ok=True)
+    # torchrun would start them again itself; in the set-up of gloo they then waited for each other for ever.
+    command = [
+        *(sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--max-restarts=0"),
+        *(f"--nproc-per-node={workers}", "-m", "training.distributed", str(run.folder)),
+    ]
+    # Nothing of this leaves the machine.
+    env = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    LOG.info("train: by %d processes", workers)
+    for _ in range(1 + RESTARTS_MAX):
+        status = subprocess.run(command, env=env, check=False).returncode  # noqa: S603 - no part is anybody's input
+        if refusal.exists():
+            raise TrainingError(refusal.read_text("utf-8"))
+        if status == 0:
+            model = torch.load(product, weights_only=False)  # our own, written a moment ago
+            product.unlink()
+            return model
+        if run.stopping:
+            raise Interrupted("stopped in the stage 'train'; go on with --resume")
+        LOG.warning("train: a process has ended; all of them go on from the last checkpoint")
+    raise TrainingError(f"the processes that were to train have failed {1 + RESTARTS_MAX} times; --resume tries again")
+
+
+def main(folder: Path) -> None:
+    """One process's part. torchrun has set its place in the environment."""
+    recipe = msgspec.json.decode((folder / "recipe.json").read_bytes(), type=Recipe)
+    assert isinstance(recipe.trainer, Gradient)
+    torch.set_num_threads(1)
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=timedelta(seconds=STUCK_S_MAX))
+    try:
+        run = Run.within(folder, "train", seed=recipe.seed)
+        first = dist.get_rank() == 0
+        logging.basicConfig(stream=sys.stderr, format="%(relativeCreated)7.0f ms  %(message)s", level=logging.WARNING)
+        LOG.setLevel(logging.INFO if first else logging.WARNING)
+        with run.logged():
+            rows = with_files(recipe).data.load()
+            torch.manual_seed(run.derived("stage", "train"))
+            model = recipe.trainer.fit(recipe.model.build(rows), rows.train, run)
+        if first:
+            run.write(folder / _PRODUCT, lambda draft: torch.save(model, draft))
+        dist.barrier()
+    except TrainingError as error:
+        text = str(error)  # it would be the same again
+        run.write(folder / _REFUSAL, lambda draft: draft.write_text(text, "utf-8"))
+        raise
+    finally:
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
