@@ -53,6 +53,9 @@ class State(Struct, frozen=True, forbid_unknown_fields=True):
     """`[state]`: where everything that must outlive the process is kept."""
 
     path: Annotated[str, Meta(pattern=r"^[^\x00]+\Z")] = ".headrace"
+    shelf: Annotated[str, Meta(pattern=r"^[^\x00]+\Z")] | None = None
+    """Where artifacts are: a folder, or a URL that fsspec knows, e.g. `s3://bucket/models` (with `headrace[remote]` and
+    the store's own package installed). By default the folder `shelf` in `path`."""
 
 
 class Model(Struct, frozen=True, forbid_unknown_fields=True):

@@ -74,5 +74,5 @@ def _restore(shared: Shared, spent: list[Spent], clock: Clock) -> None:
 def _engines(model: Model, config: Config, clock: Clock) -> list[Replica]:
     """Those of its replicas that are engines to be started here; workers reach them, and the leader never calls
     them."""
-    replicas = zip(model.replicas, sites(model, config.state_path), strict=True)
+    replicas = zip(model.replicas, sites(model, config), strict=True)
     return [replica_of(spec, site, clock, attached=False) for spec, site in replicas if is_engine(spec)]

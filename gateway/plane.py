@@ -14,7 +14,7 @@ from prometheus_client import ProcessCollector
 
 from gateway.acceptor import Acceptor
 from gateway.budget import day_of, month_of
-from gateway.config import Config, Model, Tracing
+from gateway.config import Config, ConfigError, Model, Tracing
 from gateway.config import Server as Settings
 from gateway.counters import SharedQuota
 from gateway.edge.catalogue import Catalogue
@@ -40,9 +40,10 @@ from gateway.target import Retries, Target
 from gateway.tenant import Tenants
 from gateway.trace import Trace
 from gateway.usage import Usage
-from runtimes.artifact import Shelf
 from runtimes.clock import Clock
 from runtimes.contract import Site
+from runtimes.integrity import ShelfFault
+from runtimes.remote_shelf import open_shelf
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Tracer
@@ -87,6 +88,7 @@ class Plane:
         """Be unready, then refuse what is new and let what is under way end, then cut it off with an error its client
         can see."""
         self.server.leaving = self.pipeline.leaving = True
+        self.grpc.retire()
         await self.server.clock.sleep(settings.unready_s)
         self.pipeline.draining = True
         await self.server.drain(settings.drain_s_max, until=lambda: not self.grpc.running)
@@ -138,6 +140,7 @@ class Plane:
         yield Gauge("headrace_holds", {}, self.pipeline.quota.holds)
         yield Gauge("headrace_grpc_running", {}, len(self.grpc.running))
         yield Gauge("headrace_connections", {"listener": "data"}, len(self.server.connections))
+        yield Gauge("headrace_connections", {"listener": "grpc"}, self.grpc.connections)
         yield Gauge("headrace_tasks", {}, len(asyncio.all_tasks()))
         yield Gauge("headrace_journal_unfolded_bytes", {}, self.journal.written_bytes - self.journal.folded_bytes)
         yield Gauge("headrace_journal_set_aside", {}, self.journal.set_aside)
@@ -236,9 +239,13 @@ def replica_of(spec: runtimes.Spec, site: Site, clock: Clock, *, attached: bool)
     )
 
 
-def sites(model: Model, state: Path) -> list[Site]:
-    """Where each of the model's replicas lives."""
-    shelf = Shelf(state / "shelf")
+def sites(model: Model, config: Config) -> list[Site]:
+    """Where each of the model's replicas lives. Raises ConfigError if there can be no such shelf."""
+    state = config.state_path
+    try:
+        shelf = open_shelf(config.state.shelf or state / "shelf", state)
+    except ShelfFault as fault:
+        raise ConfigError(f"state.shelf: {fault}.") from fault
     names = [replica_name(model.name, number) for number in range(len(model.replicas))]
     return [Site(model=model.name, replica=name, state=state, shelf=shelf) for name in names]
 
@@ -252,7 +259,7 @@ async def cancel(task: asyncio.Task[Any]) -> None:
 
 
 def _target(model: Model, *, config: Config, clock: Clock, attached: bool) -> Target:
-    placed = zip(model.replicas, sites(model, config.state_path), strict=True)
+    placed = zip(model.replicas, sites(model, config), strict=True)
     replicas = [replica_of(spec, site, clock, attached=attached) for spec, site in placed]
     return Target(
         name=model.name,

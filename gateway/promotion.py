@@ -33,6 +33,11 @@ class Source:
         return any(self._references())
 
     @property
+    def look_s(self) -> float:
+        """Pause between two looks at what is promoted."""
+        return self.site.shelf.look_s
+
+    @property
     def retry_s(self) -> float:
         """Pause before a version that cannot be run is tried again: one that is only not up yet is looked for often."""
         return ATTACH_S if self.attached else RETRY_S

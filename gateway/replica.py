@@ -141,7 +141,7 @@ class Replica:
     async def _follow(self) -> None:
         """Go over to whatever is promoted."""
         while True:
-            await self.clock.sleep(FOLLOW_S)
+            await self.clock.sleep(self.source.look_s)
             version = await asyncio.to_thread(self.source.version)
             if version and version != self.version:
                 try:
@@ -244,6 +244,4 @@ FAILURES_MAX = 5
 EJECTIONS_S = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 #: Pause between two looks at a running replica, and the longest between two tries to open one.
 PROBE_S = 1.0
-#: Pause between two looks at what is promoted: it is to be followed within two seconds.
-FOLLOW_S = 0.5
 REOPEN_S_MAX = 30.0

@@ -13,17 +13,20 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from loadtests import process, slope
 from loadtests.client import Answer, Connection
-from loadtests.grpc_client import GrpcConnection
 from loadtests.report import Cost, Report, machine
 from loadtests.scenario import Scenario
 from loadtests.tally import Tally, together
 from loadtests.target import Access, Target, TargetFault
 from loadtests.workload import Call, calls
+
+if TYPE_CHECKING:
+    from loadtests.grpc_client import GrpcConnection
 
 CONNECT_S_MAX = 5.0
 RECONNECT_S = 0.1
@@ -77,6 +80,9 @@ class _Client:
     async def connect(self) -> None:
         """Raises OSError."""
         if self.target.grpc:
+            # Here, not above: only the development tools bring grpcio.
+            from loadtests.grpc_client import GrpcConnection
+
             self.connection = GrpcConnection(self.target, self.headers)
             await self.connection.connect(within_s=CONNECT_S_MAX)
         else:

@@ -16,10 +16,10 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Literal, TypeVar
 
 import msgspec
 
@@ -32,6 +32,8 @@ MANIFEST = "manifest.json"
 Name = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 Version = re.compile(r"[0-9a-f]{12}")
 HubName = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}")
+
+T = TypeVar("T")
 
 
 class NotFound(ShelfFault):
@@ -84,6 +86,8 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
     """Measures of the model as trained, in fp32."""
     after: dict[str, float] = {}
     """The same measures of these files, through the runtime that serves them."""
+    gate: dict[str, float] = {}
+    """The rules that these held when it was published."""
 
 
 class Manifest(Card, frozen=True, kw_only=True):
@@ -128,6 +132,8 @@ Aliases = dict[str, list[Move]]
 """Alias → its promotions, oldest first; the last one counts."""
 
 _MOVES_MAX = 100
+_UNUSED_S_MIN = 3600.0
+"""Younger ones are no clutter: somebody may be about to promote them."""
 _MANIFEST_BYTES_MAX = 4 << 20
 
 _MANIFEST_DECODER = msgspec.json.Decoder(Manifest)
@@ -135,11 +141,16 @@ _ALIASES_DECODER = msgspec.json.Decoder(Aliases)
 
 
 class Shelf:
-    """Published artifacts in one folder. Safe for many processes: writers of a name take turns by a file
-    lock, readers need none, because what they read is replaced whole."""
+    """Published artifacts in one folder (for those at a URL see `remote_shelf`). Safe for many processes: writers of a
+    name take turns by a file lock, readers need none, because what they read is replaced whole."""
+
+    look_s = 0.5
+    """How often whoever follows an alias may look."""
 
     def __init__(self, root: Path, *, clock: Clock | None = None) -> None:
         self.root = root
+        self.where = str(root)
+        """For messages."""
         self.clock = clock or SystemClock()
 
     def publish(self, folder: Path, card: Card) -> Manifest:
@@ -147,7 +158,7 @@ class Shelf:
         after a power cut. The same content again is the same version and changes nothing. Promotes nothing."""
         home = self._home(card.name)
         home.mkdir(parents=True, exist_ok=True)
-        with _locked(home):
+        with locked(home):
             for stale in home.glob(".incoming-*"):  # left by a publisher that was killed: we hold the lock
                 shutil.rmtree(stale)
             incoming = home / f".incoming-{secrets.token_hex(8)}"
@@ -159,6 +170,7 @@ class Shelf:
                     kept = open_folder(place)
                     assert isinstance(kept, Artifact)
                     verify(kept)
+                    os.utime(place)  # as young as a new one to `sweep`: its publisher is about to promote it
                     return kept.manifest
                 _sync(incoming / MANIFEST)
                 _sync(incoming)
@@ -170,22 +182,25 @@ class Shelf:
 
     def resolve(self, reference: str) -> Artifact:
         """`name@alias`, `name@version`, or `name` for `name@stable`."""
+        manifest = self.describe(reference)
+        return Artifact((self.root / manifest.name / manifest.version).absolute(), manifest)
+
+    def describe(self, reference: str) -> Manifest:
+        """What `resolve` would find, without its files."""
         name, _, which = reference.partition("@")
         which = which or "stable"
-        if name not in self.names():
+        if not self.has(name):
             have = ", ".join(self.names()) or "nothing yet: make one with `headrace-train run RECIPE`"
-            raise NotFound(f"the shelf {self.root} has no artifact {name!r}; it has {have}")
+            raise NotFound(f"the shelf {self.where} has no artifact {name!r}; it has {have}")
         aliases = self.aliases(name)
         version = aliases.get(which, which)
         if version not in self.versions(name):
             have = ", ".join([*aliases, *self.versions(name)]) or "no version"
-            raise NotFound(f"the shelf {self.root} has no {name}@{which}; of {name} it has {have}")
-        found = open_folder(self.root / name / version)
-        if not isinstance(found, Artifact):
-            raise Rejected(f"{found.path} has no {MANIFEST}; publish the artifact again")
-        if (found.manifest.name, found.manifest.version) != (name, version):
-            raise Rejected(f"{found.path} holds the manifest of {found.manifest.name}@{found.manifest.version}")
-        return found
+            raise NotFound(f"the shelf {self.where} has no {name}@{which}; of {name} it has {have}")
+        manifest = self._manifest(name, version)
+        if (manifest.name, manifest.version) != (name, version):
+            raise Rejected(f"{self.where}: {name}/{version} holds the manifest of {manifest.name}@{manifest.version}")
+        return manifest
 
     def promote(self, name: str, version: str, alias: str = "stable") -> None:
         """Let `name@alias` mean this version from now on. Promoting it twice changes nothing."""
@@ -193,21 +208,55 @@ class Shelf:
             raise ShelfFault(
                 f"{alias!r} cannot be an alias: use lower-case letters, digits, '.', '_', '-', not a version"
             )
-        self.resolve(f"{name}@{version}")
-        with self._changing(name) as aliases:
+
+        def move(aliases: Aliases) -> None:
+            self.describe(f"{name}@{version}")  # `sweep` may have been faster
             moves = aliases.setdefault(alias, [])
             if not moves or moves[-1].version != version:
                 moves.append(Move(version, self.clock.wall_s()))
             del moves[:-_MOVES_MAX]
 
+        self._change(name, move)
+
     def rollback(self, name: str, alias: str = "stable") -> str:
         """Undo the latest promotion of `name@alias`; return the version it means now."""
-        with self._changing(name) as aliases:
+
+        def back(aliases: Aliases) -> str:
             moves = aliases.get(alias, [])
             if len(moves) < 2:
                 raise NotFound(f"{name}@{alias} has no earlier promotion to go back to")
             moves.pop()
             return moves[-1].version
+
+        return self._change(name, back)
+
+    def unused(self, name: str, *, keep: int) -> list[Manifest]:
+        """Versions that no alias means, or meant in the `keep` promotions before its last one, oldest first. None that
+        was published within the last hour."""
+        moves = [move for it in self.history(name).values() for move in it[-1 - keep :]]
+        used = {move.version for move in moves}
+        young_s = self.clock.wall_s() - _UNUSED_S_MIN
+        found = [self._manifest(name, it) for it in self.versions(name) if it not in used]
+        old = [it for it in found if max(it.created_s, self._touched_s(it)) < young_s]
+        return sorted(old, key=lambda it: it.created_s)
+
+    def sweep(self, name: str, *, keep: int) -> list[Manifest]:
+        """Remove what is `unused`, from the aliases' histories too; return what that was. A version that some
+        configuration names needs an alias to stay."""
+        home = self._home(name)
+        with locked(home):
+            found = self.unused(name, keep=keep)
+            gone = {it.version for it in found}
+            history = {
+                alias: [move for move in moves if move.version not in gone]
+                for alias, moves in self.history(name).items()
+            }
+            self._write_aliases(home, history)
+            for version in gone:
+                outgoing = home / f".incoming-{secrets.token_hex(8)}"  # if we are killed, the next publisher clears it
+                (home / version).rename(outgoing)
+                shutil.rmtree(outgoing)
+        return found
 
     def aliases(self, name: str) -> dict[str, str]:
         """Alias → version."""
@@ -224,6 +273,10 @@ class Shelf:
                 f"{self._home(name) / 'aliases.json'} is damaged ({error}); promote a version again"
             ) from error
 
+    def has(self, name: str) -> bool:
+        """Whether there is any version of it."""
+        return bool(Name.fullmatch(name) and self.versions(name))
+
     def names(self) -> list[str]:
         """Names of the artifacts there are."""
         if not self.root.is_dir():
@@ -239,10 +292,10 @@ class Shelf:
             it.name for it in home.iterdir() if Version.fullmatch(it.name) and it.is_dir() and not it.is_symlink()
         )
 
-    def list(self) -> list[Artifact]:
+    def list(self) -> list[Manifest]:
         """Every version of every artifact, by name, then by age."""
-        found = [self.resolve(f"{name}@{version}") for name in self.names() for version in self.versions(name)]
-        return sorted(found, key=lambda it: (it.manifest.name, it.manifest.created_s))
+        found = [self.describe(f"{name}@{version}") for name in self.names() for version in self.versions(name)]
+        return sorted(found, key=lambda it: (it.name, it.created_s))
 
     def _home(self, name: str) -> Path:
         if not Name.fullmatch(name):
@@ -251,20 +304,33 @@ class Shelf:
             )
         return self.root / name
 
-    @contextmanager
-    def _changing(self, name: str) -> Iterator[Aliases]:
-        """The aliases of one name, locked, written back if the block leaves in peace."""
+    def _manifest(self, name: str, version: str) -> Manifest:
+        found = open_folder(self.root / name / version)
+        if not isinstance(found, Artifact):
+            raise Rejected(f"{found.path} has no {MANIFEST}; publish the artifact again")
+        return found.manifest
+
+    def _touched_s(self, manifest: Manifest) -> float:
+        """When it was published last."""
+        return (self.root / manifest.name / manifest.version).stat().st_mtime
+
+    def _change(self, name: str, change: Callable[[Aliases], T]) -> T:
+        """Change the aliases of one name while nobody else does; if `change` raises, they stay."""
+        if not self.has(name):
+            raise NotFound(f"the shelf {self.where} has no artifact {name!r}")
         home = self._home(name)
-        if not self.versions(name):
-            raise NotFound(f"the shelf {self.root} has no artifact {name!r}")
-        with _locked(home):
+        with locked(home):
             aliases = self.history(name)
-            yield aliases
-            draft = home / ".aliases.json"
-            draft.write_bytes(msgspec.json.format(msgspec.json.encode(aliases), indent=2))
-            _sync(draft)
-            draft.replace(home / "aliases.json")
-            _sync(home)
+            result = change(aliases)
+            self._write_aliases(home, aliases)
+            return result
+
+    def _write_aliases(self, home: Path, aliases: Aliases) -> None:
+        draft = home / ".aliases.json"
+        draft.write_bytes(msgspec.json.format(msgspec.json.encode(aliases), indent=2))
+        _sync(draft)
+        draft.replace(home / "aliases.json")
+        _sync(home)
 
 
 def locate(reference: str, shelf: Shelf) -> Artifact | Folder | Hub:
@@ -272,7 +338,7 @@ def locate(reference: str, shelf: Shelf) -> Artifact | Folder | Hub:
     a folder (`/…`, `./…`, `../…`, `~…`, or any that exists), or a Hugging Face id (`organisation/name`)."""
     if reference.startswith(("/", "./", "../", "~")) or reference in {".", ".."}:
         return open_folder(Path(reference).expanduser())
-    if "@" in reference or reference in shelf.names():
+    if "@" in reference or shelf.has(reference):
         return shelf.resolve(reference)
     if reference and Path(reference).is_dir():
         return open_folder(Path(reference))
@@ -280,7 +346,7 @@ def locate(reference: str, shelf: Shelf) -> Artifact | Folder | Hub:
         return Hub(reference)
     have = ", ".join(shelf.names()) or "nothing"
     raise NotFound(
-        f"{reference!r} is not on the shelf {shelf.root} (it has {have}), is not a folder, "
+        f"{reference!r} is not on the shelf {shelf.where} (it has {have}), is not a folder, "
         "and is not a Hugging Face id (organisation/name)"
     )
 
@@ -288,7 +354,7 @@ def locate(reference: str, shelf: Shelf) -> Artifact | Folder | Hub:
 def aliased(reference: str, shelf: Shelf) -> str | None:
     """The version that `reference` means just now, if it is what an alias of the shelf decides; else None."""
     name, _, alias = reference.partition("@")
-    if not Name.fullmatch(name) or Version.fullmatch(alias) or ("@" not in reference and name not in shelf.names()):
+    if not Name.fullmatch(name) or Version.fullmatch(alias):
         return None
     return shelf.aliases(name).get(alias or "stable")
 
@@ -301,7 +367,9 @@ def open_folder(path: Path) -> Artifact | Folder:
         raise NotFound(f"{path} is not a folder")
     manifest = path / MANIFEST
     if manifest.exists():
-        return Artifact(path.absolute(), _read_manifest(manifest))
+        return Artifact(
+            path.absolute(), read_manifest(integrity.read(manifest, bytes_max=_MANIFEST_BYTES_MAX), manifest)
+        )
     if not any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
         raise Rejected(
             f"{path} has neither {MANIFEST} (an artifact) nor config.json (a Hugging Face model), nor an adapter's "
@@ -320,11 +388,7 @@ def verify(artifact: Artifact) -> None:
     """
     manifest, path = artifact.manifest, artifact.path
     who = f"{manifest.name}@{manifest.version} in {path}"
-    for listed in manifest.files:
-        # Nothing below opens a path that a manifest names; one that tries is not to be believed anyway.
-        pure = PurePosixPath(listed)
-        if pure.is_absolute() or {"..", "."} & set(listed.split("/")) or str(pure) != listed:
-            raise Rejected(f"{who}: the manifest lists {listed!r}, which is not a plain path inside the folder")
+    plain_paths(manifest)
     found = {it.relative_to(path).as_posix(): it for it in integrity.files(path)}
     found.pop(MANIFEST, None)
     if missing := sorted(manifest.files.keys() - found.keys()):
@@ -339,27 +403,45 @@ def verify(artifact: Artifact) -> None:
         raise Rejected(f"{who}: the manifest has been changed; publish the artifact again")
 
 
+def plain_paths(manifest: Manifest) -> None:
+    """Raise Rejected unless every path it lists is one inside its folder."""
+    for listed in manifest.files:
+        pure = PurePosixPath(listed)
+        if pure.is_absolute() or {"..", "."} & set(listed.split("/")) or str(pure) != listed:
+            raise Rejected(
+                f"{manifest.name}@{manifest.version}: the manifest lists {listed!r}, which is not a plain path inside "
+                "the folder"
+            )
+
+
 def seal(folder: Path, card: Card, *, created_s: float) -> Manifest:
     """Write `manifest.json` into a folder of files, which makes it an Artifact. Whatever `verify` would
     reject is rejected here already."""
+    manifest = manifest_of(folder, card, created_s=created_s)
     (folder / MANIFEST).unlink(missing_ok=True)
+    (folder / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2))
+    return manifest
+
+
+def manifest_of(folder: Path, card: Card, *, created_s: float) -> Manifest:
+    """What `seal` would write."""
     files: dict[str, str] = {}
     size_bytes = 0
     for file in integrity.files(folder):
+        if file == folder / MANIFEST:
+            continue
         integrity.inspect(file)
         files[file.relative_to(folder).as_posix()] = integrity.digest(file)
         size_bytes += file.stat().st_size
     if not files:
         raise Rejected(f"{folder} is empty: there is nothing to publish")
-    manifest = Manifest(
+    return Manifest(
         **{name: getattr(card, name) for name in Card.__struct_fields__},
         version=_version(card, files),
         files=dict(sorted(files.items())),
         size_bytes=size_bytes,
         created_s=created_s,
     )
-    (folder / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2))
-    return manifest
 
 
 def _version(card: Card, files: dict[str, str]) -> str:
@@ -375,12 +457,12 @@ def _version(card: Card, files: dict[str, str]) -> str:
     return hashlib.sha256(msgspec.json.encode(content, order="deterministic")).hexdigest()[:12]
 
 
-def _read_manifest(file: Path) -> Manifest:
-    content = integrity.read(file, bytes_max=_MANIFEST_BYTES_MAX)
+def read_manifest(content: bytes, where: object) -> Manifest:
+    """Raises Rejected if it is none."""
     try:
         return _MANIFEST_DECODER.decode(content)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise Rejected(f"{file} is not a manifest ({error})") from error
+        raise Rejected(f"{where} is not a manifest ({error})") from error
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -404,7 +486,8 @@ def _sync(path: Path) -> None:
 
 
 @contextmanager
-def _locked(home: Path) -> Iterator[None]:
+def locked(home: Path) -> Iterator[None]:
+    """While nobody else on this host is in the same folder."""
     with (home / ".lock").open("wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

@@ -66,7 +66,7 @@ class Session:
         """Rows that may go together so that each is answered as alone, or as near to that as the manifest says."""
         if not self.reading.batched:
             self.batch_max = 1
-        self._graph = graph
+        self.graph = graph
         self._names = np.array(self.labels, object)
         self.inputs, self.outputs = self.reading.inputs, self.reading.outputs
         self._computed = [it.name for it in self.outputs]
@@ -84,7 +84,7 @@ class Session:
 
     def run(self, contents: Sequence[Any]) -> dict[str, Array]:
         """One batch through the graph. Raises Invalid if it cannot be computed."""
-        outputs = self._graph.run(self._computed, self.reading.feed(contents))
+        outputs = self.graph.run(self._computed, self.reading.feed(contents))
         if self.reading.batched:
             for name, array in outputs.items():
                 if array.shape[:1] != (len(contents),):

@@ -162,10 +162,8 @@ class TritonRuntime:
         self._idle.clear()
         try:
             return await client.infer(described, request, self._left_s)
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if self._closing and task is not None and not task.cancelling():
-                # The channel was closed under it: the caller is still there.
+        except Unavailable:
+            if self._closing:
                 raise Unavailable(f"{self._site.replica} was stopped amid the call") from None
             raise
         finally:
@@ -257,7 +255,7 @@ class TritonRuntime:
         return found
 
     def _reach(self, url: str, model: str, version: str, *metadata: tuple[bytes, bytes]) -> None:
-        # Here, not above: a gateway without such a model must not pay for gRPC and numpy.
+        # Here, not above: a gateway without such a model must not pay for numpy.
         from runtimes.triton_client import Client
 
         self._client = Client(url, model, version, replica=self._site.replica, metadata=metadata)

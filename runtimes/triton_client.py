@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import re
-import ssl
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
-import grpc
 import msgspec
 import numpy as np
+from google.protobuf.message import DecodeError
 
 from runtimes.contract import (
     Datatype,
@@ -26,6 +25,9 @@ from runtimes.contract import (
 )
 from runtimes.dialect import messages, tensors
 from runtimes.dialect.elements import Part
+from runtimes.rpc.call import RpcError
+from runtimes.rpc.channel import Address, Channel, trusting_the_system
+from runtimes.rpc.status import Status
 from runtimes.triton_command import PARAMETER, REFUSAL, TOKENS, Served
 
 if TYPE_CHECKING:
@@ -69,12 +71,11 @@ class Client:
         self._replica = replica
         self._name = {"name": model, "version": version}
         self._model = {"model_name": model, "model_version": version}
-        self._metadata = tuple((name.decode(), value.decode()) for name, value in metadata)
-        self._channel = channel = _channel(url)
-        self._infer = _method(channel, "ModelInfer", messages.ModelInferRequest, messages.ModelInferResponse)
-        self._ready = _method(channel, "ModelReady", messages.ModelReadyRequest, messages.ModelReadyResponse)
-        self._tell = _method(channel, "ModelMetadata", messages.ModelMetadataRequest, messages.ModelMetadataResponse)
-        self._config = _method(channel, "ModelConfig", messages.ModelConfigRequest, messages.ModelConfigResponse)
+        self._channel = channel = Channel(_address(url), bytes_max=MESSAGE_BYTES_MAX, metadata=metadata)
+        self._infer = _Method(channel, "ModelInfer", messages.ModelInferResponse)
+        self._ready = _Method(channel, "ModelReady", messages.ModelReadyResponse)
+        self._tell = _Method(channel, "ModelMetadata", messages.ModelMetadataResponse)
+        self._config = _Method(channel, "ModelConfig", messages.ModelConfigResponse)
 
     async def infer(
         self, model: Described, request: InferRequest, left_s: Callable[[float], float | None]
@@ -125,9 +126,9 @@ class Client:
         return found
 
     async def aclose(self) -> None:
-        await self._channel.close()
+        await self._channel.aclose()
 
-    async def _ask(self, method: Any, message: Any) -> Any:
+    async def _ask(self, method: _Method, message: Any) -> Any:
         try:
             return await self._call(method, message, PROBE_S_MAX)
         except Expired:
@@ -135,11 +136,13 @@ class Client:
         except RuntimeFault as fault:
             raise Unavailable(str(fault)) from None
 
-    async def _call(self, method: Any, message: Any, timeout_s: float | None, names: Iterable[str] = ()) -> Any:
+    async def _call(self, method: _Method, message: Any, timeout_s: float | None, names: Iterable[str] = ()) -> Any:
         try:
-            return await method(message, timeout=timeout_s, metadata=self._metadata)
-        except grpc.aio.AioRpcError as error:
-            fault = fault_of(error.code(), error.details() or "", self._replica, names)
+            return await method.ask(message, timeout_s)
+        except RpcError as error:
+            fault = fault_of(error.status, error.said, self._replica, names)
+        except DecodeError:
+            fault = Unavailable(f"{self._replica}: its server's answer cannot be read")
         # Outside of the clause: what the server said may quote the call, and would go along as the context.
         raise fault
 
@@ -246,58 +249,46 @@ def _strings(array: Array) -> Array:
 # ---- gRPC --------------------------------------------------------------------------------------------------
 
 
-def fault_of(code: grpc.StatusCode, said: str, who: str, names: Iterable[str] = ()) -> RuntimeFault:
+def fault_of(status: Status, said: str, who: str, names: Iterable[str] = ()) -> RuntimeFault:
     """The server's words are passed on only where they are about the request, to whoever made it."""
-    match code:
-        case grpc.StatusCode.INVALID_ARGUMENT:
+    match status:
+        case Status.INVALID_ARGUMENT:
             said = said.removeprefix("[request id: <id_unknown>] ")[:SAID_CHARS_MAX]
             if said.startswith(REFUSAL):
                 param, _, said = said.removeprefix(REFUSAL).partition(" ")
                 return Invalid(said, param=param or None)
             quoted = re.findall(r"['\"`]([^'\"`]+)['\"`]", said.rpartition("missing")[2])
             return Invalid(said, param=next((name for name in quoted if name in names), None))
-        case grpc.StatusCode.DEADLINE_EXCEEDED:
+        case Status.DEADLINE_EXCEEDED:
             return Expired(f"{who} did not finish before the call's deadline")
-        case grpc.StatusCode.RESOURCE_EXHAUSTED:
+        case Status.RESOURCE_EXHAUSTED:
             return Overloaded(f"{who}: its server takes no more at the moment")
-        case grpc.StatusCode.UNAVAILABLE:
+        case Status.UNAVAILABLE:
             return Unavailable(f"{who}: its server cannot be reached, or does not have the model ready")
-        case grpc.StatusCode.NOT_FOUND:
+        case Status.NOT_FOUND:
             return Unavailable(f"{who}: its server knows no such model, or no such version of it")
-        case grpc.StatusCode.UNAUTHENTICATED | grpc.StatusCode.PERMISSION_DENIED:
+        case Status.UNAUTHENTICATED | Status.PERMISSION_DENIED:
             return Unavailable(f"{who}: its server refused the gateway's own credentials; see `key_env`")
         case _:
-            return Unavailable(f"{who}: its server failed ({code.name})")
+            return Unavailable(f"{who}: its server failed ({status.name})")
 
 
-def _channel(url: str) -> grpc.aio.Channel:
-    options = [
-        ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
-        ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
-        # A server that is back is found within a second; each replica finds it for itself.
-        ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.max_reconnect_backoff_ms", 1_000),
-        ("grpc.min_reconnect_backoff_ms", 5_000),  # how long connecting may take
-        ("grpc.use_local_subchannel_pool", 1),
-        ("grpc.enable_retries", 0),  # the gateway has a budget for those
-        ("grpc.enable_http_proxy", 0),
-        # A connection that the other side has forgotten is noticed.
-        ("grpc.keepalive_time_ms", 20_000),
-        ("grpc.keepalive_timeout_ms", 5_000),
-    ]
+class _Method:
+    def __init__(self, channel: Channel, name: str, response: Any) -> None:
+        self._channel = channel
+        self._begin = channel.method(SERVICE + name)
+        self._response = response
+
+    async def ask(self, message: Any, timeout_s: float | None) -> Any:
+        answer = await self._channel.ask(self._begin, message.SerializeToString(), timeout_s=timeout_s)
+        return self._response.FromString(bytes(answer))
+
+
+def _address(url: str) -> Address:
     scheme, _, rest = url.partition(":")
     if scheme == "unix":
-        return grpc.aio.insecure_channel(url, options)
-    host = rest.removeprefix("//")
-    port = re.search(r":[0-9]+$", host)
+        return Address(path=rest)
+    parts = urlsplit(url)
     if scheme == "grpc":
-        return grpc.aio.insecure_channel(host if port else f"{host}:8001", options)
-    trusted = ssl.get_default_verify_paths().cafile
-    credentials = grpc.ssl_channel_credentials(Path(trusted).read_bytes() if trusted else None)
-    return grpc.aio.secure_channel(host if port else f"{host}:443", credentials, options)
-
-
-def _method(channel: grpc.aio.Channel, name: str, request: Any, response: Any) -> Any:
-    return channel.unary_unary(
-        SERVICE + name, request_serializer=request.SerializeToString, response_deserializer=response.FromString
-    )
+        return Address(parts.hostname or "", parts.port or 8001)
+    return Address(parts.hostname or "", parts.port or 443, tls=trusting_the_system())

@@ -116,7 +116,7 @@ class FakeSource:
         self.promoted = promoted
         self.follows = len(runtimes) > 1
         self.built: list[str] = []
-        self.retry_s, self.retire_s = 30.0, 1.0
+        self.look_s, self.retry_s, self.retire_s = 0.5, 30.0, 1.0
 
     def version(self) -> str:
         return self.promoted

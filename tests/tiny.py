@@ -37,7 +37,7 @@ def publish(
     return manifest
 
 
-def card(task: Literal["embed", "classify"]) -> Card:
+def card(task: Literal["embed", "classify", "predict"], **changes: object) -> Card:
     lineage = Lineage(
         recipe="tiny",
         recipe_hash="0" * 64,
@@ -49,7 +49,7 @@ def card(task: Literal["embed", "classify"]) -> Card:
         seed=0,
         packages={},
     )
-    return Card(
+    plain = Card(
         name="tiny",
         task=task,
         format="onnx",
@@ -59,6 +59,7 @@ def card(task: Literal["embed", "classify"]) -> Card:
         pooling="mean",
         truncate=True,
     )
+    return msgspec.structs.replace(plain, **changes)
 
 
 def tokenizer() -> object:

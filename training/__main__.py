@@ -13,7 +13,7 @@ import msgspec
 from cyclopts import App, Parameter, validators
 
 from runtimes.integrity import ShelfFault
-from training import catalogue, shelf_command
+from training import catalogue, exchange_command, shelf_command
 from training.console import AsJson, Where, shelf_at, state
 from training.errors import Interrupted, RecipeError, TrainingError
 
@@ -24,6 +24,7 @@ Examples:
     headrace-train run digits-cnn --resume
     headrace-train compare mine@stable mine@0123456789ab
     headrace-train promote mine@0123456789ab --as stable
+    headrace-train export mine ./mine --to triton
 """
 app = App(
     name="headrace-train",
@@ -32,6 +33,9 @@ app = App(
 )
 for command in (shelf_command.show, shelf_command.compare, shelf_command.promote, shelf_command.rollback):
     app.command(command)
+app.command(exchange_command.export)
+app.command(exchange_command.import_, name="import")
+app.command(exchange_command.gc)
 
 Settings = Annotated[
     tuple[str, ...],
@@ -66,7 +70,7 @@ def run(
         raise RecipeError("--resume goes on with what is there, --from makes part of it anew: give one of them")
     place = shelf_at(shelf)
     if base is not None:
-        found = place.resolve(base).manifest
+        found = place.describe(base)
         set_ = (*set_, f"continual.base={found.name}@{found.version}")
     wanted = catalogue.read(recipe, set_)
     manifest = catalogue.made(wanted, place) if if_missing else None

@@ -81,12 +81,12 @@ def with_files(recipe: Recipe) -> Recipe:
 def made(recipe: Recipe, shelf: Shelf) -> Manifest | None:
     """The promoted artifact of that name, if this recipe has been published already. It may be another version, then
     somebody moved the alias on purpose."""
-    if recipe.name not in shelf.names() or "stable" not in shelf.aliases(recipe.name):
+    if not shelf.has(recipe.name) or "stable" not in shelf.aliases(recipe.name):
         return None
     wanted = fingerprint(recipe)
-    published = (shelf.resolve(f"{recipe.name}@{it}").manifest for it in shelf.versions(recipe.name))
+    published = (shelf.describe(f"{recipe.name}@{it}") for it in shelf.versions(recipe.name))
     if any(it.lineage.recipe_hash == wanted for it in published):
-        return shelf.resolve(recipe.name).manifest
+        return shelf.describe(recipe.name)
     return None
 
 

@@ -10,8 +10,12 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from runtimes.artifact import Manifest, Shelf
+from runtimes.remote_shelf import open_shelf
 
-Where = Annotated[Path | None, Parameter(name="--shelf", help="Default: shelf/ in $HEADRACE_STATE, or in .headrace.")]
+Where = Annotated[
+    str | None,
+    Parameter(name="--shelf", help="A folder or a URL. Default: shelf/ in $HEADRACE_STATE, or in .headrace."),
+]
 AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print JSON.")]
 
 
@@ -19,8 +23,8 @@ def state() -> Path:
     return Path(os.environ.get("HEADRACE_STATE") or ".headrace")
 
 
-def shelf_at(given: Path | None) -> Shelf:
-    return Shelf(given or state() / "shelf")
+def shelf_at(given: str | None) -> Shelf:
+    return open_shelf(given or state() / "shelf", state())
 
 
 def line_of(manifest: Manifest, shelf: Shelf) -> str:

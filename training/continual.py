@@ -36,7 +36,7 @@ class Base(msgspec.Struct, frozen=True):
 
 def find(reference: str, shelf: Shelf, runs: Path) -> Base:
     """The recipe of a published artifact, and its model as its run left it. Raises RecipeError if the run is gone."""
-    manifest = shelf.resolve(reference).manifest
+    manifest = shelf.describe(reference)
     folder = runs / f"{manifest.lineage.recipe}-{manifest.lineage.recipe_hash[:12]}"
     if not (folder / "run.json").exists():
         raise RecipeError(

@@ -51,6 +51,8 @@ class Classes(Targets, frozen=True):
     index: Array
     """int64 [n], into `labels`."""
     labels: tuple[str, ...]
+    costs: tuple[float, ...] = ()
+    """What it costs to answer a row of each label wrong; empty: nobody said."""
 
 
 class Flags(Targets, frozen=True):
@@ -69,6 +71,24 @@ class Values(Targets, frozen=True):
     meaning: Literal["rating", "similarity"]
 
 
+class Choices(Targets, frozen=True):
+    """What a user took, and what they thought of it."""
+
+    items: Array
+    """Tuples of strings or numbers [n]."""
+    ratings: Array
+    """Tuples of numbers [n], as long as those."""
+    liked_min: float
+    """The rating from which on it was worth recommending."""
+
+    def liked(self) -> list[frozenset[Any]]:
+        """Of each row, the items that were."""
+        return [
+            frozenset(item for item, rating in zip(items, ratings, strict=True) if rating >= self.liked_min)
+            for items, ratings in zip(self.items, self.ratings, strict=True)
+        ]
+
+
 class Answers(Targets, frozen=True):
     """The text hoped for."""
 
@@ -76,7 +96,7 @@ class Answers(Targets, frozen=True):
     """Strings [n]."""
 
 
-class Choices(Targets, frozen=True):
+class Preferred(Targets, frozen=True):
     """Two answers a row, the first the better one."""
 
     chosen: Array
@@ -172,6 +192,12 @@ class Beside(msgspec.Struct, frozen=True):
 
 def strings(values: Sequence[str]) -> Array:
     """An array of strings [n]; numpy's own would be padded to the longest."""
+    return objects(values)
+
+
+def objects(values: Sequence[Any]) -> Array:
+    """An array of anything [n]; of tuples, numpy would make a table."""
     array = np.empty(len(values), object)
-    array[:] = list(values)
+    for at, value in enumerate(values):
+        array[at] = value
     return array

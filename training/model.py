@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from training.contract import Array, Classes, Flags, Inputs, Targets, Task, Values
 from training.errors import RecipeError
+from training.vocabulary import Vocabulary
 
 _COST_MAX = 8192
 """Sum of costs (tokens, padding included) that go through a model at once when nothing has to be kept for learning."""
@@ -29,6 +30,8 @@ class Model(nn.Module):  # type: ignore[misc]  # torch is untyped here
     """What the columns of `scores` mean."""
     sample: Inputs
     """Two rows that it can take, for tracing it."""
+    vocabularies: Mapping[str, Vocabulary] = {}
+    """Inputs and outputs that are values to its callers, and to `forward` their numbers."""
 
     def feed(self, inputs: Inputs) -> tuple[Tensor, ...]:
         """What `forward` takes of these rows."""
@@ -106,7 +109,8 @@ def predict(model: Model, inputs: Inputs) -> dict[str, Array]:
             parts.append(tuple(it.numpy() for it in model(*fed)))
     back = np.argsort(order, kind="stable")
     columns = zip(*parts, strict=True)
-    return {name: np.concatenate(column)[back] for name, column in zip(model.names_out, columns, strict=True)}
+    found = {name: np.concatenate(column)[back] for name, column in zip(model.names_out, columns, strict=True)}
+    return {name: model.vocabularies[name].of(it) if name in model.vocabularies else it for name, it in found.items()}
 
 
 def _batches(order: Array, costs: Array) -> list[Array]:

@@ -53,6 +53,7 @@ def build(
             commit=_commit(),
         ),
         tolerance=recipe.gate.get("batch_drift_max"),
+        gate=recipe.gate,
         **fields,
     )
     return Artifact(folder, seal(folder, card, created_s=SystemClock().wall_s()))

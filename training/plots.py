@@ -77,6 +77,29 @@ def reliability(confidence: Array, right: Array) -> str:
     return _svg(figure)
 
 
+def spread(wanted: Array, found: Array) -> str:
+    """What was predicted where each rating was given: the median, and a bar from the 10th to the 90th percentile."""
+    steps = np.unique(np.round(wanted * 2) / 2)
+    parts = [found[np.abs(wanted - step) < 0.25] for step in steps]
+    low, middle, high = np.array([np.percentile(it, (10, 50, 90)) for it in parts]).T
+    figure, axes = _figure(3.6, 3.2)
+    axes.plot([steps.min(), steps.max()], [steps.min(), steps.max()], color="#999", linewidth=0.8)
+    axes.errorbar(steps, middle, (middle - low, high - middle), marker="o", markersize=3, linestyle="none")
+    axes.set_xlabel("given")
+    axes.set_ylabel("predicted")
+    return _svg(figure)
+
+
+def ranks(hits: Array) -> str:
+    """Share of the users whose item at each rank was one that they liked; `hits` bool [users, ranks]."""
+    figure, axes = _figure(3.6, 3.2)
+    axes.plot(np.arange(1, hits.shape[1] + 1), hits.mean(0), marker="o", markersize=2.5)
+    axes.set_ylim(0)
+    axes.set_xlabel("rank")
+    axes.set_ylabel("liked")
+    return _svg(figure)
+
+
 def bars(names: Sequence[str], before: Sequence[float], after: Sequence[float], title: str) -> str:
     """The same measures before and after."""
     figure, axes = _figure(4.6, 2.8)

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Sequence
 from html import escape
 
 import msgspec
+import numpy as np
 
 from training import plots
-from training.contract import Array, Classes, Rows, Scores
+from training.contract import Array, Choices, Classes, Rows, Scores, Values
 from training.evaluation.gate import Evidence, Finding
 from training.evaluation.scoring import Measured
 from training.run import Run
@@ -22,6 +23,8 @@ th:first-child, td:first-child { text-align: left } .no { color: #b3261e; font-w
 .plots { display: flex; flex-wrap: wrap; gap: 1.5rem }
 pre { background: #f5f7f9; padding: .8rem; overflow-x: auto; font-size: 12px }
 """
+
+_COMPARED = ("accuracy", "macro_f1", "auc", "auprc", "rmse", "mae", "recall_20", "ndcg_20", "spearman", "nll")
 
 
 def write(
@@ -73,7 +76,7 @@ def _measures(evidence: Evidence) -> Iterable[tuple[str, ...]]:
 
 
 def _plots(run: Run, rows: Rows, before: Measured, after: Measured) -> Iterable[str]:
-    metrics = [it for it in run.metrics() if "epoch" in it]
+    metrics = [it for it in run.metrics() if "epoch" in it and it["stage"] == "train"]  # not those of the folds
     drawn: tuple[tuple[tuple[str, ...], str], ...] = (
         (("loss", "validation_loss"), "Loss"),
         (("validation_accuracy", "validation_macro_f1"), "Validation"),
@@ -88,7 +91,12 @@ def _plots(run: Run, rows: Rows, before: Measured, after: Measured) -> Iterable[
         best = scores.argmax(1)
         yield plots.confusion(targets.index, best, targets.labels)
         yield plots.reliability(scores.max(1), best == targets.index)
-    compared = [it for it in ("accuracy", "macro_f1", "auc", "auprc", "rmse", "spearman", "nll") if it in before.scores]
+    if isinstance(targets, Values) and targets.meaning == "rating":
+        yield plots.spread(targets.values, after.outputs["value"])
+    if isinstance(targets, Choices):
+        pairs = zip(targets.liked(), after.outputs["item"].tolist(), strict=True)
+        yield plots.ranks(np.array([[it in liked for it in items] for liked, items in pairs if liked]))
+    compared = [it for it in _COMPARED if it in before.scores]
     if compared:
         yield plots.bars(
             compared, [before.scores[it] for it in compared], [after.scores[it] for it in compared], "Quality"

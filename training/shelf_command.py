@@ -17,9 +17,9 @@ def show(name: str | None = None, /, *, shelf: Where = None, json_: AsJson = Fal
     """Show what is on the shelf: every version, or one (NAME, NAME@alias or NAME@version) in full."""
     place = shelf_at(shelf)
     if name is not None:
-        print_manifest(place.resolve(name).manifest, place, as_json=json_)
+        print_manifest(place.describe(name), place, as_json=json_)
         return
-    found = [it.manifest for it in place.list()]
+    found = place.list()
     if json_:
         print(json.dumps([msgspec.to_builtins(it) for it in found]))
         return
@@ -30,7 +30,7 @@ def show(name: str | None = None, /, *, shelf: Where = None, json_: AsJson = Fal
 def compare(one: str, other: str, /, *, shelf: Where = None, json_: AsJson = False) -> None:
     """Compare two artifacts (NAME, NAME@alias or NAME@version), measure by measure, as served."""
     place = shelf_at(shelf)
-    first, second = (place.resolve(it).manifest for it in (one, other))
+    first, second = (place.describe(it) for it in (one, other))
     names = [name for name in first.after if name in second.after]
     if json_:
         measures = {name: [first.after[name], second.after[name]] for name in names}
@@ -63,7 +63,7 @@ def promote(
     name, _, which = reference.partition("@")
     if not which:
         raise ShelfFault(f"say which version of {name} is to be promoted: {name}@VERSION; `show` lists them")
-    version = place.resolve(reference).manifest.version
+    version = place.describe(reference).version
     place.promote(name, version, as_)
     print(f"{name}@{as_} is {version}")
 
@@ -91,4 +91,5 @@ def print_manifest(manifest: Manifest, shelf: Shelf, *, as_json: bool) -> None:
     )
     made = manifest.lineage
     origin = f"made from {made.base}, " if made.base else ""
-    print(f"  {origin}trained on {made.rows_train} rows, tested on {made.rows_test}")
+    rows = f"trained on {made.rows_train} rows, tested on {made.rows_test}"
+    print(f"  {origin}{rows if made.rows_train or made.rows_test else 'imported, not measured'}")

@@ -7,50 +7,39 @@ shared memory, is UNIMPLEMENTED.
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager, suppress
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from types import MappingProxyType
-from typing import Any, NoReturn, Protocol
-
-import grpc
+from typing import Any
 
 from gateway.call import Bounds, Principal
 from gateway.edge import grpc_facts
 from gateway.edge.catalogue import VERSION, Catalogue
+from gateway.edge.connection import UNREAD_BYTES_MAX
+from gateway.edge.grpc_call import Rpc
 from gateway.edge.grpc_facts import ANSWERS, SERVICE, encoded
+from gateway.edge.grpc_server import GrpcServer, Patience
 from gateway.edge.inference import IN_ONE_PIECE, Caller, Inference, bad, whole
 from gateway.edge.openai import presented_key, traceparent
 from gateway.edge.request import error_headers
-from gateway.edge.server import CLOSE_S_MAX
 from gateway.edge.texts import Texts
-from gateway.errors import BadRequest, GatewayError, NotFound, RequestTimeout, TooManyConnections
+from gateway.errors import BadRequest, GatewayError, NotFound, RequestTimeout, TooManyConnections, Unsupported
 from gateway.pipeline import Pipeline
 from runtimes.clock import Clock
 from runtimes.contract import Invalid
 from runtimes.dialect import generation, kserve_grpc, messages
 from runtimes.dialect.elements import Encoded, joined
 from runtimes.dialect.generation import Generation, Said
+from runtimes.rpc.messages import Body
+from runtimes.rpc.status import Status
 
 log = logging.getLogger("headrace.edge")
 
-Metadata = tuple[tuple[str, str | bytes], ...]
-
-
-class Context(Protocol):
-    """What is used of grpc.aio's ServicerContext."""
-
-    async def abort(self, code: grpc.StatusCode, details: str, trailing_metadata: Metadata) -> NoReturn: ...
-    async def write(self, message: bytes) -> None: ...
-    async def read(self) -> bytes | object: ...
-    def invocation_metadata(self) -> Metadata | None: ...
-    def set_trailing_metadata(self, trailing_metadata: Metadata) -> None: ...
-    def time_remaining(self) -> float | None: ...
-
-
-Action = Callable[[Context], Awaitable[bytes | None]]
+#: Answers a call: the message that ends it, if one does, is what it returns.
+Action = Callable[[Rpc], Awaitable[bytes | None]]
 
 INFER, STREAM = f"/{SERVICE}/ModelInfer", f"/{SERVICE}/ModelStreamInfer"
 #: Calls on one connection at once; further ones wait in its client.
@@ -61,8 +50,6 @@ WATCHERS_MAX = 64
 #: whether it still lives, which it is after so long a silence, may take to say so.
 IDLE_S_MAX = 300.0
 KEEPALIVE_S, KEEPALIVE_S_MAX = 60.0, 20.0
-#: How often a client may ask the same; who does so more often three times over is disconnected.
-PING_S_MIN = 10.0
 #: Of an error's message: it travels in a header.
 MESSAGE_CHARS_MAX = 1024
 #: Pause between two looks of a health watcher.
@@ -70,7 +57,7 @@ LOOK_S = 0.5
 
 
 class Grpc:
-    """What answers, as a grpc.GenericRpcHandler; `serving` is its server."""
+    """What answers: a GrpcServer's Door. `serving` is that server."""
 
     def __init__(
         self, *, pipeline: Pipeline, catalogue: Catalogue, inference: Inference, bounds: Bounds, clock: Clock
@@ -83,12 +70,13 @@ class Grpc:
         self.running: set[asyncio.Task[Any]] = set()
         """Calls under way."""
         self.watchers = 0
-        self._open: Mapping[str, Any] = MappingProxyType(
+        self._server: GrpcServer | None = None
+        self._open: Mapping[str, Action] = MappingProxyType(
             {
-                f"/{SERVICE}/ServerLive": self._unary(self._live),
-                f"/{SERVICE}/ServerReady": self._unary(self._ready),
-                "/grpc.health.v1.Health/Check": self._unary(self._check),
-                "/grpc.health.v1.Health/Watch": self._stream(self._watch),
+                f"/{SERVICE}/ServerLive": self._live,
+                f"/{SERVICE}/ServerReady": self._ready,
+                "/grpc.health.v1.Health/Check": self._check,
+                "/grpc.health.v1.Health/Watch": self._watch,
             }
         )
         """Answered without a key."""
@@ -96,118 +84,107 @@ class Grpc:
     @asynccontextmanager
     async def serving(self, address: str) -> AsyncIterator[None]:
         """Serve while inside. Other processes may serve the same address."""
-        server = grpc.aio.server(options=self._options(), maximum_concurrent_rpcs=self.bounds.connections_max)
-        server.add_generic_rpc_handlers((self,))
-        try:
-            server.add_insecure_port(address)
-        except RuntimeError:  # it says no more than that
-            raise OSError(errno.EADDRINUSE, "gRPC can't listen there; another program may", address) from None
-        await server.start()
-        try:
-            yield
-        finally:
-            await server.stop(CLOSE_S_MAX)
+        self._server = GrpcServer(
+            door=self,
+            bounds=self.bounds,
+            streams_max=STREAMS_MAX,
+            patience=Patience(IDLE_S_MAX, KEEPALIVE_S, KEEPALIVE_S_MAX),
+            clock=self.clock,
+        )
+        with _listening(address) as listening:
+            async with self._server.serving(listening):
+                yield
+
+    def retire(self) -> None:
+        """The gateway is about to stop: clients are asked to go elsewhere."""
+        if self._server is not None:
+            self._server.retire()
+
+    @property
+    def connections(self) -> int:
+        """Open ones."""
+        return 0 if self._server is None else len(self._server.connections)
+
+    @property
+    def at_rest(self) -> bool:
+        return not self.running
 
     def cut_off(self) -> None:
         """End the calls under way; their clients are told why."""
         for task in tuple(self.running):
             task.cancel()
 
-    def service(self, handler_call_details: Any) -> Any:
+    def enter(self, rpc: Rpc) -> Coroutine[Any, Any, None]:
         """A call is known by its key before a byte of its message is read."""
-        method = handler_call_details.method
-        if method in self._open:
-            return self._open[method]
-        if method not in ANSWERS and method not in (INFER, STREAM):
-            return None
-        try:
-            principal = self.pipeline.identify(presented_key(_fields(handler_call_details.invocation_metadata)))
-        except GatewayError as error:
-            return self._unary(partial(_raise, error))
-        if method == STREAM:
-            return self._stream(partial(self._model_stream_infer, principal))
-        if method == INFER:
-            return self._unary(partial(self._model_infer, principal))
-        return self._unary(partial(self._told, method, principal))
+        method = rpc.method
+        action = self._open.get(method)
+        if action is None:
+            if method not in ANSWERS and method not in (INFER, STREAM):
+                raise Unsupported(f"{method[: MESSAGE_CHARS_MAX // 2]} is not served here.")
+            principal = self.pipeline.identify(presented_key(rpc.fields))
+            if method == INFER:
+                action = partial(self._model_infer, principal)
+            elif method == STREAM:
+                action = partial(self._model_stream_infer, principal)
+            else:
+                action = partial(self._told, method, principal)
+        return self._answer(rpc, action)
 
-    def _options(self) -> list[tuple[str, int]]:
-        return [
-            ("grpc.so_reuseport", 1),
-            ("grpc.max_allowed_incoming_connections", self.bounds.connections_max),
-            ("grpc.max_receive_message_length", self.bounds.body_bytes_max),
-            ("grpc.max_send_message_length", -1),
-            ("grpc.max_metadata_size", self.bounds.header_bytes_max),
-            ("grpc.absolute_max_metadata_size", self.bounds.header_bytes_max),
-            ("grpc.max_concurrent_streams", STREAMS_MAX),
-            ("grpc.server_handshake_timeout_ms", int(self.bounds.header_s_max * 1000)),
-            ("grpc.max_connection_idle_ms", int(IDLE_S_MAX * 1000)),
-            ("grpc.keepalive_time_ms", int(KEEPALIVE_S * 1000)),
-            ("grpc.keepalive_timeout_ms", int(KEEPALIVE_S_MAX * 1000)),
-            ("grpc.keepalive_permit_without_calls", 1),
-            ("grpc.http2.min_ping_interval_without_data_ms", int(PING_S_MIN * 1000)),
-            ("grpc.http2.max_ping_strikes", 2),
-        ]
-
-    # ---- one RPC, from its message to its end
-
-    def _unary(self, action: Action) -> Any:
-        # As one that takes a stream: for the message of any other gRPC waits before it asks us, however long it takes.
-        return grpc.stream_unary_rpc_method_handler(partial(self._answer, action))
-
-    def _stream(self, action: Action) -> Any:
-        return grpc.stream_stream_rpc_method_handler(partial(self._answer, action))
-
-    async def _answer(self, action: Action, _messages: object, context: Context) -> bytes | None:
-        """Cancelled the moment the client has gone, or its deadline has passed."""
-        try:
-            return await action(context)
-        except Exception as fault:  # noqa: BLE001 - what is nobody's fault is logged there
-            error = _error(fault)
+    def refuse(self, rpc: Rpc, error: GatewayError) -> None:
         headers = error_headers(error)
         after_ms = headers.get("retry-after-ms", "-1") if error.retryable else "-1"
-        trailing = [(name, value) for name, value in headers.items() if name in RETRYING]
-        # To a client that does not read, this goes out when it does, or never; nothing of ours waits for that.
-        with suppress(TimeoutError):
-            async with asyncio.timeout(CLOSE_S_MAX):
-                await context.abort(
-                    grpc.StatusCode[error.grpc],
-                    error.message[:MESSAGE_CHARS_MAX],
-                    (*trailing, ("grpc-retry-pushback-ms", after_ms)),
-                )
-        return None
+        trailing = [(name.encode(), value.encode()) for name, value in headers.items() if name in RETRYING]
+        trailing.append((b"grpc-retry-pushback-ms", after_ms.encode()))
+        rpc.refuse(Status[error.grpc], error.message[:MESSAGE_CHARS_MAX], trailing)
 
-    async def _write(self, context: Context, message: bytes) -> None:
-        """A part of a stream. Raises TimeoutError if the client leaves it unread for too long."""
-        async with asyncio.timeout(self.bounds.write_s_max):
-            await context.write(message)
+    # ---- one call, from its message to its end
 
-    async def _message(self, context: Context) -> bytes:
-        """The only one of a call that has one."""
+    async def _answer(self, rpc: Rpc, action: Action) -> None:
+        """Cancelled the moment the client has gone, or its deadline has passed."""
         try:
-            async with asyncio.timeout(self.bounds.body_s_max):
-                message = await context.read()
+            rpc.finish(await action(rpc))
+        except Exception as fault:  # noqa: BLE001 - what is nobody's fault is logged there
+            self.refuse(rpc, _error(fault))
+        try:
+            await self._taken(rpc)
         except TimeoutError:
-            raise RequestTimeout(f"The message did not arrive within {self.bounds.body_s_max:g} s.") from None
-        if not isinstance(message, bytes):
+            rpc.give_up()
+
+    async def _taken(self, rpc: Rpc) -> None:
+        """Raises TimeoutError if the client leaves what was written unread for too long."""
+        if rpc.unsent:
+            async with asyncio.timeout(self.bounds.write_s_max):
+                await rpc.drained()
+
+    async def _write(self, rpc: Rpc, message: bytes) -> None:
+        """A part of a stream."""
+        rpc.write(message)
+        await self._taken(rpc)
+
+    async def _message(self, rpc: Rpc) -> Body:
+        """The only one of a call that has one."""
+        late = f"The message did not arrive within {self.bounds.body_s_max:g} s."
+        message = await _read(rpc, self.bounds.body_s_max, late)
+        if message is None:
             raise BadRequest("The call brings no message.")
         return message
 
     # ---- what there is
 
-    async def _live(self, context: Context) -> bytes:
+    async def _live(self, rpc: Rpc) -> bytes:
         return grpc_facts.live(self.catalogue)
 
-    async def _ready(self, context: Context) -> bytes:
+    async def _ready(self, rpc: Rpc) -> bytes:
         return grpc_facts.ready(self.catalogue)
 
-    async def _check(self, context: Context) -> bytes:
-        status = grpc_facts.health(self.catalogue, await self._message(context))
+    async def _check(self, rpc: Rpc) -> bytes:
+        status = grpc_facts.health(self.catalogue, await self._message(rpc))
         if status == "SERVICE_UNKNOWN":
             raise NotFound(f"Health is told of {SERVICE}, and of all by an empty name.")
         return encoded(messages.HealthCheckResponse(status=status))
 
-    async def _watch(self, context: Context) -> None:
-        body, told = await self._message(context), ""
+    async def _watch(self, rpc: Rpc) -> None:
+        body, told = await self._message(rpc), ""
         if self.watchers >= WATCHERS_MAX:
             raise TooManyConnections(f"{WATCHERS_MAX} watch the health already; check it instead.")
         self.watchers += 1
@@ -215,21 +192,21 @@ class Grpc:
             while True:
                 status = grpc_facts.health(self.catalogue, body)
                 if status != told:
-                    await self._write(context, encoded(messages.HealthCheckResponse(status=status)))
+                    await self._write(rpc, encoded(messages.HealthCheckResponse(status=status)))
                     told = status
                 await self.clock.sleep(LOOK_S)
         finally:
             self.watchers -= 1
 
-    async def _told(self, method: str, principal: Principal, context: Context) -> bytes:
-        return ANSWERS[method](self.catalogue, principal, await self._message(context))
+    async def _told(self, method: str, principal: Principal, rpc: Rpc) -> bytes:
+        return ANSWERS[method](self.catalogue, principal, await self._message(rpc))
 
     # ---- what is computed
 
-    async def _model_infer(self, principal: Principal, context: Context) -> bytes:
-        asked = kserve_grpc.read(await self._message(context))
-        caller = self._caller(principal, context)
-        context.set_trailing_metadata((("x-request-id", caller.id),))
+    async def _model_infer(self, principal: Principal, rpc: Rpc) -> bytes:
+        asked = kserve_grpc.read(await self._message(rpc))
+        caller = self._caller(principal, rpc)
+        rpc.trailing = ((b"x-request-id", caller.id.encode()),)
         if not self.catalogue.asks_generator(asked.model, asked.message):
             return await self._tensors(caller, asked, final=None)
         wants = generation.from_message(asked.message)
@@ -237,34 +214,30 @@ class Grpc:
             raise BadRequest("`stream` is true, but this is ModelInfer; ask ModelStreamInfer.", param="stream")
         return await self._in_one_piece(caller, asked, wants, final=None)
 
-    async def _model_stream_infer(self, principal: Principal, context: Context) -> None:
+    async def _model_stream_infer(self, principal: Principal, rpc: Rpc) -> None:
         """One request after the other, as they come; what goes wrong with one is told, and the next is taken."""
-        while (body := await self._next(context)) is not None:
+        while (body := await self._next(rpc)) is not None:
             id = ""
             try:
                 asked = kserve_grpc.read(body)
                 id = asked.message.id
-                caller = self._caller(principal, context)
+                caller = self._caller(principal, rpc)
                 if not self.catalogue.asks_generator(asked.model, asked.message):
-                    await self._write(context, _part(await self._tensors(caller, asked, final=True)))
+                    await self._write(rpc, _part(await self._tensors(caller, asked, final=True)))
                     continue
                 wants = generation.from_message(asked.message)
                 if wants.stream:
-                    await self._texts(caller, asked, wants, context)
+                    await self._texts(caller, asked, wants, rpc)
                 else:
-                    await self._write(context, _part(await self._in_one_piece(caller, asked, wants, final=True)))
+                    await self._write(rpc, _part(await self._in_one_piece(caller, asked, wants, final=True)))
             except (Invalid, GatewayError) as fault:
                 answer = {"error_message": _error(fault).message, "infer_response": {"id": id}}
-                await self._write(context, encoded(messages.ModelStreamInferResponse(**answer)))
+                await self._write(rpc, encoded(messages.ModelStreamInferResponse(**answer)))
 
-    async def _next(self, context: Context) -> bytes | None:
+    async def _next(self, rpc: Rpc) -> Body | None:
         """A stream's next request, None after the last."""
-        try:
-            async with asyncio.timeout(IDLE_S_MAX):
-                message = await context.read()
-        except TimeoutError:
-            raise RequestTimeout(f"No request came on this stream for {IDLE_S_MAX:g} s; open another.") from None
-        return message if isinstance(message, bytes) else None
+        late = f"No request came on this stream for {IDLE_S_MAX:g} s; open another."
+        return await _read(rpc, IDLE_S_MAX, late)
 
     async def _tensors(self, caller: Caller, asked: kserve_grpc.Asked, *, final: bool | None) -> bytes:
         self.catalogue.require_version(asked.model, asked.version, caller.principal)
@@ -285,7 +258,7 @@ class Grpc:
             said = whole(await self.inference.run(call, IN_ONE_PIECE))
         return _text(call.model, wants, said, final=final)
 
-    async def _texts(self, caller: Caller, asked: kserve_grpc.Asked, wants: Generation, context: Context) -> None:
+    async def _texts(self, caller: Caller, asked: kserve_grpc.Asked, wants: Generation, rpc: Rpc) -> None:
         self.catalogue.require_version(asked.model, asked.version, caller.principal)
         texts = Texts()
         call = self.inference.generation(caller, asked.model, wants, stream=True)
@@ -294,14 +267,14 @@ class Grpc:
         self.running.add(running)
         try:
             async for said in texts:
-                await self._write(context, _part(_text(call.model, wants, said, final=False)))
+                await self._write(rpc, _part(_text(call.model, wants, said, final=False)))
             answer = await running
         finally:
             running.cancel()
             await asyncio.wait((running,))
             self.running.discard(running)
         said = texts.last if answer.events else whole(answer)
-        await self._write(context, _part(_text(call.model, wants, said, final=True)))
+        await self._write(rpc, _part(_text(call.model, wants, said, final=True)))
 
     @contextmanager
     def _under_way(self) -> Iterator[None]:
@@ -313,25 +286,43 @@ class Grpc:
         finally:
             self.running.discard(task)
 
-    def _caller(self, principal: Principal, context: Context) -> Caller:
-        now_s, left_s = self.clock.now_s(), context.time_remaining()
+    def _caller(self, principal: Principal, rpc: Rpc) -> Caller:
+        now_s, left_s = self.clock.now_s(), rpc.left_s
         patience_s = self.bounds.call_s_max if left_s is None else min(left_s, self.bounds.call_s_max)
-        fields = _fields(context.invocation_metadata())
-        return Caller(self.inference.ids.next(), principal, now_s, now_s + patience_s, traceparent(fields))
+        id = self.inference.ids.next()
+        return Caller(id, principal, now_s, now_s + patience_s, traceparent(rpc.fields))
 
 
-#: Of a caller's metadata, what is looked at.
-LOOKED_AT = frozenset({"authorization", "x-api-key", "traceparent"})
 #: What tells a client when to come back and whether to; `grpc-retry-pushback-ms` says both to gRPC's own retries.
 RETRYING = frozenset({"retry-after", "retry-after-ms", "x-should-retry"})
 
 
-def _fields(metadata: Metadata | None) -> dict[bytes, bytes]:
-    return {name.encode(): str(value).encode() for name, value in metadata or () if name in LOOKED_AT}
+@contextmanager
+def _listening(address: str) -> Iterator[socket.socket]:
+    """Beside others that listen there like this. Raises OSError."""
+    host, _, port = address.rpartition(":")
+    host = host.strip("[]")
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as listening:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        # As the data listener's: by itself the kernel would take megabytes of an answer that nobody reads.
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNREAD_BYTES_MAX)
+        try:
+            listening.bind((host, int(port)))
+        except OSError as error:
+            raise OSError(error.errno, "gRPC can't listen there; another program may", address) from None
+        yield listening
 
 
-async def _raise(error: GatewayError, context: Context) -> NoReturn:
-    raise error
+async def _read(rpc: Rpc, s_max: float, late: str) -> Body | None:
+    """The call's next message, None after its last; `late` is said if it does not come in time."""
+    if rpc.here:
+        return await rpc.read()
+    try:
+        async with asyncio.timeout(s_max):
+            return await rpc.read()
+    except TimeoutError:
+        raise RequestTimeout(late) from None
 
 
 def _error(fault: Exception) -> GatewayError:

@@ -12,6 +12,7 @@ from gateway.call import Principal
 from gateway.edge.catalogue import Catalogue
 from gateway.errors import BadRequest
 from runtimes.dialect import messages
+from runtimes.rpc.messages import Body
 
 SERVICE = "inference.GRPCInferenceService"
 
@@ -24,50 +25,50 @@ def ready(catalogue: Catalogue) -> bytes:
     return encoded(messages.ServerReadyResponse(ready=catalogue.ready))
 
 
-def health(catalogue: Catalogue, body: bytes) -> str:
+def health(catalogue: Catalogue, body: Body) -> str:
     """A grpc.health.v1 ServingStatus. Raises BadRequest."""
     if decoded(messages.HealthCheckRequest, body).service not in ("", SERVICE):
         return "SERVICE_UNKNOWN"
     return "SERVING" if catalogue.ready else "NOT_SERVING"
 
 
-def _server_metadata(catalogue: Catalogue, principal: Principal, body: bytes) -> bytes:
+def _server_metadata(catalogue: Catalogue, principal: Principal, body: Body) -> bytes:
     return encoded(messages.ServerMetadataResponse(**catalogue.server()))
 
 
-def _model_ready(catalogue: Catalogue, principal: Principal, body: bytes) -> bytes:
+def _model_ready(catalogue: Catalogue, principal: Principal, body: Body) -> bytes:
     asked = decoded(messages.ModelReadyRequest, body)
     # Triton's answer for what it does not know, over gRPC; over HTTP its status tells as much.
     up = catalogue.exists(asked.name) and catalogue.model_ready(asked.name, asked.version, principal)
     return encoded(messages.ModelReadyResponse(ready=up))
 
 
-def _model_metadata(catalogue: Catalogue, principal: Principal, body: bytes) -> bytes:
+def _model_metadata(catalogue: Catalogue, principal: Principal, body: Body) -> bytes:
     asked = decoded(messages.ModelMetadataRequest, body)
     return encoded(messages.ModelMetadataResponse(**catalogue.metadata(asked.name, asked.version, principal)))
 
 
-def _model_config(catalogue: Catalogue, principal: Principal, body: bytes) -> bytes:
+def _model_config(catalogue: Catalogue, principal: Principal, body: Body) -> bytes:
     asked = decoded(messages.ModelConfigRequest, body)
     return encoded(messages.ModelConfigResponse(config=catalogue.config(asked.name, asked.version, principal)))
 
 
-def _model_statistics(catalogue: Catalogue, principal: Principal, body: bytes) -> bytes:
+def _model_statistics(catalogue: Catalogue, principal: Principal, body: Body) -> bytes:
     asked = decoded(messages.ModelStatisticsRequest, body)
     found = catalogue.statistics(asked.name, asked.version, principal)
     return encoded(messages.ModelStatisticsResponse(model_stats=found))
 
 
-def _repository_index(catalogue: Catalogue, principal: Principal, body: bytes) -> bytes:
+def _repository_index(catalogue: Catalogue, principal: Principal, body: Body) -> bytes:
     asked = decoded(messages.RepositoryIndexRequest, body)
     return encoded(messages.RepositoryIndexResponse(models=catalogue.index(principal, ready=asked.ready)))
 
 
-def _repository_control(catalogue: Catalogue, principal: Principal, body: bytes) -> bytes:
+def _repository_control(catalogue: Catalogue, principal: Principal, body: Body) -> bytes:
     raise catalogue.refuse_control()
 
 
-ANSWERS: Mapping[str, Callable[[Catalogue, Principal, bytes], bytes]] = MappingProxyType(
+ANSWERS: Mapping[str, Callable[[Catalogue, Principal, Body], bytes]] = MappingProxyType(
     {
         f"/{SERVICE}/ServerMetadata": _server_metadata,
         f"/{SERVICE}/ModelReady": _model_ready,
@@ -82,9 +83,9 @@ ANSWERS: Mapping[str, Callable[[Catalogue, Principal, bytes], bytes]] = MappingP
 """Method → what answers it to a caller with a key. Each raises GatewayError."""
 
 
-def decoded(message: Any, body: bytes) -> Any:
+def decoded(message: Any, body: Body) -> Any:
     try:
-        return message.FromString(body)
+        return message.FromString(bytes(body))  # a long one is a bytearray
     except DecodeError:
         raise BadRequest(f"The message is no {message.DESCRIPTOR.full_name}.") from None
 

@@ -54,7 +54,7 @@ class Asked(NamedTuple):
     """Bytes that it came in."""
 
 
-def read(body: bytes) -> Asked:
+def read(body: bytes | bytearray) -> Asked:
     """Raises Invalid."""
     rest, raws = cut(body)
     try:
@@ -81,7 +81,7 @@ def write(outputs: Sequence[Encoded], *, id: str, model: str, version: str, fina
     return body
 
 
-def cut(body: bytes) -> tuple[bytes, list[memoryview]]:
+def cut(body: bytes | bytearray) -> tuple[bytes, list[memoryview]]:
     """A ModelInferRequest without its raw_input_contents, and those, where they lie: protobuf would copy them twice,
     and they may be long. From what no sender writes on, and after very many, it stays whole, for protobuf to judge."""
     view, kept, raws, at = memoryview(body), list[memoryview](), list[memoryview](), 0
@@ -100,7 +100,7 @@ def cut(body: bytes) -> tuple[bytes, list[memoryview]]:
     return b"".join(kept), raws
 
 
-def _varint(body: bytes, at: int) -> tuple[int, int]:
+def _varint(body: bytes | bytearray, at: int) -> tuple[int, int]:
     """The number there, and where the next byte is; one beyond the body if it does not end in time."""
     number = 0
     for index, byte in enumerate(body[at : at + VARINT_BYTES]):

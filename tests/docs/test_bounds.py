@@ -31,11 +31,16 @@ from gateway import (
     workers,
 )
 from gateway.config import Model, Server
-from gateway.edge import admin, connection, inference, server, texts
+from gateway.edge import admin, connection, grpc_call, inference, server, texts
 from gateway.edge import grpc as edge_grpc
-from runtimes import Spec, batch, onnx, process, remote, triton_client, vllm, wire
+from runtimes import Spec, batch, onnx, process, remote, remote_shelf, triton_client, vllm, wire
 from runtimes import connection as upstream
 from runtimes.dialect import elements, entries
+from runtimes.http2 import connection as http2
+from runtimes.http2 import fields, reader
+from runtimes.http2 import stream as http2_stream
+from runtimes.rpc import channel as rpc_channel
+from runtimes.rpc import wire as rpc_wire
 
 ROOT = Path(__file__).parents[2]
 TABLE = (ROOT / "ARCHITECTURE.md").read_text().partition("## Bounds\n")[2].partition("\n## ")[0]
@@ -64,7 +69,8 @@ B = call.Bounds()
 CONNECTION, OPENAI = "gateway/test_connection.py", "gateway/test_openai.py"
 JOURNAL, WIRE, METER = "gateway/test_journal.py", "runtimes/test_wire.py", "gateway/test_meter.py"
 DIALECT = "runtimes/test_dialect_openai.py"
-KSERVE, GRPC = "gateway/test_kserve.py", "gateway/test_grpc.py"
+KSERVE, GRPC, GRPC_WIRE = "gateway/test_kserve.py", "gateway/test_grpc.py", "gateway/test_grpc_wire.py"
+HTTP2, RPC = "runtimes/test_http2.py", "runtimes/test_rpc.py"
 RETRIES, SLOW = "gateway/test_retries.py", "e2e/test_slow_clients.py"
 PROCESS, DRAIN = "runtimes/test_process.py", "e2e/test_drain.py"
 TRITON = "runtimes/test_triton.py"
@@ -179,6 +185,21 @@ ROWS = {
             f"{TRITON}::test_a_server_that_does_not_say_whether_it_is_ready_is_not",
         ],
     ),
+    "connecting to Triton": Row(
+        f"{rpc_channel.CONNECT_S_MAX:g} s; {rpc_wire.KEEPALIVE_S:g} s; {rpc_wire.KEEPALIVE_S_MAX:g} s",
+        [
+            f"{RPC}::test_a_server_that_does_not_speak_http_2_cannot_be_reached",
+            f"{RPC}::test_a_silent_server_is_asked_whether_it_lives_and_then_left",
+        ],
+    ),
+    "requests to Triton that it does not read": Row(
+        f"{mib(rpc_wire.UNREAD_BYTES_MAX)}; {kib(rpc_wire.HEADER_BYTES_MAX)}; {len(rpc_channel.UNSEEN_S)} times",
+        [
+            f"{RPC}::test_what_is_not_read_is_held_back",
+            f"{RPC}::test_an_odd_answer_is_an_error_of_its_own",
+            f"{RPC}::test_a_call_that_was_refused_unseen_is_sent_again",
+        ],
+    ),
     "rows of one message to Triton": Row(
         "its model's `max_batch_size`",
         [f"{TRITON}::test_more_rows_than_the_model_takes_go_in_pieces_and_come_back_in_order"],
@@ -233,8 +254,41 @@ ROWS = {
         ],
     ),
     "a connection of gRPC, or a stream": Row(
-        f"{edge_grpc.IDLE_S_MAX:g} s; {edge_grpc.KEEPALIVE_S_MAX:g} s; {edge_grpc.PING_S_MIN:g} s",
-        [f"{GRPC}::test_an_idle_connection_is_closed", f"{GRPC}::test_a_stream_without_requests_is_ended"],
+        f"{edge_grpc.IDLE_S_MAX:g} s; {edge_grpc.KEEPALIVE_S:g} s; {edge_grpc.KEEPALIVE_S_MAX:g} s",
+        [
+            f"{GRPC}::test_an_idle_connection_is_closed",
+            f"{GRPC}::test_a_stream_without_requests_is_ended",
+            f"{GRPC_WIRE}::test_a_silent_connection_is_asked_whether_it_lives",
+        ],
+    ),
+    "what HTTP/2 lets a peer send ahead": Row(
+        f"{kib(http2_stream.AHEAD_BYTES_MAX)}; {reader.PARTS_MORE_MAX}",
+        [
+            f"{HTTP2}::test_who_does_not_take_it_holds_up_the_stream_and_not_the_connection",
+            f"{HTTP2}::test_a_header_without_end_ends_the_connection",
+        ],
+    ),
+    "HTTP/2's frames that bring nothing": Row(
+        f"{http2.IDLE_FRAMES_MAX:,}, {http2.IDLE_FRAMES_PER_S}, and {http2.IDLE_FRAMES_EACH} for each frame that "
+        f"brings something; {http2.RESETS_MAX:,}, {http2.RESETS_PER_S}",
+        [
+            f"{HTTP2}::test_frames_that_bring_nothing_are_put_up_with_only_for_so_long",
+            f"{HTTP2}::test_streams_that_are_opened_and_reset_are_counted",
+        ],
+    ),
+    "streams that ended early": Row(
+        f"{http2.LEFT_MAX:,}; {fields.KNOWN_MAX}",
+        [
+            f"{HTTP2}::test_of_streams_that_ended_early_the_last_are_remembered",
+            f"{HTTP2}::test_few_header_blocks_are_remembered",
+        ],
+    ),
+    "a refusal, waiting": Row(
+        f"{grpc_call.REFUSE_S_MAX:g} s; {grpc_call.GRACE_S:g} s",
+        [
+            f"{GRPC_WIRE}::test_a_refusal_waits_a_moment_for_the_message_and_no_longer",
+            f"{GRPC_WIRE}::test_a_call_s_deadline_ends_what_only_waits",
+        ],
     ),
     "texts made ahead": Row(
         f"{texts.UNSENT_MAX}, {B.write_s_max:g} s",
@@ -249,6 +303,13 @@ ROWS = {
     "an answer that is not streamed": Row(
         f"{mib(meter.ANSWER_BYTES_MAX)}, {mib(stream.EVENT_BYTES_MAX)}",
         [f"{METER}::test_an_answer_has_a_bound", f"{METER}::test_an_event_has_a_bound"],
+    ),
+    "copies of a name's versions": Row(
+        f"{remote_shelf.CACHED_MAX} and those of an hour; {remote_shelf.TRIES_MAX}",
+        [
+            "runtimes/test_remote_shelf.py::test_only_the_copies_opened_last_are_kept",
+            "runtimes/test_remote_shelf.py::test_a_change_that_others_are_always_faster_with_is_given_up",
+        ],
     ),
     "an engine that does not end": Row(
         f"{meter.AFTER_END_S_MAX:g} s", [f"{METER}::test_an_engine_that_does_not_hang_up_keeps_nobody"]
@@ -332,6 +393,7 @@ OF_VALUES = {
     "_FILES_MAX", "_JSON_BYTES_MAX", "JOIN_BYTES_MAX", "LOOK_S_MAX", "ENVIRONMENT_KEPT", "_PROMPTS_MAX", "READY_S_MAX",
     "REOPEN_S_MAX", "SOCKET_BYTES_MAX", "_MOVES_MAX", "_MANIFEST_BYTES_MAX", "CHARS_PER_TOKEN_MAX",
     "_HEADER_BYTES_MAX", "_CONFIG_BYTES_MAX", "LOAD_S_MAX",
+    "FRAME_BYTES_MAX", "LENGTH_DIGITS_MAX",
 }  # fmt: skip
 
 

@@ -134,7 +134,8 @@ def test_starting_imports_nothing_heavy():
     """The gateway's process must stay small: engines and training have processes of their own."""
     code = (
         "import sys, gateway.__main__, gateway.app; "
-        "print([name for name in ('torch', 'vllm', 'onnxruntime', 'transformers', 'numpy', 'alembic', 'rich') "
+        "print([name for name in "
+        "('torch', 'vllm', 'onnxruntime', 'transformers', 'numpy', 'alembic', 'rich', 'fsspec') "
         "if name in sys.modules])"
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)

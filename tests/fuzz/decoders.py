@@ -1,4 +1,4 @@
-"""Whatever arrives at the Open Inference Protocol's decoders is either understood or refused, and nothing else.
+"""Whatever arrives at the Open Inference Protocol's decoders, or at HTTP/2, is either understood or refused, no more.
 
     pip install -e .[fuzz] && python -m tests.fuzz.decoders FOLDER -runs=1000000
 
@@ -16,11 +16,17 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["gateway.edge.coding", "gateway.edge.inference", "runtimes.dialect"]):
+with atheris.instrument_imports(
+    include=["gateway.edge.coding", "gateway.edge.inference", "runtimes.dialect", "runtimes.http2", "runtimes.rpc"]
+):
     from gateway.edge.coding import compressed, decompressed
     from gateway.edge.inference import heard
     from runtimes.dialect import generation, kserve, kserve_grpc, kserve_rest, messages
     from runtimes.dialect.elements import Message, joined
+    from runtimes.http2.frames import END_STREAM, HEADERS, PING, SETTINGS, frame, settings, window_update
+    from runtimes.rpc.messages import Messages, TooLong, framed
+    from tests.http2 import RESPONSE, Side, header
+    from tests.http2 import data as data_frame
 
 import numpy as np
 
@@ -75,7 +81,51 @@ def accepted(data: bytes) -> None:
     asyncio.run(compressed(b"x", data))
 
 
-TARGETS: tuple[Callable[[bytes], None], ...] = (rest, grpc, generate, generate_grpc, events, accepted, coded)
+def served(data: bytes) -> None:
+    """As a server hears it; the first byte says how it is cut."""
+    hear(Side(streams_max=3), data)
+
+
+def answered(data: bytes) -> None:
+    """As a client does."""
+    hear(Side(client=True), data)
+
+
+def hear(side: Side, data: bytes) -> None:
+    step = 1 + data[0] if data else 1
+    for at in range(1, len(data), step):
+        side.hear(data[at : at + step])
+        http2 = side.connection
+        assert len(http2.streams) <= 3
+        assert not (http2.fault and http2.streams)
+        for stream in tuple(http2.streams.values()):
+            assert not (stream.ended_here and stream.ended_there and not stream.unsent)
+            if stream.ended_there:
+                stream.send_data(bytes(70_000))
+                stream.send_fields(b"", end=True)
+    for heard in side.heard.values():
+        assert heard.broken is None or heard.id not in side.connection.streams
+
+
+def cut(data: bytes) -> None:
+    messages, whole = Messages(bytes_max=BYTES_MAX), Messages(bytes_max=BYTES_MAX)
+    with suppress(TooLong):
+        found = [bytes(it.body) for it in whole.feed(data)]
+        assert [bytes(it.body) for byte in data for it in messages.feed(bytes((byte,)))] == found
+
+
+TARGETS: tuple[Callable[[bytes], None], ...] = (
+    rest,
+    grpc,
+    generate,
+    generate_grpc,
+    events,
+    accepted,
+    coded,
+    served,
+    answered,
+    cut,
+)
 
 
 def one(data: bytes) -> None:
@@ -99,6 +149,11 @@ def seeds(folder: Path) -> None:
         (events, b'data: {"choices":[{"text":"a","finish_reason":"stop"}]}\n\ndata: [DONE]\n\n: x\n\n'),
         (accepted, b"gzip;q=0.5, deflate"),
         (coded, zlib.compress(b"hello")),
+        (served, b"\xff" + header(1) + data_frame(1, framed(b"hello"), end=True) + window_update(1, 70_000)),
+        (served, b"\x07" + header(1, flags=0) + frame(9, 4, 1) + frame(3, 0, 1, bytes(4)) + settings({4: 1})),
+        (answered, b"\xff" + header(1, RESPONSE) + data_frame(1, framed(b"hi")) + frame(HEADERS, 4 | END_STREAM, 1)),
+        (answered, b"\xff" + frame(PING, 0, 0, bytes(8)) + frame(SETTINGS, 1, 0) + frame(7, 0, 0, bytes(8))),
+        (cut, framed(b"hello") + framed(b"") + framed(b"x" * 300)),
     ]
     for number, (target, data) in enumerate(found):
         (folder / f"seed-{number}").write_bytes(bytes([TARGETS.index(target)]) + data)

@@ -318,6 +318,7 @@ async def test_connections_are_bounded_and_then_free_again(tmp_path: Path) -> No
         host, _, port = site.address.rpartition(":")
         reader, writer = await asyncio.open_connection(host, int(port))
         assert await reader.read(1), "gRPC's greeting"
+        assert site.door.connections == 1
         one_more, its_writer = await asyncio.open_connection(host, int(port))
         assert await one_more.read() == b""
         for its in (writer, its_writer):

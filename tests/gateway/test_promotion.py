@@ -8,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
+import gateway.config
+from gateway.config import Config, ConfigError, Model
+from gateway.plane import sites
 from gateway.promotion import Source
-from gateway.replica import FOLLOW_S, Replica, State
+from gateway.replica import Replica, State
 from runtimes.artifact import Shelf, aliased
 from runtimes.contract import Site, Unavailable
 from runtimes.onnx import Onnx
@@ -55,11 +58,14 @@ async def replica(clock: FakeClock, source: FakeSource) -> AsyncIterator[Replica
     await replica.aclose()
 
 
+LOOK_S = 0.5
+
+
 async def passes(clock: FakeClock, seconds: float) -> None:
     """In small steps, so that whoever sleeps meanwhile wakes in order."""
-    for _ in range(round(seconds / FOLLOW_S)):
+    for _ in range(round(seconds / LOOK_S)):
         await clock.until_asleep()
-        clock.advance(FOLLOW_S)
+        clock.advance(LOOK_S)
         await asyncio.sleep(0.01)  # a thread reads the shelf
     await clock.until_asleep()
 
@@ -145,6 +151,16 @@ def test_only_aliases_are_followed(tmp_path: Path) -> None:
     assert aliased("tiny@stable", shelf) == aliased("tiny", shelf) == version
     for reference in (f"tiny@{version}", "tiny@beta", "./tiny", str(made), "org/model", "other", "other@stable"):
         assert aliased(reference, shelf) is None
+
+
+def test_a_shelf_that_cannot_be_had_is_named_by_its_setting(tmp_path: Path) -> None:
+    model = Model(name="tiny", replicas=(Onnx(artifact="tiny"),))
+    folder = sites(
+        model, Config(models=(model,), state=gateway.config.State(path=str(tmp_path), shelf=f"file://{tmp_path}/other"))
+    )
+    assert folder[0].shelf.root == tmp_path / "other"
+    with pytest.raises(ConfigError, match=r"state\.shelf: .*nostore"):
+        sites(model, Config(models=(model,), state=gateway.config.State(shelf="nostore://bucket")))
 
 
 def test_engines_of_two_versions_have_places_of_their_own(tmp_path: Path) -> None:

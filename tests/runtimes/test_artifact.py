@@ -26,6 +26,7 @@ from runtimes.artifact import (
     verify,
 )
 from runtimes.integrity import Rejected, ShelfFault
+from tests.fakes import FakeClock
 
 LINEAGE = Lineage(
     recipe="intent",
@@ -410,11 +411,66 @@ def test_the_shelf_lists_every_version_with_the_older_first(shelf: Shelf, source
     old = shelf.publish(source, card())
     new = shelf.publish(fill(tmp_path / "new", b"more"), card())
     other = shelf.publish(source, card(name="another"))
-    assert [it.manifest for it in shelf.list()] == [other, old, new]
-    assert all(isinstance(it.manifest, Manifest) for it in shelf.list())
+    assert shelf.list() == [other, old, new]
+    assert all(isinstance(it, Manifest) for it in shelf.list())
 
 
 def test_damaged_aliases_are_named_as_the_cause(published: Artifact, shelf: Shelf) -> None:
     (shelf.root / "intent" / "aliases.json").write_text("{")
     with pytest.raises(Rejected, match=r"aliases\.json"):
         shelf.resolve("intent")
+
+
+HOUR_S = 3600.0
+
+
+def aged(shelf: Shelf, folder: Path, count: int, clock: FakeClock) -> list[str]:
+    """So many versions, oldest first, all published more than an hour ago."""
+    versions = []
+    for number in range(count):
+        version = shelf.publish(fill(folder / f"aged-{number}", b"%d" % number), card()).version
+        old_s = clock.wall_s()
+        os.utime(shelf.root / "intent" / version, (old_s, old_s))
+        versions.append(version)
+        clock.advance(1)
+    clock.advance(HOUR_S)
+    return versions
+
+
+def test_a_version_that_no_alias_meant_lately_is_swept_away(tmp_path: Path) -> None:
+    clock = FakeClock()
+    shelf = Shelf(tmp_path / "shelf", clock=clock)
+    never, first, second, third = aged(shelf, tmp_path, 4, clock)
+    for version in (first, second, third):
+        shelf.promote("intent", version)
+    assert [it.version for it in shelf.unused("intent", keep=1)] == [never, first]
+    assert [it.version for it in shelf.sweep("intent", keep=1)] == [never, first]
+    assert shelf.versions("intent") == sorted([second, third])
+    assert shelf.aliases("intent") == {"stable": third}
+    assert {it.name for it in (shelf.root / "intent").iterdir()} == {".lock", "aliases.json", second, third}
+
+
+def test_no_alias_can_go_back_to_what_was_swept_away(tmp_path: Path) -> None:
+    clock = FakeClock()
+    shelf = Shelf(tmp_path / "shelf", clock=clock)
+    first, second = aged(shelf, tmp_path, 2, clock)
+    for version in (first, second):
+        shelf.promote("intent", version)
+    shelf.sweep("intent", keep=0)
+    with pytest.raises(NotFound, match="no earlier promotion"):
+        shelf.rollback("intent")
+    with pytest.raises(NotFound, match=first):
+        shelf.promote("intent", first)
+    assert shelf.aliases("intent") == {"stable": second}
+
+
+def test_what_was_published_within_an_hour_is_never_swept_away(tmp_path: Path) -> None:
+    clock = FakeClock()
+    shelf = Shelf(tmp_path / "shelf", clock=clock)
+    [old] = aged(shelf, tmp_path, 1, clock)
+    young = shelf.publish(fill(tmp_path / "young", b"young"), card()).version
+    assert [it.version for it in shelf.unused("intent", keep=0)] == [old]
+    shelf.publish(tmp_path / "aged-0", card())  # again: whoever did means to promote it
+    os.utime(shelf.root / "intent" / old, (clock.wall_s(), clock.wall_s()))
+    assert shelf.sweep("intent", keep=0) == []
+    assert shelf.versions("intent") == sorted([old, young])

@@ -26,6 +26,7 @@ from runtimes.contract import (
     Unavailable,
 )
 from runtimes.process import scratch
+from runtimes.rpc.status import Status
 from runtimes.triton import Triton, TritonRuntime
 from runtimes.triton_client import MESSAGE_BYTES_MAX, SAID_CHARS_MAX, fault_of
 from tests import tiny
@@ -348,14 +349,14 @@ async def test_its_errors_are_ours(
     ],
 )
 def test_a_refusal_names_the_input_if_the_servers_words_do(said: str, param: str | None) -> None:
-    fault = fault_of(grpc.StatusCode.INVALID_ARGUMENT, said, "cls-0", ("text", "weight"))
+    fault = fault_of(Status.INVALID_ARGUMENT, said, "cls-0", ("text", "weight"))
     assert isinstance(fault, Invalid)
     assert fault.param == param
     assert "request id" not in str(fault) and "headrace:" not in str(fault)
 
 
 def test_long_words_about_a_bad_request_are_cut() -> None:
-    fault = fault_of(grpc.StatusCode.INVALID_ARGUMENT, "wrong " * SAID_CHARS_MAX, "cls-0")
+    fault = fault_of(Status.INVALID_ARGUMENT, "wrong " * SAID_CHARS_MAX, "cls-0")
     assert len(str(fault)) == SAID_CHARS_MAX
 
 

@@ -59,7 +59,7 @@ def recipe(language: str, tmp_path: Path) -> Callable[..., Recipe]:
             "model": {"kind": "generator", "package": language, "licence": "none", "tokens_max": 256},
             "trainer": TRAINER,
             "floor": {"kind": "base"},
-            "gate": {"nll_of_floor_max": 0.99},
+            "gate": {"nll_times_floor_max": 0.99},
         }
         return msgspec.convert(fields | changes, Recipe)
 
@@ -307,8 +307,8 @@ def test_an_adapter_by_itself_is_not_made_small(recipe: Callable[..., Recipe], t
 
 def test_one_that_learnt_too_little_is_not_published(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
     shelf = Shelf(tmp_path / "shelf")
-    with pytest.raises(GateFailed, match=r"nll_of_floor_max is 0.01, measured"):
-        run(recipe(gate={"nll_of_floor_max": 0.01}), shelf, tmp_path / "runs")
+    with pytest.raises(GateFailed, match=r"nll_times_floor_max is 0.01, measured"):
+        run(recipe(gate={"nll_times_floor_max": 0.01}), shelf, tmp_path / "runs")
     assert shelf.names() == []
 
 

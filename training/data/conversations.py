@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from training.contract import Answers, Array, Choices, Examples, Rows, strings
+from training.contract import Answers, Array, Examples, Preferred, Rows, strings
 from training.data import split, tables
 from training.errors import DataError
 from training.llm.conversation import Conversation, Preference, Unreadable, conversation, preference
@@ -41,7 +41,7 @@ def decoded(examples: Examples) -> list[Conversation]:
 
 def preferences(examples: Examples) -> list[Preference]:
     """Each conversation with its two answers."""
-    assert isinstance(examples.targets, Choices)
+    assert isinstance(examples.targets, Preferred)
     return [
         Preference(prompt, chosen, rejected)
         for prompt, chosen, rejected in zip(
@@ -88,7 +88,7 @@ def _examples(rows: Sequence[Conversation]) -> Examples:
 
 
 def _pairs(rows: Sequence[Preference]) -> Examples:
-    targets = Choices(strings([it.chosen for it in rows]), strings([it.rejected for it in rows]))
+    targets = Preferred(strings([it.chosen for it in rows]), strings([it.rejected for it in rows]))
     return Examples({"conversation": _encoded([it.prompt for it in rows])}, targets)
 
 

@@ -1,10 +1,11 @@
-"""Files of records: CSV, TSV, JSON Lines, and JSON with a list of them."""
+"""Files of records: CSV, TSV, JSON Lines, JSON with a list of them, and columns with blanks between them."""
 
 from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -14,26 +15,43 @@ from training.errors import DataError
 Record = dict[str, Any]
 
 
-def read(file: str) -> list[Record]:
-    """Every record: column → value. Raises DataError."""
+_DELIMITERS = MappingProxyType({".csv": ",", ".tsv": "\t", ".txt": " "})
+_MORE, _LESS = "\0more", "\0less"
+"""In a record that has more fields than there are columns, or fewer."""
+
+
+def read(file: str, header: Sequence[str] = ()) -> list[Record]:
+    """Every record: column → value. `header` names the columns of a file that does not. Raises DataError."""
     path = Path(file)
     try:
         with path.open(encoding="utf-8-sig", newline="") as opened:
-            if path.suffix in {".csv", ".tsv"}:
-                dialect = "excel" if path.suffix == ".csv" else "excel-tab"
-                records: list[Record] = list(csv.DictReader(opened, dialect=dialect, strict=True))
+            if path.suffix in _DELIMITERS:
+                delimiter = _DELIMITERS[path.suffix]
+                lines = (" ".join(it.split()) for it in opened) if delimiter == " " else opened
+                records: list[Record] = list(
+                    csv.DictReader(
+                        lines, header or None, restkey=_MORE, restval=_LESS, delimiter=delimiter, strict=True
+                    )
+                )
+                _rectangular(records, file)
             elif path.suffix in {".jsonl", ".ndjson"}:
                 decoder = msgspec.json.Decoder(Record)
                 records = [decoder.decode(line) for line in opened if line.strip()]
             elif path.suffix == ".json":
                 records = msgspec.json.decode(opened.read(), type=list[Record])
             else:
-                raise DataError(f"{path}: rows are read from .csv, .tsv, .jsonl and .json files")
+                raise DataError(f"{path}: rows are read from .csv, .tsv, .txt, .jsonl and .json files")
     except (OSError, csv.Error, msgspec.DecodeError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
     if not records:
         raise DataError(f"{path} has no rows")
     return records
+
+
+def _rectangular(records: Sequence[Record], file: str) -> None:
+    for number, record in enumerate(records, 1):
+        if _MORE in record or _LESS in record.values():
+            raise DataError(f"{file}, row {number}: it does not have one field for each column")
 
 
 def columns(records: Sequence[Record], wanted: Sequence[str], *, file: str) -> None:

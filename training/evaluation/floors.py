@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import numpy as np
+from sklearn.base import BaseEstimator
+from sklearn.compose import make_column_transformer
+from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, StandardScaler
 
-from training.contract import Array, Classes, Examples, Rows
+from training.contract import Array, Classes, Examples, Inputs, Rows
 from training.errors import RecipeError
 from training.evaluation import language
 from training.models.generator import Generator
-from training.spec.floors import Ngrams
+from training.spec.floors import Logistic, Ngrams
 from training.spec.models import ModelSpec
 
 
@@ -32,3 +38,43 @@ def base(spec: ModelSpec, train: Examples, test: Examples) -> dict[str, Array]:
     if not isinstance(model, Generator):
         raise RecipeError("the floor 'base' is for language models: another model's head has learnt nothing before")
     return language.outputs(model.network, model.tokenizer, test)
+
+
+def logistic(spec: Logistic, train: Examples, test: Examples, *, seed: int) -> dict[str, Array]:
+    """`scores` [n, labels]."""
+    return _fitted(
+        train,
+        test,
+        OneHotEncoder(handle_unknown="ignore"),
+        make_pipeline(SimpleImputer(strategy="median"), StandardScaler()),
+        LogisticRegression(C=spec.c, max_iter=1000, random_state=seed),
+    )
+
+
+def boosting(train: Examples, test: Examples, *, seed: int) -> dict[str, Array]:
+    """`scores` [n, labels]."""
+    return _fitted(
+        train,
+        test,
+        OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=np.nan),
+        "passthrough",
+        HistGradientBoostingClassifier(random_state=seed),
+    )
+
+
+def _fitted(
+    train: Examples, test: Examples, categories: BaseEstimator, numbers: BaseEstimator | str, last: BaseEstimator
+) -> dict[str, Array]:
+    if not isinstance(train.targets, Classes) or "text" in train.inputs:
+        raise RecipeError("the floors 'logistic' and 'boosting' are for tables with one label a row")
+    columns = [*train.inputs.values()]
+    named, counted = (
+        [at for at, it in enumerate(columns) if (it.dtype == object) is wanted] for wanted in (True, False)
+    )
+    pipeline = make_pipeline(make_column_transformer((categories, named), (numbers, counted), sparse_threshold=0), last)
+    pipeline.fit(_table(train.inputs), train.targets.index)
+    return {"scores": pipeline.predict_proba(_table(test.inputs))}
+
+
+def _table(inputs: Inputs) -> Array:
+    return np.array([*inputs.values()], object).T

@@ -1,9 +1,12 @@
 """Measures: pure functions of what was put out and what was wanted.
 
 one label a row      accuracy, macro_f1, log_loss in nats, ece (15 bins of equal width, https://arxiv.org/abs/1706.04599),
-                     and for two labels auc, of the second one
+                     and for two labels auc, of the second one; where wrong answers have a cost, the mean of it, each
+                     row being answered with what costs least by its scores
 any number of labels auprc and auc, means over the labels with 40 known positives or more; macro_f1 at 0.5
 ratings              rmse, mae
+choices              recall_20 and ndcg_20 of what the user liked among the first 20 items, means over the users who
+                     liked any; coverage, the share of the items liked by anyone that somebody is shown there
 pairs of texts       spearman, the rank correlation of cosine and wanted similarity
 answers              nll in nats per token
 two answers          preference_accuracy, how often the better one is the likelier, and of the model without its adapter
@@ -18,25 +21,27 @@ from types import MappingProxyType
 
 import numpy as np
 
-from training.contract import Answers, Array, Choices, Classes, Flags, Scores, Targets, Values
+from training.contract import Answers, Array, Choices, Classes, Flags, Preferred, Scores, Targets, Values
 
 MEASURES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
-        "Classes": ("accuracy", "macro_f1", "log_loss", "ece", "auc"),
+        "Classes": ("accuracy", "macro_f1", "log_loss", "ece", "auc", "cost"),
         "Flags": ("auprc", "auc", "macro_f1"),
         "rating": ("rmse", "mae"),
         "similarity": ("spearman", "cosine_to_fp32", "cosine_to_fp32_least"),
+        "Choices": ("recall_20", "ndcg_20", "coverage"),
         "Answers": ("nll",),
-        "Choices": ("preference_accuracy", "preference_accuracy_base", "reward_accuracy", "reward_margin"),
+        "Preferred": ("preference_accuracy", "preference_accuracy_base", "reward_accuracy", "reward_margin"),
     }
 )
 """Kind of target → what is measured."""
 
-LESS_IS_BETTER = frozenset({"log_loss", "ece", "rmse", "mae", "nll"})
+LESS_IS_BETTER = frozenset({"log_loss", "ece", "cost", "rmse", "mae", "nll"})
 
 POSITIVES_MIN = 40
 """Known positives that a label needs before anything is claimed of it."""
 ECE_BINS = 15
+_TOP = 20
 
 
 def kind(targets: Targets) -> str:
@@ -57,10 +62,12 @@ def measure(targets: Targets, outputs: Mapping[str, Array]) -> Scores:
         case Values():
             cosine = (outputs["left"] * outputs["right"]).sum(1)
             return {"spearman": spearman(cosine, targets.values)}
+        case Choices():
+            return choices(targets, outputs["item"])
         case Answers():
             return {"nll": float(outputs["nll"].sum() / outputs["tokens"].sum())}
-        case Choices():
-            return choices(outputs)
+        case Preferred():
+            return preferred(outputs)
     raise TypeError(f"nothing is known to measure of {type(targets).__name__}")
 
 
@@ -77,6 +84,11 @@ def classes(targets: Classes, scores: Array) -> Scores:
     }
     if len(targets.labels) == 2:
         found["auc"] = auc(scores[:, 1], targets.index == 1)
+    if targets.costs:
+        # What costs least to answer is what would cost most to miss, each weighed by how likely it is.
+        losses = np.array(targets.costs)
+        answered = (scores * losses).argmax(1)
+        found["cost"] = float(np.where(answered == targets.index, 0, losses[targets.index]).mean())
     return found
 
 
@@ -96,7 +108,7 @@ def flags(targets: Flags, scores: Array) -> Scores:
     return {"auprc": float(means[0]), "auc": float(means[1]), "macro_f1": float(means[2])}
 
 
-def choices(outputs: Mapping[str, Array]) -> Scores:
+def preferred(outputs: Mapping[str, Array]) -> Scores:
     """`chosen` and `rejected` [n], logarithms of probabilities; rewards are what was gained on the base's."""
     ends = ("", "_base") if "chosen_base" in outputs else ("",)
     found = {
@@ -109,6 +121,27 @@ def choices(outputs: Mapping[str, Array]) -> Scores:
             "reward_margin": float((chosen - rejected).mean()),
         }
     return found
+
+
+def choices(targets: Choices, items: Array) -> Scores:
+    """`items` [n, 20 or more], the best first."""
+    gains = 1 / np.log2(np.arange(2, _TOP + 2))
+    recalls, ndcgs = [], []
+    liked = targets.liked()
+    shown = items[:, :_TOP]
+    for wanted, found in zip(liked, shown.tolist(), strict=True):
+        if wanted:
+            hits = np.array([it in wanted for it in found])
+            recalls.append(hits.sum() / len(wanted))
+            ndcgs.append(gains[hits].sum() / gains[: len(wanted)].sum())
+    known = frozenset().union(*liked)
+    if not known:
+        return {}
+    return {
+        "recall_20": float(np.mean(recalls)),
+        "ndcg_20": float(np.mean(ndcgs)),
+        "coverage": len(known & set(shown.ravel().tolist())) / len(known),
+    }
 
 
 def macro_f1(predicted: Array, wanted: Array, labels: int) -> float:

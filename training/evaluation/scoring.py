@@ -9,14 +9,24 @@ from collections.abc import Sequence
 
 import msgspec
 import numpy as np
-import transformers
 
 from runtimes.artifact import Artifact, Shelf
 from runtimes.batch import BATCH_MAX
 from runtimes.clock import SystemClock
 from runtimes.contract import InferRequest, Predictor, Site
 from runtimes.onnx import Onnx
-from training.contract import Answers, Array, Choices, Classes, Examples, Flags, Inputs, Scores, Targets, Values
+from training.contract import (
+    Answers,
+    Array,
+    Classes,
+    Examples,
+    Flags,
+    Inputs,
+    Preferred,
+    Scores,
+    Targets,
+    Values,
+)
 from training.evaluation import language
 from training.evaluation.measures import measure
 from training.models.generator import Generator
@@ -115,7 +125,7 @@ def _flat(examples: Examples) -> Inputs:
 
 def _outputs(it: Generator | Artifact, examples: Examples, base: object) -> dict[str, Array]:
     targets = examples.targets
-    if isinstance(targets, Answers | Choices):
+    if isinstance(targets, Answers | Preferred):
         generator = it if isinstance(it, Generator) else as_generator(it, base)
         with generator.asked() as network:
             return language.outputs(network, generator.tokenizer, examples)
@@ -186,6 +196,8 @@ def as_generator(bundle: Artifact, base: object) -> Generator:
 
         assert isinstance(base, Generator)
         return base.wearing(lora.read(bundle.path))
+    import transformers  # seconds, which only generators need
+
     network = transformers.AutoModelForCausalLM.from_pretrained(bundle.path, dtype="auto", local_files_only=True)
     tokenizer = transformers.AutoTokenizer.from_pretrained(bundle.path, local_files_only=True)
     return Generator(network.eval(), tokenizer, tokens_max=bundle.manifest.tokens_max or tokenizer.model_max_length)

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import tokenizers
 import torch
-import transformers
 from torch import Tensor, nn
 
 from training.contract import Array, Classes, Flags, Inputs, Rows, strings
@@ -132,6 +131,8 @@ def build(spec: Encoder, rows: Rows) -> Embedder | Classifier:
 
 def load(spec: Encoder) -> Embedder:
     """The encoder as it was published, with its tokenizer."""
+    import transformers  # seconds, which a model that was loaded before need not wait
+
     transformers.utils.logging.disable_progress_bar()
     folder = package.find(spec.package)
     LOG.info("model: reading %s", package.describe(spec.package))

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 
 from training.contract import Beside, Weights
 from training.errors import RecipeError
@@ -52,6 +51,8 @@ class Generator:
 
 def build(spec: CausalLM) -> Generator:
     """On the CPU, in fp32, with the chat template that it is served with."""
+    import transformers  # seconds, which only whoever builds one waits
+
     transformers.utils.logging.disable_progress_bar()
     folder = package.find(spec.package)
     LOG.info("model: reading %s", package.describe(spec.package))

@@ -3,7 +3,7 @@ below that folder, and `hf:NAME` a Hugging Face data set that is on this disk.""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from msgspec import Meta, Struct
 
@@ -50,4 +50,57 @@ class Pairs(Struct, frozen=True, forbid_unknown_fields=True, tag="pairs", tag_fi
         return pairs.load(self)
 
 
-Data = Text | Pairs | Conversations | Preferences
+class Table(Struct, frozen=True, forbid_unknown_fields=True, tag="table", tag_field="kind"):
+    """Rows of numbers and categories with one label each. A caller sends each column by its name."""
+
+    files: ClassVar[tuple[str, ...]] = ("train", "test")
+
+    train: str
+    test: str | None = None
+    """Without it, the `split` column of `train` decides, or the hash of each row."""
+    label: str = "label"
+    header: tuple[str, ...] = ()
+    """Names of the columns, for files without a line that names them."""
+    categories: tuple[str, ...] = ()
+    """Columns whose numbers are codes. A column that holds anything but numbers is one anyway."""
+    ignore: tuple[str, ...] = ()
+    """Columns that are left out."""
+    labels: dict[str, str] = {}
+    """What the file calls a label → its name; in this order."""
+    costs: dict[str, Annotated[float, Meta(ge=0)]] = {}
+    """Label → what it costs to answer a row of it wrong, 1 for one that is not here. Measured as `cost`."""
+    test_share: Share = 0.2
+
+    def load(self) -> Rows:
+        from training.data import table
+
+        return table.load(self)
+
+
+class Ratings(Struct, frozen=True, forbid_unknown_fields=True, tag="ratings", tag_field="kind"):
+    """What users thought of items, and when."""
+
+    files: ClassVar[tuple[str, ...]] = ("train", "test")
+
+    train: str
+    test: str | None = None
+    """Without it, `split` decides."""
+    user: str = "user"
+    item: str = "item"
+    rating: str = "rating"
+    time: str = "timestamp"
+    wanted: Literal["rating", "top"] = "rating"
+    """A caller asks what a user would think of an item, or for the items that a user would like most."""
+    split: Literal["random", "last"] = "random"
+    """Tested with: rows by the hash of user and item, or the last ones of each user."""
+    test_share: Share = 0.2
+    liked_min: float = 4.0
+    """The rating from which on an item was worth recommending."""
+
+    def load(self) -> Rows:
+        from training.data import ratings
+
+        return ratings.load(self)
+
+
+Data = Text | Pairs | Conversations | Preferences | Table | Ratings

@@ -1,4 +1,4 @@
-"""The plainest things that could work, to be measured beside what a recipe makes. By scikit-learn, and never served."""
+"""The plainest things that could work, to be measured beside what a recipe makes. Never served."""
 
 from __future__ import annotations
 
@@ -36,4 +36,45 @@ class Base(Struct, frozen=True, forbid_unknown_fields=True, tag="base", tag_fiel
         return floors.base(model, train, test)
 
 
-Floor = Ngrams | Base
+class Logistic(Struct, frozen=True, forbid_unknown_fields=True, tag="logistic", tag_field="kind"):
+    """Of a table: logistic regression on standardised numbers and one-hot categories."""
+
+    c: Annotated[float, Meta(gt=0)] = 0.1
+
+    def predict(self, train: Examples, test: Examples, *, model: ModelSpec, seed: int) -> dict[str, Array]:
+        from training.evaluation import floors
+
+        return floors.logistic(self, train, test, seed=seed)
+
+
+class Boosting(Struct, frozen=True, forbid_unknown_fields=True, tag="boosting", tag_field="kind"):
+    """Of a table: gradient-boosted trees, with scikit-learn's settings."""
+
+    def predict(self, train: Examples, test: Examples, *, model: ModelSpec, seed: int) -> dict[str, Array]:
+        from training.evaluation import floors
+
+        return floors.boosting(train, test, seed=seed)
+
+
+class Biases(Struct, frozen=True, forbid_unknown_fields=True, tag="biases", tag_field="kind"):
+    """Of ratings: the mean, and what each user and each item is above it."""
+
+    shrink: Annotated[float, Meta(ge=0)] = 3.0
+    """Ratings that every user and item is taken to have had at the mean."""
+
+    def predict(self, train: Examples, test: Examples, *, model: ModelSpec, seed: int) -> dict[str, Array]:
+        from training.evaluation import baselines
+
+        return baselines.biases(self, train, test)
+
+
+class Popularity(Struct, frozen=True, forbid_unknown_fields=True, tag="popularity", tag_field="kind"):
+    """Of ratings: for everyone the items that most users liked, but those they have had."""
+
+    def predict(self, train: Examples, test: Examples, *, model: ModelSpec, seed: int) -> dict[str, Array]:
+        from training.evaluation import baselines
+
+        return baselines.popularity(train, test)
+
+
+Floor = Ngrams | Logistic | Boosting | Biases | Popularity | Base

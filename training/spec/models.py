@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from msgspec import Meta, Struct
 
@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from training.contract import Rows
     from training.model import Model
     from training.models.generator import Generator
+
+Count = Annotated[int, Meta(ge=1)]
 
 
 class Encoder(Struct, frozen=True, forbid_unknown_fields=True, tag="encoder", tag_field="kind"):
@@ -55,4 +57,76 @@ class CausalLM(Struct, frozen=True, forbid_unknown_fields=True, tag="generator",
         return package.describe(self.package), self.licence
 
 
-ModelSpec = Encoder | CausalLM
+class Mlp(Struct, frozen=True, forbid_unknown_fields=True, tag="mlp", tag_field="kind"):
+    """Dense layers over the columns of a table, their preparation in the graph."""
+
+    layers: tuple[Count, ...] = (64, 32)
+    """Widths of the hidden ones."""
+    dropout: Annotated[float, Meta(ge=0, lt=1)] = 0.0
+    """After each of them."""
+    networks: Count = 1
+    """Mean of so many, that differ in where they start."""
+    log: bool = False
+    """Numbers by sign and logarithm: for amounts, few of which are large."""
+    ratios: tuple[tuple[str, str], ...] = ()
+    """Pairs of columns, the first of which is also given as a multiple of the second."""
+    origin: ClassVar[tuple[str, str]] = ("", "")
+
+    def build(self, rows: Rows) -> Model:
+        from training.models import mlp
+
+        return mlp.build(self, rows)
+
+
+class Factors(Struct, frozen=True, forbid_unknown_fields=True, tag="factors", tag_field="kind"):
+    """User and item → rating: biases, and factors of what they leave. Solved as it is built, without a trainer."""
+
+    width: Count = 24
+    rounds: Count = 12
+    noise: Annotated[float, Meta(gt=0)] = 0.75
+    """Variance of a rating around what is right for it."""
+    spread: Annotated[float, Meta(gt=0)] = 0.05
+    """Variance of an item's factors before anything is known of it; of a user's it is 1."""
+    shrink: Annotated[float, Meta(ge=0)] = 3.0
+    """Ratings at the mean that every user and item is taken to have had."""
+    origin: ClassVar[tuple[str, str]] = ("", "")
+
+    def build(self, rows: Rows) -> Model:
+        from training.models import factors
+
+        return factors.build(self, rows)
+
+
+class Ease(Struct, frozen=True, forbid_unknown_fields=True, tag="ease", tag_field="kind"):
+    """User → items, from what goes together with what they liked. Solved as it is built, without a trainer."""
+
+    penalty: Annotated[float, Meta(gt=0)] = 100.0
+    """Of the squared weights."""
+    top: Count = 50
+    """Items that it answers."""
+    origin: ClassVar[tuple[str, str]] = ("", "")
+
+    def build(self, rows: Rows) -> Model:
+        from training.models import ease
+
+        return ease.build(self, rows)
+
+
+class TwoTower(Struct, frozen=True, forbid_unknown_fields=True, tag="two-tower", tag_field="kind"):
+    """User → items, by the product of a vector of what the user liked and a vector of each item."""
+
+    width: Count = 128
+    hidden: Annotated[float, Meta(ge=0, lt=1)] = 0.7
+    """Share of what a user liked that is hidden while learning, so that it is guessed from the rest."""
+    dropout: Annotated[float, Meta(ge=0, lt=1)] = 0.5
+    top: Count = 50
+    """Items that it answers."""
+    origin: ClassVar[tuple[str, str]] = ("", "")
+
+    def build(self, rows: Rows) -> Model:
+        from training.models import towers
+
+        return towers.build(self, rows)
+
+
+ModelSpec = Encoder | CausalLM | Mlp | Factors | Ease | TwoTower

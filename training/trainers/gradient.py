@@ -22,7 +22,7 @@ from training.evaluation.measures import measure
 from training.model import Model, predict, row_losses, weighted
 from training.run import Run
 from training.spec.trainers import Gradient
-from training.trainers import batches, lora, probe, schedule
+from training.trainers import batches, probe, schedule
 from training.trainers.team import Team
 
 LOG = logging.getLogger("training")
@@ -35,11 +35,14 @@ def fit(spec: Gradient, model: Model, examples: Examples, run: Run) -> Model:
     learnt, held = _validation(spec, examples, run)
     if spec.probe is not None:
         model = probe.fit(spec.probe, model, learnt)
-    if spec.lora is not None:
+    if spec.lora is None:
+        model.load_state_dict(Descent(spec, model, learnt, held, run).descend())
+    else:
+        from training.trainers import lora  # peft takes seconds to import
+
         model = lora.attach(spec.lora, model)
-    best = Descent(spec, model, learnt, held, run).descend()
-    model.load_state_dict(best)
-    model = lora.merge(model) if spec.lora is not None else model
+        model.load_state_dict(Descent(spec, model, learnt, held, run).descend())
+        model = lora.merge(model)
     model.eval()
     return model
 

@@ -1,0 +1,1 @@
+"""gRPC over HTTP/2: what its server and its clients have in common, and a client."""
