@@ -6,6 +6,7 @@ Every runtime's own part is its Spec (see runtimes); `kind` says which. `$HEADRA
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,8 @@ import runtimes
 from gateway.call import MODEL_NAME, Bounds
 from gateway.errors import field_error
 from gateway.price import Prices
+from gateway.replica import replica_name
+from runtimes.vllm import Vllm
 
 Struct = msgspec.Struct
 Address = Annotated[str, Meta(pattern=r"^(\[[0-9a-fA-F:]+\]|[A-Za-z0-9.-]+):[0-9]{1,5}\Z", description="host:port")]
@@ -117,7 +120,19 @@ def load(path: Path) -> Config:
         raise ConfigError(f"{path}: {field_error(str(error))}") from None
     for wrong in _contradictions(config):
         raise ConfigError(f"{path}: {wrong}.")
-    return config
+    return msgspec.structs.replace(config, models=(*config.models, *_adapters(config)))
+
+
+def _adapters(config: Config) -> Iterator[Model]:
+    """The models that others bring along: each adapter of an engine is one, with the bounds and prices of its base."""
+    for model in config.models:
+        sharing: dict[str, list[runtimes.Spec]] = {}
+        for number, spec in enumerate(model.replicas):
+            if isinstance(spec, Vllm):
+                for name, adapter in spec.adapters.items():
+                    sharing.setdefault(name, []).append(spec.adapted(replica_name(model.name, number), adapter))
+        for name, replicas in sharing.items():
+            yield msgspec.structs.replace(model, name=name, replicas=tuple(replicas))
 
 
 def _contradictions(config: Config) -> Iterator[str]:
@@ -126,6 +141,13 @@ def _contradictions(config: Config) -> Iterator[str]:
     for number, name in enumerate(names):
         if name in names[:number]:
             yield f"models[{number}].name: {name!r} is used twice"
+    for number, model in enumerate(config.models):
+        for name in sorted({it for spec in model.replicas if isinstance(spec, Vllm) for it in spec.adapters}):
+            if name in names:
+                yield f"models[{number}].replicas: the adapter {name!r} has another model's name"
+            if not re.match(MODEL_NAME, name):
+                yield f"models[{number}].replicas: {name!r} can't be an adapter's name; a model's matches {MODEL_NAME}"
+            names.append(name)
     server = config.server
     for field in ("listen", "grpc", "admin"):
         address = getattr(server, field)

@@ -34,7 +34,8 @@ def engine_install(
     Parameters
     ----------
     name
-        vllm for language models, triton for classifiers, train for making models.
+        vllm for language models, triton for classifiers, train for making models, compress for making language models
+        small.
     version
         Which version, if not the one this release was tested with.
     torch_index

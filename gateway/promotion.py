@@ -18,18 +18,19 @@ from runtimes.integrity import ShelfFault
 
 
 class Source:
-    """One replica's. With `attached`, an engine is another process's to start, and is only reached from here."""
+    """One replica's. With `attached`, an engine is another process's to start, and is only reached from here; so is one
+    that the replica shares with another."""
 
     def __init__(self, spec: runtimes.Spec, site: Site, *, attached: bool, clock: Clock) -> None:
         self.spec = spec
         self.site = site
-        self.attached = attached and is_engine(spec)
+        self.attached = _shares(spec) or (attached and is_engine(spec))
         self._clock = clock
 
     @property
     def follows(self) -> bool:
         """Promotions can change what it runs."""
-        return getattr(self.spec, "artifact", None) is not None
+        return any(self._references())
 
     @property
     def look_s(self) -> float:
@@ -48,32 +49,46 @@ class Source:
         return ABOUT_S + (drain_s if is_engine(self.spec) and not self.attached else 0.0)
 
     def version(self) -> str:
-        """The version that the artifact's alias means now; empty if it names none. Reads the shelf."""
-        artifact = getattr(self.spec, "artifact", None)
-        if artifact is None:
-            return ""
-        try:
-            return aliased(artifact, self.site.shelf) or ""
-        except ShelfFault:
-            return ""  # opening it will say what is wrong
+        """The version that the artifact's alias means now, and of an adapter on it; empty if they name none. Reads the
+        shelf."""
+        return "+".join(map(self._version, self._references())).rstrip("+")
 
     def build(self, version: str) -> Generator | Predictor:
         """A runtime for this version, not yet open."""
         spec: Any = self.spec
         site = self.site
-        if version:
-            name = spec.artifact.partition("@")[0]
-            spec = msgspec.structs.replace(spec, artifact=f"{name}@{version}")
-            if is_engine(spec):
-                site = msgspec.structs.replace(site, generation=version)
+        for field, reference, wanted in zip(NAMING, self._references(), version.split("+"), strict=False):
+            if wanted:
+                assert reference is not None
+                name = reference.partition("@")[0]
+                spec = msgspec.structs.replace(spec, **{field: f"{name}@{wanted}"})
+                if field == "artifact" and (is_engine(spec) or _shares(spec)):
+                    site = msgspec.structs.replace(site, generation=wanted)
         runtime: Generator | Predictor = (spec.attached(site) if self.attached else spec).build(site)
         return runtime
+
+    def _references(self) -> list[str | None]:
+        return [getattr(self.spec, field, None) for field in NAMING]
+
+    def _version(self, reference: str | None) -> str:
+        try:
+            return "" if reference is None else aliased(reference, self.site.shelf) or ""
+        except ShelfFault:
+            return ""  # opening it will say what is wrong
 
 
 def is_engine(spec: runtimes.Spec) -> bool:
     """It starts a process, of which a host has one, however many workers it has."""
-    return hasattr(spec, "attached") and getattr(spec, "url", None) is None
+    return hasattr(spec, "attached") and getattr(spec, "url", None) is None and not _shares(spec)
 
+
+def _shares(spec: runtimes.Spec) -> bool:
+    """It runs on an engine that another replica starts."""
+    return getattr(spec, "shares", None) is not None
+
+
+#: Fields of a Spec that may name what is on the shelf.
+NAMING = ("artifact", "adapter")
 
 #: Pauses between tries, and how long a call may take from being given a replica to having reached its runtime.
 RETRY_S = 30.0

@@ -64,8 +64,11 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     task: Literal["generate", "classify", "embed", "predict"]
     """`predict` is any other model: it takes and gives what tensors its graph has."""
-    format: Literal["safetensors", "onnx"]
+    format: Literal["safetensors", "onnx", "adapter"]
+    """`adapter` is a LoRA adapter in peft's layout, to be put on the model that `fits` names."""
     lineage: Lineage
+    fits: str = ""
+    """Of an adapter: the model it was trained on, as `name@version` or as that model's own lineage names its base."""
     tokens_max: int | None = None
     """Longest input in tokens, special tokens included; None for what does not read text."""
     labels: tuple[str, ...] = ()
@@ -357,8 +360,9 @@ def aliased(reference: str, shelf: Shelf) -> str | None:
 
 
 def open_folder(path: Path) -> Artifact | Folder:
-    """An Artifact if the folder has a manifest, else a generator in Hugging Face's layout: config.json and
-    safetensors weights. The latter may hold links: it is the user's own, often a cache made of them."""
+    """An Artifact if the folder has a manifest, else a generator in Hugging Face's layout, config.json and
+    safetensors weights, or an adapter in peft's. The latter may hold links: it is the user's own, often a cache made of
+    them."""
     if not path.is_dir():
         raise NotFound(f"{path} is not a folder")
     manifest = path / MANIFEST
@@ -366,8 +370,11 @@ def open_folder(path: Path) -> Artifact | Folder:
         return Artifact(
             path.absolute(), read_manifest(integrity.read(manifest, bytes_max=_MANIFEST_BYTES_MAX), manifest)
         )
-    if not (path / "config.json").is_file():
-        raise Rejected(f"{path} has neither {MANIFEST} (an artifact) nor config.json (a Hugging Face model)")
+    if not any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
+        raise Rejected(
+            f"{path} has neither {MANIFEST} (an artifact) nor config.json (a Hugging Face model), nor an adapter's "
+            "adapter_config.json"
+        )
     if not any(path.glob("*.safetensors")):
         raise Rejected(f"{path} has no *.safetensors; other weight formats can execute code: convert it to safetensors")
     return Folder(path.absolute())
@@ -445,6 +452,7 @@ def _version(card: Card, files: dict[str, str]) -> str:
         card.name, card.task, card.format, card.tokens_max, card.labels, card.thresholds, card.pooling,
         card.lineage.recipe_hash,
         *(("truncate",) if card.truncate else ()),
+        *((card.fits,) if card.fits else ()),
     )  # fmt: skip
     return hashlib.sha256(msgspec.json.encode(content, order="deterministic")).hexdigest()[:12]
 

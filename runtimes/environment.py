@@ -1,4 +1,5 @@
-"""Environments of their own for what must not share one with the gateway: the engines vLLM and Triton, and training.
+"""Environments of their own for what must not share one with the gateway: the engines vLLM and Triton, training, and
+compression.
 
     <state>/engines/<name>-<version>/          a virtual environment; complete once it holds `.ready`
     <state>/logs/install-<name>.log            what pip said
@@ -97,6 +98,14 @@ class Plan(msgspec.Struct, frozen=True):
         return hashlib.sha256(msgspec.json.encode(self) + lock).hexdigest()
 
 
+COMPRESS = Plan(
+    version="0.14.0",
+    torch="torch==2.13.0+cpu",
+    lock="compress.txt",
+    proves=("torch", "transformers", "compressed_tensors", "llmcompressor"),
+)
+"""Named by llm-compressor, which wants an older transformers than training does."""
+
 TRITON = Plan(
     version="0.7.0",
     torch=None,
@@ -141,6 +150,8 @@ PLANS: dict[tuple[str, Device], Plan] = {
         proves=("torch", "transformers", "onnx", "onnxruntime", "tokenizers", "training.recipe"),
         project=True,
     ),
+    ("compress", "cpu"): COMPRESS,
+    ("compress", "cuda"): msgspec.structs.replace(COMPRESS, torch="torch==2.13.0"),
     ("triton", "cpu"): TRITON,
     ("triton", "cuda"): TRITON,
 }

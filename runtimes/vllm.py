@@ -20,14 +20,12 @@ from runtimes.artifact import Artifact, Folder, Hub, locate, verify
 from runtimes.clock import Clock, SystemClock
 from runtimes.contract import (
     GENERATING,
-    Broken,
     Exchange,
     Generator,
     Invalid,
     Load,
     Reply,
     RuntimeFault,
-    Sink,
     Site,
     Unavailable,
 )
@@ -35,11 +33,10 @@ from runtimes.environment import EnvironmentFault, Environments
 from runtimes.integrity import ShelfFault
 from runtimes.process import Dead, Limits, Process, Snapshot, first, scratch
 from runtimes.remote import authorization
-from runtimes.vllm_command import REFUSED, command
+from runtimes.vllm_adapter import Loader
+from runtimes.vllm_command import REFUSED, command, quantized
+from runtimes.vllm_stream import Watched
 from runtimes.wire import Head, Wire
-
-FAILED = (b'data: {"error"', b"event: error")
-"""How vLLM says amid a stream that its engine is dead. It then ends the stream as if all were well."""
 
 ROUTES = MappingProxyType(
     {
@@ -57,10 +54,10 @@ OWN_PATHS = MappingProxyType({"/v1/score": "/score", "/v1/rerank": "/rerank", "/
 STARTED_HERE = frozenset(
     {
         *("artifact", "version", "dtype", "tokens_max", "kv_cache_bytes", "threads", "tool_parser", "args"),
-        *("start_s_max", "drain_s_max"),
+        *("start_s_max", "drain_s_max", "adapters"),
     }
 )
-RUNS_ELSEWHERE = frozenset({"url", "model", "key_env"})
+RUNS_ELSEWHERE = frozenset({"url", "model", "key_env", "base"})
 """Settings that only an engine has that is started here, or that is not. The others mean something to both."""
 
 _URL = re.compile(r"https?://([0-9A-Za-z._-]+|\[[0-9A-Fa-f:.]+\])(:(?P<port>[0-9]{1,5}))?|unix:/[^\x00]+")
@@ -98,6 +95,20 @@ class Vllm(msgspec.Struct, tag="vllm", tag_field="kind", frozen=True, forbid_unk
     threads: Annotated[int, msgspec.Meta(ge=1, le=1024)] | None = None
     """Compute threads on a CPU; None is one per core but one. On a shared machine, too many are much worse than
     too few: they wait for each other by spinning."""
+    adapters: dict[str, str] = {}
+    """LoRA adapters that share this engine: one more model's name → its adapter, on the shelf or in a folder. An alias
+    is followed: a version that is promoted is served within two seconds, and no call fails for it. Each has
+    `running_max` places of its own; what is too much for the engine waits there. On a CPU `artifact` must not be
+    quantized then."""
+    adapter: str | None = None
+    """What this model adds to one that an engine serves: another replica's here, or the one at `url`, which must read
+    the shelf at the same path and run with `--enable-lora` and `VLLM_ALLOW_RUNTIME_LORA_UPDATING=True`."""
+    shares: str | None = None
+    """That replica's name, e.g. `base-0`, and `artifact` is what it serves. `adapters` there says the same, shorter."""
+    base: str | None = None
+    """What the engine at `url` serves, as `artifact` would say it, to check the adapter against. None: it is not."""
+    adapter_rank_max: Literal[1, 8, 16, 32, 64, 128, 256, 320, 512] = 16
+    """The engine keeps room for adapters up to this rank, and takes longer the larger it is."""
     tool_parser: str | None = "hermes"
     """How the model writes tool calls, by vLLM's name for it; None switches tool calls off."""
     args: tuple[str, ...] = ()
@@ -118,9 +129,11 @@ class Vllm(msgspec.Struct, tag="vllm", tag_field="kind", frozen=True, forbid_unk
             found = _URL.fullmatch(self.url)
             if not found or int(found["port"] or 0) > 65_535:
                 raise ValueError("`url` must be http(s)://HOST[:PORT] in plain ASCII and without a path, or unix:/PATH")
-        alien, given = (RUNS_ELSEWHERE, "artifact") if self.url is None else (STARTED_HERE, "url")
+        alien, given = (RUNS_ELSEWHERE, "artifact") if self.url is None else (STARTED_HERE | {"shares"}, "url")
+        if self.shares is not None:
+            alien, given = RUNS_ELSEWHERE | STARTED_HERE - {"artifact"}, "shares"
         for field in msgspec.structs.fields(self):
-            if field.name in alien and getattr(self, field.name) != field.default:
+            if field.name in alien and getattr(self, field.name) not in (field.default, {}):
                 raise ValueError(f"`{field.name}` means nothing beside `{given}`; leave it out")
         for arg in self.args:
             # vLLM takes underscores for dashes and any unambiguous beginning for the option.
@@ -130,6 +143,15 @@ class Vllm(msgspec.Struct, tag="vllm", tag_field="kind", frozen=True, forbid_unk
             if hit := [it for it in REFUSED if it.startswith(option)]:
                 raise ValueError(f"args must not hold {arg!r}: {min(hit)} is Headrace's to set, or unsafe")
 
+        if (self.adapter is None) != (self.shares is None) and self.url is None:
+            raise ValueError(
+                "`adapter` and `shares` belong together; or put the adapter into `adapters` of that replica"
+            )
+        if self.model is not None and self.adapter is not None:
+            raise ValueError("`model` means nothing beside `adapter`, whose name follows its version; leave it out")
+        if self.adapters and self.task != "generate":
+            raise ValueError('`adapters` are for language models; leave them out, or `task = "generate"`')
+
     in_process: ClassVar[bool] = False
 
     @property
@@ -137,9 +159,27 @@ class Vllm(msgspec.Struct, tag="vllm", tag_field="kind", frozen=True, forbid_unk
         return self.running_max
 
     def attached(self, site: Site) -> Vllm:
-        """The engine that one process starts here, as the others of this host reach it."""
+        """The engine that one process starts here, as the others of this host reach it, and models that share it."""
+        engine = site if self.shares is None else msgspec.structs.replace(site, replica=self.shares)
         return Vllm(
-            url=f"unix:{_socket(site)}", task=self.task, running_max=self.running_max, idle_s_max=self.idle_s_max
+            url=f"unix:{_socket(engine)}",
+            task=self.task,
+            adapter=self.adapter,
+            base=None if self.adapter is None else self.artifact,
+            adapter_rank_max=self.adapter_rank_max,
+            running_max=self.running_max,
+            idle_s_max=self.idle_s_max,
+        )
+
+    def adapted(self, replica: str, adapter: str) -> Vllm:
+        """One of `adapters`, as a replica of another model on the engine of this one, whose name is `replica`."""
+        return Vllm(
+            artifact=self.artifact,
+            adapter=adapter,
+            shares=replica,
+            adapter_rank_max=self.adapter_rank_max,
+            running_max=self.running_max,
+            idle_s_max=self.idle_s_max,
         )
 
     def build(self, site: Site, *, clock: Clock | None = None) -> VllmRuntime:
@@ -161,6 +201,7 @@ class VllmRuntime:
         self._heads: dict[str, Head] = {}
         self._wire: Wire | None = None
         self._probe_wire: Wire | None = None
+        self._adapter: Loader | None = None
         self._running = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -184,6 +225,11 @@ class VllmRuntime:
             model = await asyncio.to_thread(self._model)
             environments = Environments(self._site.state.absolute())
             engine = environments.find("vllm", self._spec.version)
+            if self._spec.adapters and engine.device == "cpu" and quantized(model):
+                raise ShelfFault(
+                    f"{self._spec.artifact} is quantized, and on a CPU vLLM puts adapters on plain weights only: name "
+                    "its base in fp32, or merge the adapter and quantize the whole"
+                )
         except (ShelfFault, EnvironmentFault) as error:
             raise Unavailable(f"{self._site.replica}: {error}") from error
         socket = _socket(self._site)
@@ -228,6 +274,8 @@ class VllmRuntime:
     async def ready(self) -> None:
         self._admit()
         await self._probe()
+        if self._adapter is not None:
+            self.upstream_model = await self._adapter.loaded()
 
     def snapshot(self) -> Snapshot | None:
         """The engine's process; None before `open`, and of an engine elsewhere."""
@@ -235,7 +283,9 @@ class VllmRuntime:
 
     async def aclose(self) -> None:
         self._closing = True
-        if self._process is not None and self._process.snapshot().phase == "ready":
+        if self._process is None:
+            await self._idle.wait()  # the engine stays, so nothing hurries but the calls' own deadlines
+        elif self._process.snapshot().phase == "ready":
             await first(self._idle.wait(), self._clock.sleep(self._spec.drain_s_max))
         for wire in (self._wire, self._probe_wire):
             if wire is not None:
@@ -289,6 +339,16 @@ class VllmRuntime:
         self._health = self._wire.head("GET", "/health", authorization)
         # A pool of its own: a probe that waits behind calls would take a busy engine for a hung one.
         self._probe_wire = self._connect(url, connections_max=1)
+        if self._spec.adapter is not None:
+            self._adapter = Loader(
+                reference=self._spec.adapter,
+                base=self._spec.base,
+                rank_max=self._spec.adapter_rank_max,
+                site=self._site,
+                wire=self._probe_wire,
+                authorization=authorization,
+                clock=self._clock,
+            )
 
     def _connect(self, url: str, *, connections_max: int) -> Wire:
         socket = Path(url.removeprefix("unix:")) if url.startswith("unix:") else None
@@ -304,65 +364,6 @@ class VllmRuntime:
 
 def _socket(site: Site) -> Path:
     return scratch(site) / "api.sock"
-
-
-class Watched:
-    """The frames of a reply, of which none pretends that an answer cut short is whole."""
-
-    __slots__ = ("_failed", "_next", "_pour", "_replica")
-
-    def __init__(self, reply: Reply, replica: str) -> None:
-        self._next = reply.frames.__anext__
-        self._pour = reply.pour
-        self._replica = replica
-        self._failed = False
-
-    def __aiter__(self) -> Watched:
-        return self
-
-    async def __anext__(self) -> bytes:
-        while True:
-            if self._failed:
-                raise self._fault()
-            if frame := self._sound(await self._next()):
-                return frame
-
-    async def pour(self, sink: Sink) -> None:
-        assert self._pour is not None
-        await self._pour(WatchedSink(self, sink))
-
-    def _sound(self, frame: bytes) -> bytes:
-        """The part of it before the engine said that it has failed."""
-        for mark in FAILED:
-            at = frame.find(mark)
-            if at == 0 or (at > 0 and frame[at - 1] == 10):  # at the start of a line
-                self._failed = True
-                return frame[:at]
-        return frame
-
-    def _fault(self) -> Broken:
-        return Broken(f"{self._replica}: the engine failed amid the answer")
-
-
-class WatchedSink:
-    """See Watched."""
-
-    __slots__ = ("_sink", "_watched", "drained")
-
-    def __init__(self, watched: Watched, sink: Sink) -> None:
-        self._watched = watched
-        self._sink = sink
-        self.drained = sink.drained
-
-    @property
-    def done(self) -> bool:
-        return self._sink.done
-
-    def take(self, part: bytes) -> bool:
-        go_on = self._sink.take(self._watched._sound(part))
-        if self._watched._failed:
-            raise self._watched._fault()
-        return go_on
 
 
 def _conforms(it: VllmRuntime) -> Generator:

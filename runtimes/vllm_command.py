@@ -34,6 +34,7 @@ REFUSED = frozenset(
         *("--model", "--served-model-name", "--uds", "--host", "--port", "--grpc", "--grpc-port", "--api-key"),
         "--runner",
         *("--config", "--load-format", "--max-model-len", "--max-num-seqs", "--kv-cache-memory-bytes", "--dtype"),
+        *("--enable-lora", "--lora-modules", "--max-loras", "--max-lora-rank"),
         *("--tool-call-parser", "--enable-auto-tool-choice", "--allowed-media-domains", "--headless"),
         # These let a model's author or a request run code or read files here.
         *("--trust-remote-code", "--trust-request-chat-template", "--allowed-local-media-path"),
@@ -100,6 +101,13 @@ def command(
     elif spec.tool_parser is not None:
         options["--tool-call-parser"] = spec.tool_parser
         flags.append("--enable-auto-tool-choice")
+    if spec.adapters:
+        flags.append("--enable-lora")
+        options["--max-lora-rank"] = str(spec.adapter_rank_max)
+        # In one batch: each of them, and one more while calls still end on the version before.
+        options["--max-loras"] = str(len(spec.adapters) + 1)
+        # By those who reach the socket, which is nobody but the gateway; it loads what it has verified.
+        env["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "True"
     kept = (*ENVIRONMENT_KEPT, "CUDA_VISIBLE_DEVICES", *(HUB_ENVIRONMENT if hub else ()))
     # -P: modules come from the engine's environment, never from the folder the gateway was started in.
     argv = [str(python), "-P", "-m", MODULE, *(part for pair in options.items() for part in pair), *flags]
@@ -111,8 +119,14 @@ def cpu_dtype(model: Artifact | Folder | Hub) -> str:
     weights are computed by integer instructions and are fastest, some only right, beside bfloat16."""
     if isinstance(model, Hub):
         return "auto"
-    config = msgspec.json.decode((model.path / "config.json").read_bytes(), type=dict[str, Any])
-    return "bfloat16" if "quantization_config" in config else "float32"
+    return "bfloat16" if quantized(model) else "float32"
+
+
+def quantized(model: Artifact | Folder | Hub) -> bool:
+    """Whether its weights are; of one that is still to be fetched nobody knows."""
+    if isinstance(model, Hub):
+        return False
+    return "quantization_config" in msgspec.json.decode((model.path / "config.json").read_bytes(), type=dict[str, Any])
 
 
 def cores() -> int:

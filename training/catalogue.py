@@ -69,13 +69,13 @@ def fingerprint(recipe: Recipe) -> str:
     """Hash of the recipe and of the data files' content, wherever they lie."""
     content = msgspec.to_builtins(recipe)
     del content["tuning"]  # it decides nothing of what a run makes
-    content["data"] = _changed(content["data"], lambda part, path: _hash(part, Path(_expanded(path, part))))
+    content["data"] = _changed(content["data"], lambda part, path: _hash(part, Path(expanded(path, part))))
     return hashlib.sha256(msgspec.json.encode([_EDITION, content], order="deterministic")).hexdigest()
 
 
 def with_files(recipe: Recipe) -> Recipe:
     """The same recipe, `$HEADRACE_DATA` in its paths replaced. Raises RecipeError if it is not set."""
-    content = _changed(msgspec.to_builtins(recipe.data), lambda part, path: _expanded(path, part))
+    content = _changed(msgspec.to_builtins(recipe.data), lambda part, path: expanded(path, part))
     return msgspec.structs.replace(recipe, data=msgspec.convert(content, Data))
 
 
@@ -108,7 +108,8 @@ def _changed(data: dict[str, Any], change: Callable[[str, str], str], prefix: st
     return {part: of(part, value) for part, value in data.items()}
 
 
-def _expanded(path: str, part: str) -> str:
+def expanded(path: str, part: str) -> str:
+    """With `$HEADRACE_DATA` replaced. Raises RecipeError if it is not set."""
     found = os.path.expandvars(path)
     if "$HEADRACE_DATA" in found:
         raise RecipeError(

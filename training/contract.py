@@ -111,6 +111,14 @@ class Answers(Targets, frozen=True):
     """Strings [n]."""
 
 
+class Preferred(Targets, frozen=True):
+    """Two answers a row, the first the better one."""
+
+    chosen: Array
+    """Strings [n]."""
+    rejected: Array
+
+
 class Examples(msgspec.Struct, frozen=True):
     """Rows as columns."""
 
@@ -189,6 +197,12 @@ class Weights(msgspec.Struct, frozen=True):
     tensors: dict[str, Any]
     config: dict[str, Any]
     """What `config.json` has to say about them, on top of the model's own."""
+
+
+class Beside(msgspec.Struct, frozen=True):
+    """A LoRA adapter for vLLM, to be put on the model that the recipe starts from: peft's layout."""
+
+    files: Mapping[str, bytes]
 
 
 def strings(values: Sequence[str]) -> Array:

@@ -1,25 +1,36 @@
-"""A torch model as one ONNX file."""
+"""What is served of a model that is not made small: of most, one ONNX file."""
 
 from __future__ import annotations
 
 import io
 import warnings
 from collections.abc import Mapping
+from typing import Any
 
 import onnx
 import torch
 
-from training.contract import Graph
+from training.contract import Beside, Graph, Weights
 from training.errors import RecipeError
 from training.model import Model
+from training.models.generator import Generator, product
 from training.vocabulary import Vocabulary
 
 _OPSET = 17
 _ML_OPSET = 2
 
 
+def served(made: Any) -> Graph | Weights | Beside:
+    """In fp32; what a compression made of it, as it is."""
+    if isinstance(made, Graph | Weights | Beside):
+        return made
+    if isinstance(made, Generator):
+        return product(made)
+    return export(made)
+
+
 def export(model: Model | Graph) -> Graph:
-    """In fp32, with the model's names of inputs and outputs; a graph as it is."""
+    """As ONNX, with the model's names of inputs and outputs; a graph as it is."""
     if isinstance(model, Graph):
         return model
     if not isinstance(model, Model):

@@ -10,34 +10,36 @@ from pathlib import Path
 import msgspec
 from safetensors.torch import save_file
 
+from runtimes import adapter
 from runtimes.artifact import Artifact, Card, Lineage, Manifest, seal
 from runtimes.clock import SystemClock
-from training.contract import Graph, Rows, Scores, Weights
+from training.contract import Beside, Graph, Rows, Scores, Weights
 from training.models.generator import Generator
 from training.spec import Recipe
 
-TEMPLATE = Path(__file__).parent / "recipes" / "chatml.jinja"
-
-_PACKAGES = ("torch", "transformers", "tokenizers", "onnx", "onnxruntime", "safetensors", "gguf")
+_PACKAGES = ("torch", "transformers", "tokenizers", "onnx", "onnxruntime", "safetensors", "gguf", "peft", "trl")
 
 
 def build(
-    recipe: Recipe, recipe_hash: str, rows: Rows, product: Graph | Weights, origin: object, folder: Path
+    recipe: Recipe, recipe_hash: str, rows: Rows, product: Graph | Weights | Beside, origin: object, folder: Path
 ) -> Artifact:
     """Write what is served into the empty `folder`, and its manifest. `origin` is the model that it was made of."""
+    base, licence = recipe.model.origin
     if isinstance(product, Graph):
         (folder / "model.onnx").write_bytes(product.content)
         for name, content in product.beside.items():
             (folder / name).write_bytes(content)
-        fields = dict(product.card)
+        fields = {"format": "onnx"} | dict(product.card)
     else:
         assert isinstance(origin, Generator)
-        _write_generator(origin, product, folder)
-        fields = {"task": "generate", "tokens_max": origin.tokens_max}
-    base, licence = recipe.model.origin
+        fields = {"format": "safetensors", "task": "generate", "tokens_max": origin.tokens_max}
+        if isinstance(product, Beside):
+            _write_adapter(product, base, folder)
+            fields |= {"format": "adapter", "fits": base}
+        else:
+            _write_generator(origin, product, folder)
     card = Card(
         name=recipe.name,
-        format="onnx" if isinstance(product, Graph) else "safetensors",
         lineage=Lineage(
             recipe=recipe.name,
             recipe_hash=recipe_hash,
@@ -67,12 +69,16 @@ def _write_generator(origin: Generator, small: Weights, folder: Path) -> None:
     """Hugging Face's layout, by its own writers where they are right."""
     origin.network.config.save_pretrained(folder)
     origin.network.generation_config.save_pretrained(folder)
-    # A GGUF names no limit, and transformers then saves 10^30, which engines believe.
-    origin.tokenizer.model_max_length = origin.tokens_max
     origin.tokenizer.save_pretrained(folder)
-    shutil.copyfile(TEMPLATE, folder / "chat_template.jinja")
     _update_json(folder / "config.json", small.config)
     save_file(small.tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _write_adapter(product: Beside, base: str, folder: Path) -> None:
+    """What peft's own loader takes, and the name of the base in words that people know."""
+    for name, content in product.files.items():
+        (folder / name).write_bytes(content)
+    _update_json(folder / adapter.CONFIG, {"base_model_name_or_path": base})
 
 
 def _update_json(file: Path, changes: dict[str, object]) -> None:

@@ -49,7 +49,7 @@ def make(recipe: Recipe, recipe_hash: str, shelf: Shelf, run: Run, *, workers: i
     somebody has to be first, and later `rollback` undoes it in one step. Raises GateFailed, and then publishes nothing.
     """
     from training import continual, package, report
-    from training.evaluation import folds, gate, measures
+    from training.evaluation import exams, folds, gate, measures
 
     base = None if recipe.continual is None else continual.find(recipe.continual.base, shelf, run.folder.parent)
     rows = _rows(recipe, base)
@@ -58,7 +58,8 @@ def make(recipe: Recipe, recipe_hash: str, shelf: Shelf, run: Run, *, workers: i
         raise DataError("there are no rows to train with: set data.train, or take the trainer out")
     if run.stage("data", lambda: rows.fingerprint) != rows.fingerprint:  # `hf:` names a set, not its rows
         raise DataError("the rows are not those that this run began with: start over, without --resume and --from")
-    gate.check(recipe.gate, measures.names(rows.test))  # a typing error must not cost a run
+    known = measures.names(rows.test) | {name for exam in recipe.exams for name in exams.measures(exam)}
+    gate.check(recipe.gate, known)  # a typing error must not cost a run
     features = _features(recipe, rows, run, base)
     model = run.stage("train", lambda: _trained(recipe, rows, features, run, base, workers))
     floor = run.stage("floor", lambda: _floor(recipe, rows))
@@ -68,18 +69,19 @@ def make(recipe: Recipe, recipe_hash: str, shelf: Shelf, run: Run, *, workers: i
         product = run.stage(f"compress-{number}", partial(step.apply, product, rows, run))
     bundle = run.stage("package", lambda: _bundle(recipe, recipe_hash, rows, product, model, run, "bundle"))
     verify(bundle)
-    after = run.stage("after", lambda: _after(bundle, before, rows, run))
+    after = run.stage("after", lambda: _after(bundle, before, rows, model, run))
+    marks = run.stage("exams", lambda: _exams(recipe, bundle, rows)) if recipe.exams else {}
     crossed, crossed_floor = folds.validate(recipe, rows.both, features, run) if recipe.folds else ({}, {})
     evidence = gate.Evidence(
         before.scores,
-        after.scores | crossed,
+        after.scores | crossed | marks,
         floor | crossed_floor,
-        lambda name: _gain_on_stable(name, recipe, shelf, rows, after),
+        lambda name: _gain_on_stable(name, recipe, shelf, rows, model, after),
     )
     findings = gate.findings(recipe.gate, evidence)
     report.write(run, recipe, rows, before, after, evidence, findings)
     gate.require(findings)
-    manifest = shelf.publish(bundle.path, package.card(bundle.manifest, before.scores, after.scores | crossed))
+    manifest = shelf.publish(bundle.path, package.card(bundle.manifest, before.scores, after.scores | crossed | marks))
     shelf.promote(manifest.name, manifest.version)
     return manifest
 
@@ -143,38 +145,57 @@ def _floor(recipe: Recipe, rows: Rows) -> dict[str, float]:
 
     if recipe.floor is None:
         return {}
-    found = with_slices(rows.test, recipe.floor.predict(rows.train, rows.test, seed=recipe.seed))
+    outputs = recipe.floor.predict(rows.train, rows.test, model=recipe.model, seed=recipe.seed)
+    found = with_slices(rows.test, outputs)
     LOG.info("floor: %s", "  ".join(f"{name} {value:.4g}" for name, value in found.items() if "[" not in name))
     return found
 
 
+def _exams(recipe: Recipe, bundle: Artifact, rows: Rows) -> dict[str, float]:
+    """What the bundle answers, beside what the recipe started from."""
+    from training.evaluation import exams, scoring
+    from training.models.generator import Generator
+
+    base = recipe.model.build(rows)
+    if bundle.manifest.task != "generate" or not isinstance(base, Generator):
+        raise RecipeError("exams are for language models: leave them out")
+    made = scoring.as_generator(bundle, base)
+    scores: dict[str, float] = {}
+    for exam in recipe.exams:
+        with made.asked() as network:
+            marks = exams.take(exam, network, made.tokenizer)
+        scores |= exams.compare(exam, marks, exams.take(exam, base.network, base.tokenizer), seed=recipe.seed)
+    return scores
+
+
 def _whole(recipe: Recipe, recipe_hash: str, rows: Rows, model: Any, run: Run) -> Measured:
-    """The model as trained, in fp32, through the runtime that serves its like."""
+    """The model as trained, in fp32, through the runtime that serves its like. Nothing of a language model that is
+    published as it was trained: it would be asked the same questions twice."""
     from training.evaluation import scoring
     from training.models.generator import Generator
 
+    if isinstance(model, Generator) and not recipe.compress:
+        return scoring.Measured({}, {})
     if isinstance(model, Generator):
         return scoring.score(model, rows.test, title="before")
     return scoring.score(_bundle(recipe, recipe_hash, rows, model, model, run, "whole"), rows.test, title="before")
 
 
 def _bundle(
-    recipe: Recipe, recipe_hash: str, rows: Rows, product: Graph | Weights | Any, model: Any, run: Run, where: str
+    recipe: Recipe, recipe_hash: str, rows: Rows, made: Graph | Weights | Any, model: Any, run: Run, where: str
 ) -> Artifact:
     from training import package
-    from training.contract import Weights
-    from training.export import export
+    from training.export import served
 
-    whole = product if isinstance(product, Weights) else export(product)
-    return package.build(recipe, recipe_hash, rows, whole, model, run.scratch(where))
+    return package.build(recipe, recipe_hash, rows, served(made), model, run.scratch(where))
 
 
-def _after(bundle: Artifact, before: Measured, rows: Rows, run: Run) -> Measured:
+def _after(bundle: Artifact, before: Measured, rows: Rows, model: Any, run: Run) -> Measured:
     """The bundle, and what it gained and lost by being made small."""
     from runtimes.artifact import open_folder
     from training.evaluation import scoring
 
-    after = scoring.score(bundle, rows.test, title="after")
+    after = scoring.score(bundle, rows.test, title="after", base=model)
     if bundle.manifest.format == "onnx":
         whole = open_folder(run.folder / "whole")
         assert isinstance(whole, Artifact)
@@ -185,7 +206,7 @@ def _after(bundle: Artifact, before: Measured, rows: Rows, run: Run) -> Measured
     return after
 
 
-def _gain_on_stable(name: str, recipe: Recipe, shelf: Shelf, rows: Rows, after: Measured) -> float | None:
+def _gain_on_stable(name: str, recipe: Recipe, shelf: Shelf, rows: Rows, model: Any, after: Measured) -> float | None:
     """By how much, at least, the bundle is better than the promoted artifact on the same rows; None without one."""
     from training.evaluation import bootstrap, scoring
 
@@ -195,7 +216,7 @@ def _gain_on_stable(name: str, recipe: Recipe, shelf: Shelf, rows: Rows, after: 
         LOG.info("gate: nothing of the name %s is promoted yet, so there is nothing to compare with", recipe.name)
         return None
     verify(stable)
-    old = scoring.score(stable, rows.test, title="stable")
+    old = scoring.score(stable, rows.test, title="stable", base=model)
     measure, targets, new_outputs = scoring.sliced(name, rows.test, after.outputs)
     _, _, old_outputs = scoring.sliced(name, rows.test, old.outputs)
     value, low, high = bootstrap.difference(measure, targets, new_outputs, old_outputs, seed=recipe.seed)

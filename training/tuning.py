@@ -83,7 +83,9 @@ def _fitted(recipe: Recipe, parts: Rows, run: Run) -> Model:
     model = recipe.model.build(parts)
     if not isinstance(model, Model) or recipe.trainer is None:
         raise RecipeError("only models that learn from rows can be tuned")
-    return recipe.trainer.fit(model, parts.train, run)
+    fitted = recipe.trainer.fit(model, parts.train, run)
+    assert isinstance(fitted, Model)
+    return fitted
 
 
 def _drawn(trial: optuna.Trial, field: str, space: Range | list[Any]) -> Any:

@@ -9,6 +9,7 @@ import pytest
 from gateway.config import Config, ConfigError, load
 from gateway.price import Prices
 from gateway.replica import replica_name
+from runtimes.vllm import Vllm
 
 MODEL = """
 [[models]]
@@ -112,3 +113,39 @@ def test_no_two_models_share_a_replica_name(tmp_path: Path) -> None:
     assert len(set(made)) == len(made)
     assert not any("/" in name for name in made)
     assert replica_name("smollm2", 0) == "smollm2-0"
+
+
+ADAPTERS = """
+[[models]]
+name = "smollm2"
+waiting_max = 7
+[[models.replicas]]
+kind = "vllm"
+artifact = "smollm2@stable"
+running_max = 3
+adapters = { persona = "persona@stable", tools = "./tools" }
+"""
+
+
+def test_each_adapter_of_an_engine_is_a_model_that_shares_it(tmp_path: Path) -> None:
+    config = read(tmp_path, f'{ADAPTERS}[state]\npath = "{tmp_path}"\n')
+    assert [model.name for model in config.models] == ["smollm2", "persona", "tools"]
+    [base], [persona], [tools] = [model.replicas for model in config.models]
+    assert isinstance(base, Vllm)
+    assert isinstance(persona, Vllm)
+    assert isinstance(tools, Vllm)
+    assert (persona.shares, persona.artifact, persona.slots) == ("smollm2-0", "smollm2@stable", 3)
+    assert (persona.adapter, tools.adapter, base.adapter) == ("persona@stable", "./tools", None)
+    assert config.models[1].waiting_max == 7
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("smollm2", r"models\[0\].replicas: the adapter 'smollm2' has another model's name"),
+        ("a b", r"models\[0\].replicas: 'a b' can't be an adapter's name"),
+    ],
+)
+def test_an_adapter_has_a_models_name_and_no_other_models(tmp_path: Path, name: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        read(tmp_path, ADAPTERS.replace("persona =", f'"{name}" ='))

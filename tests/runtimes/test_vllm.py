@@ -14,8 +14,9 @@ from runtimes.artifact import Folder, Hub, Shelf
 from runtimes.contract import PATHS, Broken, Exchange, Invalid, Reply, Site, Unavailable
 from runtimes.environment import Environment
 from runtimes.process import SOCKET_BYTES_MAX, SOCKET_NAME_BYTES, scratch
-from runtimes.vllm import Vllm, VllmRuntime, Watched
+from runtimes.vllm import Vllm, VllmRuntime
 from runtimes.vllm_command import command
+from runtimes.vllm_stream import Watched
 from tests import tiny
 from tests.e2e.engine import MODEL, processes, socket
 from tests.e2e.servers import GatewayProcess

@@ -93,3 +93,57 @@ def classify(base: str, tmp_path: Path) -> Callable[..., Recipe]:
         return msgspec.convert(fields, Recipe)
 
     return make
+
+
+CHATML = (
+    "{% for m in messages %}<|im_start|> {{ m.role }} : {{ m.content }} <|im_end|> {% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|> assistant : {% endif %}"
+)
+
+
+@pytest.fixture(scope="session")
+def language_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A causal language model of two layers in an installed package, untrained, in Hugging Face's layout."""
+    root = tmp_path_factory.mktemp("language")
+    model = root / "tiny_language" / "model"
+    model.mkdir(parents=True)
+    (root / "tiny_language" / "__init__.py").write_text("raise RuntimeError('only the files may be used')")
+    (root / "tiny_language-1.0.dist-info").mkdir()
+    (root / "tiny_language-1.0.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: tiny-language\nVersion: 1.0\n"
+    )
+    words = ["[UNK]", "<|im_start|>", "<|im_end|>", ":", "user", "assistant", "yes", "no", *WORDS]
+    tokenizer = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({word: at for at, word in enumerate(words)}, unk_token="[UNK]")
+    )
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token="[UNK]",
+        eos_token="<|im_end|>",
+        pad_token="<|im_end|>",
+        chat_template=CHATML,
+    ).save_pretrained(model)
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=len(words),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        eos_token_id=2,
+        pad_token_id=2,
+        bos_token_id=None,
+    )
+    transformers.LlamaForCausalLM(config).save_pretrained(model)
+    return root
+
+
+@pytest.fixture
+def language(language_folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Name of the package."""
+    monkeypatch.syspath_prepend(str(language_folder))
+    return "tiny-language"

@@ -15,8 +15,7 @@ from training.contract import Graph, strings
 from training.export import export
 from training.model import predict
 from training.models import encoder
-from training.models.generator import Generator
-from training.package import TEMPLATE
+from training.models.generator import TEMPLATE, Generator
 from training.spec.models import Encoder
 
 

@@ -7,7 +7,7 @@ import pytest
 from training.contract import Answers, Classes, Examples, Rows, Values
 from training.data import split
 from training.errors import DataError
-from training.spec.data import Pairs, Text, Turns
+from training.spec.data import Conversations, Pairs, Text
 
 
 def write(file: Path, content: str) -> str:
@@ -106,7 +106,7 @@ def test_a_file_that_cannot_be_used_is_refused_with_its_place(tmp_path: Path, co
 
 
 def test_other_kinds_of_files_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"\.csv, \.tsv, \.txt and \.jsonl"):
+    with pytest.raises(DataError, match=r"\.csv, \.tsv, \.txt, \.jsonl and \.json"):
         load(tmp_path, "x", "rows.pkl")
     with pytest.raises(DataError, match="cannot be read"):
         load(tmp_path, "{broken", "rows.jsonl")
@@ -117,13 +117,13 @@ def test_other_kinds_of_files_are_refused(tmp_path: Path) -> None:
         Text(train=str(tmp_path / "none.csv")).load()
 
 
-def test_pairs_are_to_measure_with_and_turns_are_split(tmp_path: Path) -> None:
+def test_pairs_are_to_measure_with_and_conversations_are_split(tmp_path: Path) -> None:
     pairs = Pairs(test=write(tmp_path / "pairs.csv", "left,right,similarity\na,b,2.5\n")).load()
     assert (len(pairs.train), [*pairs.test.inputs["left"]], [*pairs.test.inputs["right"]]) == (0, ["a"], ["b"])
     assert isinstance(pairs.test.targets, Values)
     assert pairs.test.targets.values.tolist() == [2.5]
-    turns = Turns(test=write(tmp_path / "turns.csv", "prompt,answer\na,b\n")).load()
+    turns = Conversations(test=write(tmp_path / "turns.csv", "prompt,answer\na,b\n")).load()
     assert isinstance(turns.test.targets, Answers)
-    assert ([*turns.test.inputs["prompt"]], [*turns.test.targets.texts]) == (["a"], ["b"])
+    assert (len(turns.train), [*turns.test.targets.texts]) == (0, ["b"])
     with pytest.raises(DataError, match="row 1: 'similarity' is 'much'"):
         Pairs(test=write(tmp_path / "wrong.csv", "left,right,similarity\na,b,much\n")).load()

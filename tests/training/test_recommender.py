@@ -216,7 +216,7 @@ def test_recall_and_ndcg_are_those_of_the_textbook() -> None:
 
 def test_popularity_shows_nobody_what_they_have_had(tmp_path: Path) -> None:
     rows = load(tmp_path, ratings(), wanted="top", split="last")
-    found = Popularity().predict(rows.train, rows.test, seed=0)["item"]
+    found = Popularity().predict(rows.train, rows.test, model=None, seed=0)["item"]
     had = dict(zip(rows.train.inputs["user"].tolist(), rows.train.targets.items, strict=True))  # type: ignore[attr-defined]
     for user, items in zip(rows.test.inputs["user"].tolist(), found.tolist(), strict=True):
         fresh = ITEMS - len(had[user])
@@ -230,6 +230,6 @@ def test_a_model_for_another_question_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"data\.wanted = 'rating'"):
         factors.build(Factors(), top)
     with pytest.raises(RecipeError, match=r"data\.wanted = 'top'"):
-        Popularity().predict(rated.train, rated.test, seed=0)
+        Popularity().predict(rated.train, rated.test, model=None, seed=0)
     with pytest.raises(RecipeError, match=r"data\.wanted = 'rating'"):
-        Biases().predict(top.train, top.test, seed=0)
+        Biases().predict(top.train, top.test, model=None, seed=0)

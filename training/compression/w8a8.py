@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from training.contract import Weights
-from training.errors import RecipeError
-from training.models.generator import Generator
+from training.models.generator import Generator, to_compress
 
 LOG = logging.getLogger("training")
 
@@ -19,9 +18,7 @@ _INT8_MAX = 127
 def quantize(model: Generator) -> Weights:
     """Every linear layer but lm_head to INT8, the rest to bfloat16, in the layout that compressed-tensors calls
     `int-quantized` (vLLM and transformers read it)."""
-    if not isinstance(model, Generator):
-        raise RecipeError("compress = 'w8a8' is for generators")
-    network = model.network
+    network = to_compress(model, "w8a8")
     linear = {name for name, part in network.named_modules() if isinstance(part, torch.nn.Linear)} - {"lm_head"}
     tied = network.config.tie_word_embeddings
     tensors: dict[str, Tensor] = {}

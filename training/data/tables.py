@@ -34,9 +34,11 @@ def read(file: str, header: Sequence[str] = (), *, encoding: str = files.UTF_8) 
         records = [*_lines(path, header, _DELIMITERS[kind], encoding)]
     elif kind in {".jsonl", ".ndjson"}:
         records = [*_objects(path, encoding)]
+    elif kind == ".json":
+        records = _list(path, encoding)
     else:
         raise DataError(
-            f"{path}: rows are read from .csv, .tsv, .txt and .jsonl files, .gz or not, .parquet, a folder that "
+            f"{path}: rows are read from .csv, .tsv, .txt, .json and .jsonl files, .gz or not, .parquet, a folder that "
             "save_to_disk has left, or hf:NAME"
         )
     if not records:
@@ -92,6 +94,14 @@ def _lines(path: Path, header: Sequence[str], delimiter: str, encoding: str) -> 
                 yield dict(zip(names, fields, strict=True))
         except csv.Error as error:
             raise DataError(f"{path} cannot be read: line {reader.line_num}: {error}") from error
+
+
+def _list(path: Path, encoding: str) -> list[Record]:
+    with files.opened(path, encoding) as opened:
+        try:
+            return msgspec.json.decode(opened.read(), type=list[Record])
+        except msgspec.DecodeError as error:
+            raise DataError(f"{path} cannot be read: {error}") from error
 
 
 def _objects(path: Path, encoding: str) -> Iterator[Record]:

@@ -39,3 +39,12 @@ def differences(
     found = [of(chance.integers(0, count, count)) for _ in range(RESAMPLES)]
     ends = {name: np.nanpercentile([it.get(name, np.nan) for it in found], (2.5, 97.5)) for name in values}
     return {name: (value, float(ends[name][0]), float(ends[name][1])) for name, value in values.items()}
+
+
+def gain(one: Array, other: Array, *, seed: int) -> Interval:
+    """Of the mean over rows [n], of `one` minus of `other`: the same."""
+    chance = np.random.default_rng(seed)
+    apart = one.astype(float) - other.astype(float)
+    found = [apart[chance.integers(0, len(apart), len(apart))].mean() for _ in range(RESAMPLES)]
+    low, high = np.percentile(found, (2.5, 97.5))
+    return float(apart.mean()), float(low), float(high)

@@ -1,4 +1,4 @@
-"""The plainest things that could work, by scikit-learn."""
+"""The plainest things that could work: by scikit-learn, or the model that a recipe starts from as it is."""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline, make_union
 from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, StandardScaler
 
-from training.contract import Array, Classes, Examples, Flags, Inputs
+from training.contract import Array, Classes, Examples, Flags, Inputs, Rows
 from training.errors import RecipeError
+from training.evaluation import language
+from training.models.generator import Generator
 from training.spec.floors import Logistic, Ngrams
+from training.spec.models import ModelSpec
 
 
 def ngrams(spec: Ngrams, train: Examples, test: Examples, *, seed: int) -> dict[str, Array]:
@@ -44,6 +47,14 @@ def _vectors(spec: Ngrams) -> Any:
     if spec.unit == "both":
         return make_union(tfidf("word", spec.least, spec.most), tfidf("char_wb", 2, 5))
     return tfidf(spec.unit, spec.least, spec.most)
+
+
+def base(spec: ModelSpec, train: Examples, test: Examples) -> dict[str, Array]:
+    """What a language model makes of the answers before it has learnt anything."""
+    model = spec.build(Rows(train, test))
+    if not isinstance(model, Generator):
+        raise RecipeError("the floor 'base' is for language models: another model's head has learnt nothing before")
+    return language.outputs(model.network, model.tokenizer, test)
 
 
 def logistic(spec: Logistic, train: Examples, test: Examples, *, seed: int) -> dict[str, Array]:

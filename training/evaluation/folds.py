@@ -64,10 +64,12 @@ def _fold(
         fitted = trainer.learn(model, {name: it[rest] for name, it in features.items()}, rows.train.targets)
         outputs = finish(fitted, {name: it[held] for name, it in features.items()})
     else:
-        outputs = predict(trainer.fit(model, rows.train, run), rows.test.inputs)
+        learnt = trainer.fit(model, rows.train, run)
+        assert isinstance(learnt, Model)
+        outputs = predict(learnt, rows.test.inputs)
     if recipe.floor is None:
         return outputs, {}
-    return outputs, recipe.floor.predict(rows.train, rows.test, seed=recipe.seed)
+    return outputs, recipe.floor.predict(rows.train, rows.test, model=recipe.model, seed=recipe.seed)
 
 
 def _measured(examples: Examples, held: list[Array], outputs: list[Outputs]) -> Scores:

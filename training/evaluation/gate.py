@@ -4,7 +4,7 @@ only is written `<measure>[<column>=<value>]`, for the columns that the data has
 <measure>_min, <measure>_max      of the bundle as it will be served
 <measure>_drop_max                of the fp32 model minus of the bundle; `_increase_max` the other way round
 <measure>_over_floor_min          of the bundle minus of the floor; `_under_floor_min` the other way round
-<measure>_times_floor_min         of the bundle, as a multiple of the floor's
+<measure>_times_floor_min         of the bundle, as a multiple of the floor's; `_times_floor_max` where less is better
 <measure>_over_stable_min         of the bundle minus of the promoted artifact, on the same rows: the lower end of the
                                   95 % interval; holds while nothing is promoted
 """
@@ -19,8 +19,8 @@ from training.contract import Scores
 from training.errors import GateFailed, RecipeError
 
 KINDS = (
-    "_over_floor_min", "_under_floor_min", "_times_floor_min", "_over_stable_min", "_drop_max", "_increase_max",
-    "_min", "_max",
+    "_over_floor_min", "_under_floor_min", "_times_floor_min", "_times_floor_max", "_over_stable_min", "_drop_max",
+    "_increase_max", "_min", "_max",
 )  # fmt: skip
 ALWAYS = ("size_bytes", "size_ratio", "speedup_1", "speedup_8", "latency_ms", "batch_drift")
 """Measured of every graph."""
@@ -98,7 +98,7 @@ def _value(rule: str, evidence: Evidence) -> float | None:
             return after - evidence.floor.get(name, nan)
         case "_under_floor_min":
             return evidence.floor.get(name, nan) - after
-        case "_times_floor_min":
+        case "_times_floor_min" | "_times_floor_max":
             return after / (evidence.floor.get(name, nan) or nan)
         case _:
             return evidence.stable(name)

@@ -11,6 +11,10 @@ ratings              rmse, mae
 choices              recall_20 and ndcg_20 of what the user liked among the first 20 items, means over the users who
                      liked any; coverage, the share of the items liked by anyone that somebody is shown there
 pairs of texts       spearman, the rank correlation of cosine and wanted similarity
+answers              nll in nats per token
+two answers          preference_accuracy, how often the better one is the likelier, and of the model without its adapter
+                     preference_accuracy_base; reward_accuracy, how often the better one gained more on that, and
+                     reward_margin, how much more, in nats
 """
 
 from __future__ import annotations
@@ -20,7 +24,19 @@ from types import MappingProxyType
 
 import numpy as np
 
-from training.contract import Answers, Array, Choices, Classes, Examples, Flags, Scoped, Scores, Targets, Values
+from training.contract import (
+    Answers,
+    Array,
+    Choices,
+    Classes,
+    Examples,
+    Flags,
+    Preferred,
+    Scoped,
+    Scores,
+    Targets,
+    Values,
+)
 from training.evaluation import scope
 
 MEASURES: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -32,6 +48,7 @@ MEASURES: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "similarity": ("spearman", "cosine_to_fp32", "cosine_to_fp32_least"),
         "Choices": ("recall_20", "ndcg_20", "coverage"),
         "Answers": ("nll",),
+        "Preferred": ("preference_accuracy", "preference_accuracy_base", "reward_accuracy", "reward_margin"),
     }
 )
 """Kind of target → what is measured."""
@@ -80,6 +97,8 @@ def measure(targets: Targets, outputs: Mapping[str, Array]) -> Scores:
             return choices(targets, outputs["item"])
         case Answers():
             return {"nll": float(outputs["nll"].sum() / outputs["tokens"].sum())}
+        case Preferred():
+            return preferred(outputs)
     raise TypeError(f"nothing is known to measure of {type(targets).__name__}")
 
 
@@ -133,6 +152,21 @@ def flags(targets: Flags, scores: Array) -> Scores:
             found |= {f"{name}_{label}": float(it) for name, it in zip(OF_EACH_FLAG, of_label, strict=False)}
     if columns:
         found |= {name: float(it) for name, it in zip(MEASURES["Flags"], np.mean(columns, axis=0), strict=True)}
+    return found
+
+
+def preferred(outputs: Mapping[str, Array]) -> Scores:
+    """`chosen` and `rejected` [n], logarithms of probabilities; rewards are what was gained on the base's."""
+    ends = ("", "_base") if "chosen_base" in outputs else ("",)
+    found = {
+        f"preference_accuracy{end}": float((outputs[f"chosen{end}"] > outputs[f"rejected{end}"]).mean()) for end in ends
+    }
+    if "chosen_base" in outputs:
+        chosen, rejected = (outputs[name] - outputs[f"{name}_base"] for name in ("chosen", "rejected"))
+        found |= {
+            "reward_accuracy": float((chosen > rejected).mean()),
+            "reward_margin": float((chosen - rejected).mean()),
+        }
     return found
 
 

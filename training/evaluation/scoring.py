@@ -6,22 +6,31 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
-import torch
 
 from runtimes.artifact import Artifact, Shelf
 from runtimes.batch import BATCH_MAX
 from runtimes.clock import SystemClock
 from runtimes.contract import InferRequest, Predictor, Site
 from runtimes.onnx import Onnx
-from training.contract import Answers, Array, Classes, Examples, Flags, Inputs, Scores, Targets, Values
+from training.contract import (
+    Answers,
+    Array,
+    Classes,
+    Examples,
+    Flags,
+    Inputs,
+    Preferred,
+    Scores,
+    Targets,
+    Values,
+)
+from training.evaluation import language
 from training.evaluation.measures import with_slices
 from training.models.generator import Generator
-from training.progress import progress, tracked
+from training.progress import progress
 
 LOG = logging.getLogger("training")
 
@@ -38,14 +47,15 @@ class Measured(msgspec.Struct, frozen=True):
     """What the measures were taken of, [n, …]."""
 
 
-def score(it: Generator | Artifact, examples: Examples, *, title: str) -> Measured:
+def score(it: Generator | Artifact, examples: Examples, *, title: str, base: object = None) -> Measured:
     """Measure a bundle through the runtime that will serve it.
 
     On top of the measures: `batch_drift`, how far any number that a bundle answers moves when rows go through it
     together; `size_bytes`. Generators are the exception: their engine lives in an environment of its own, so a bundle
-    is read back from its files and run by transformers, in the number formats that the engine is started with.
+    is read back from its files and run by transformers, in the number formats that the engine is started with; an
+    adapter on the weights of `base`.
     """
-    outputs = _outputs(it, examples)
+    outputs = _outputs(it, examples, base)
     scores = with_slices(examples, outputs)
     if isinstance(it, Artifact):
         scores["size_bytes"] = float(it.manifest.size_bytes)
@@ -109,11 +119,12 @@ def _flat(examples: Examples) -> Inputs:
     return examples.inputs
 
 
-def _outputs(it: Generator | Artifact, examples: Examples) -> dict[str, Array]:
+def _outputs(it: Generator | Artifact, examples: Examples, base: object) -> dict[str, Array]:
     targets = examples.targets
-    if isinstance(targets, Answers):
-        network = (it.network, it.tokenizer) if isinstance(it, Generator) else _read_generator(it.path)
-        return negative_log_likelihoods(*network, examples)
+    if isinstance(targets, Answers | Preferred):
+        generator = it if isinstance(it, Generator) else as_generator(it, base)
+        with generator.asked() as network:
+            return language.outputs(network, generator.tokenizer, examples)
     assert isinstance(it, Artifact)
     if isinstance(targets, Values) and targets.meaning == "similarity":
         return {side: served(it, {"text": examples.inputs[side]})["embedding"] for side in ("left", "right")}
@@ -176,25 +187,15 @@ class _opened:
         await self._runtime.aclose()
 
 
-def negative_log_likelihoods(network: Any, tokenizer: Any, examples: Examples) -> dict[str, Array]:
-    """Of each answer, in nats, and its number of tokens, the end-of-turn token included, prompts not."""
-    assert isinstance(examples.targets, Answers)
-    sums, counts = [], []
-    pairs = zip(examples.inputs["prompt"], examples.targets.texts, strict=True)
-    for prompt, wanted in tracked(pairs, "evaluate", len(examples)):
-        turn = [{"role": "user", "content": prompt}]
-        text = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-        start = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
-        answer = tokenizer(wanted + "<|im_end|>", add_special_tokens=False, return_tensors="pt").input_ids
-        with torch.inference_mode():
-            logits = network(torch.cat([start, answer], 1)).logits[0, start.shape[1] - 1 : -1]
-        sums.append(float(torch.nn.functional.cross_entropy(logits.float(), answer[0], reduction="sum")))
-        counts.append(answer.shape[1])
-    return {"nll": np.array(sums), "tokens": np.array(counts)}
+def as_generator(bundle: Artifact, base: object) -> Generator:
+    """A bundle as torch runs it; an adapter on the weights of `base`."""
+    if bundle.manifest.format == "adapter":
+        from training.llm import lora
 
-
-def _read_generator(folder: Path) -> tuple[Any, Any]:
+        assert isinstance(base, Generator)
+        return base.wearing(lora.read(bundle.path))
     import transformers  # seconds, which only generators need
 
-    network = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, local_files_only=True)
-    return network.eval(), transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    network = transformers.AutoModelForCausalLM.from_pretrained(bundle.path, dtype="auto", local_files_only=True)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(bundle.path, local_files_only=True)
+    return Generator(network.eval(), tokenizer, tokens_max=bundle.manifest.tokens_max or tokenizer.model_max_length)

@@ -9,6 +9,7 @@ from msgspec import Meta, Struct
 
 from training.spec.compression import Compression
 from training.spec.data import Data
+from training.spec.exams import Exam
 from training.spec.floors import Floor
 from training.spec.models import ModelSpec
 from training.spec.trainers import Trainer
@@ -40,6 +41,8 @@ class Recipe(Struct, frozen=True, forbid_unknown_fields=True):
     """In this order."""
     floor: Floor | None = None
     """The plainest thing that could work, made from the same rows and measured with the same: `floor_<measure>`."""
+    exams: tuple[Exam, ...] = ()
+    """What other models have been asked too."""
     continual: Continual | None = None
     folds: Annotated[int, Meta(ge=2)] | None = None
     """Also measure by cross-validation over all rows: `folds_<measure>`, mean over this many folds."""

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec import Struct
 
+from training.spec.llm import Gptq
+
 if TYPE_CHECKING:
     from training.contract import Graph, Rows, Weights
     from training.run import Run
@@ -32,4 +34,4 @@ class W8A8(Struct, frozen=True, forbid_unknown_fields=True, tag="w8a8", tag_fiel
         return w8a8.quantize(model)
 
 
-Compression = DynamicInt8 | W8A8
+Compression = DynamicInt8 | W8A8 | Gptq

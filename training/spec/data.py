@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from msgspec import Meta, Struct
 
+from training.spec.llm import Conversations, Preferences
+
 if TYPE_CHECKING:
     from training.contract import Rows
 
@@ -88,22 +90,6 @@ class Pairs(Struct, frozen=True, forbid_unknown_fields=True, tag="pairs", tag_fi
         return pairs.load(self)
 
 
-class Turns(Struct, frozen=True, forbid_unknown_fields=True, tag="turns", tag_field="kind"):
-    """Questions and the answers hoped for: columns `prompt`, `answer`."""
-
-    files: ClassVar[tuple[str, ...]] = ("train", "test")
-
-    train: str | None = None
-    test: str | None = None
-    test_share: Share = 0.1
-    encoding: str = "utf-8"
-
-    def load(self) -> Rows:
-        from training.data import turns
-
-        return turns.load(self)
-
-
 class Table(Struct, frozen=True, forbid_unknown_fields=True, tag="table", tag_field="kind"):
     """Rows of numbers and categories with one label each. A caller sends each column by its name."""
 
@@ -157,4 +143,4 @@ class Ratings(Struct, frozen=True, forbid_unknown_fields=True, tag="ratings", ta
         return ratings.load(self)
 
 
-Data = Text | Flagged | Pairs | Turns | Table | Ratings
+Data = Text | Flagged | Pairs | Conversations | Preferences | Table | Ratings

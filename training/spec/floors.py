@@ -8,6 +8,7 @@ from msgspec import Meta, Struct
 
 if TYPE_CHECKING:
     from training.contract import Array, Examples
+    from training.spec.models import ModelSpec
 
 
 class Ngrams(Struct, frozen=True, forbid_unknown_fields=True, tag="ngrams", tag_field="kind"):
@@ -19,11 +20,21 @@ class Ngrams(Struct, frozen=True, forbid_unknown_fields=True, tag="ngrams", tag_
     most: Annotated[int, Meta(ge=1)] = 2
     c: Annotated[float, Meta(gt=0)] = 10.0
 
-    def predict(self, train: Examples, test: Examples, *, seed: int) -> dict[str, Array]:
-        """Outputs for `test`, as a model's."""
+    def predict(self, train: Examples, test: Examples, *, model: ModelSpec, seed: int) -> dict[str, Array]:
+        """Outputs for `test`, as a model's; `model` is what the recipe starts from."""
         from training.evaluation import floors
 
         return floors.ngrams(self, train, test, seed=seed)
+
+
+class Base(Struct, frozen=True, forbid_unknown_fields=True, tag="base", tag_field="kind"):
+    """The model that the recipe starts from, before it has learnt anything. For language models."""
+
+    def predict(self, train: Examples, test: Examples, *, model: ModelSpec, seed: int) -> dict[str, Array]:
+        """The same."""
+        from training.evaluation import floors
+
+        return floors.base(model, train, test)
 
 
 class Logistic(Struct, frozen=True, forbid_unknown_fields=True, tag="logistic", tag_field="kind"):
@@ -31,7 +42,7 @@ class Logistic(Struct, frozen=True, forbid_unknown_fields=True, tag="logistic", 
 
     c: Annotated[float, Meta(gt=0)] = 0.1
 
-    def predict(self, train: Examples, test: Examples, *, seed: int) -> dict[str, Array]:
+    def predict(self, train: Examples, test: Examples, *, model: ModelSpec, seed: int) -> dict[str, Array]:
         from training.evaluation import floors
 
         return floors.logistic(self, train, test, seed=seed)
@@ -40,7 +51,7 @@ class Logistic(Struct, frozen=True, forbid_unknown_fields=True, tag="logistic", 
 class Boosting(Struct, frozen=True, forbid_unknown_fields=True, tag="boosting", tag_field="kind"):
     """Of a table: gradient-boosted trees, with scikit-learn's settings."""
 
-    def predict(self, train: Examples, test: Examples, *, seed: int) -> dict[str, Array]:
+    def predict(self, train: Examples, test: Examples, *, model: ModelSpec, seed: int) -> dict[str, Array]:
         from training.evaluation import floors
 
         return floors.boosting(train, test, seed=seed)
@@ -52,7 +63,7 @@ class Biases(Struct, frozen=True, forbid_unknown_fields=True, tag="biases", tag_
     shrink: Annotated[float, Meta(ge=0)] = 3.0
     """Ratings that every user and item is taken to have had at the mean."""
 
-    def predict(self, train: Examples, test: Examples, *, seed: int) -> dict[str, Array]:
+    def predict(self, train: Examples, test: Examples, *, model: ModelSpec, seed: int) -> dict[str, Array]:
         from training.evaluation import baselines
 
         return baselines.biases(self, train, test)
@@ -61,10 +72,10 @@ class Biases(Struct, frozen=True, forbid_unknown_fields=True, tag="biases", tag_
 class Popularity(Struct, frozen=True, forbid_unknown_fields=True, tag="popularity", tag_field="kind"):
     """Of ratings: for everyone the items that most users liked, but those they have had."""
 
-    def predict(self, train: Examples, test: Examples, *, seed: int) -> dict[str, Array]:
+    def predict(self, train: Examples, test: Examples, *, model: ModelSpec, seed: int) -> dict[str, Array]:
         from training.evaluation import baselines
 
         return baselines.popularity(train, test)
 
 
-Floor = Ngrams | Logistic | Boosting | Biases | Popularity
+Floor = Ngrams | Logistic | Boosting | Biases | Popularity | Base

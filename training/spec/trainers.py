@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
+from training.spec.llm import Dpo, Sft
+
 if TYPE_CHECKING:
     from training.contract import Array, Examples, Targets
     from training.model import Model
@@ -128,4 +130,4 @@ class Gradient(Struct, frozen=True, forbid_unknown_fields=True, tag="gradient", 
         return gradient.fit(self, model, examples, run)
 
 
-Trainer = Probe | Reject | Blend | Gradient
+Trainer = Probe | Reject | Blend | Gradient | Sft | Dpo

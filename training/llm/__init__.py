@@ -1,0 +1,1 @@
+"""Language models: conversations, fine-tuning by LoRA, preferences, and how likely an answer is."""
