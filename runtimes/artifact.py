@@ -68,6 +68,8 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
     lineage: Lineage
     tokens_max: int | None = None
     """Longest input in tokens, special tokens included; None for what does not read text."""
+    sample_rate_hz: int | None = None
+    """Of the sound that it reads, as WAV files; None for what does not read sound."""
     labels: tuple[str, ...] = ()
     """What the columns of `scores` mean, in order."""
     thresholds: dict[str, float] = {}
@@ -75,7 +77,7 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
     pooling: Literal["mean"] | None = None
     """How token vectors become one; always done inside the graph."""
     truncate: bool = False
-    """A longer text is answered by its beginning; else it is refused."""
+    """A longer text or sound is answered by its beginning; else it is refused."""
     tolerance: float | None = None
     """How far any number of an answer may move with the rows in the same batch, as measured. None: not measured, and a
     graph that scales activations while it runs takes one row at a time."""
@@ -445,6 +447,7 @@ def _version(card: Card, files: dict[str, str]) -> str:
         card.name, card.task, card.format, card.tokens_max, card.labels, card.thresholds, card.pooling,
         card.lineage.recipe_hash,
         *(("truncate",) if card.truncate else ()),
+        *(("sample_rate_hz", card.sample_rate_hz) if card.sample_rate_hz is not None else ()),
     )  # fmt: skip
     return hashlib.sha256(msgspec.json.encode(content, order="deterministic")).hexdigest()[:12]
 

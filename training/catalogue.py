@@ -14,6 +14,7 @@ import msgspec
 from runtimes.artifact import Manifest, Shelf
 from training.errors import RecipeError
 from training.spec import Recipe
+from training.spec.data import Images
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -68,7 +69,9 @@ def fingerprint(recipe: Recipe) -> str:
     content = msgspec.to_builtins(recipe)
     del content["tuning"]  # it decides nothing of what a run makes
     for part, path in _files(content["data"]):
-        content["data"][part] = _hash(part, Path(_expanded(path, part)))
+        found = _expanded(path, part)
+        labels = Images.labels_of(found) if isinstance(recipe.data, Images) else None
+        content["data"][part] = [_hash(part, Path(it)) for it in (found, labels) if it]
     return hashlib.sha256(msgspec.json.encode([_EDITION, content], order="deterministic")).hexdigest()
 
 

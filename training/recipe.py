@@ -62,7 +62,7 @@ def make(recipe: Recipe, recipe_hash: str, shelf: Shelf, run: Run, *, workers: i
     bundle = run.stage("package", lambda: _bundle(recipe, recipe_hash, rows, product, model, run, "bundle"))
     verify(bundle)
     after = run.stage("after", lambda: _after(bundle, before, rows, run))
-    crossed, crossed_floor = folds.validate(recipe, rows.both, run) if recipe.folds else ({}, {})
+    crossed, crossed_floor = folds.validate(recipe, rows.both, run) if recipe.folds or recipe.folds_by else ({}, {})
     evidence = gate.Evidence(
         before.scores,
         after.scores | crossed,

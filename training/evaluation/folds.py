@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 
 import numpy as np
@@ -13,14 +14,36 @@ from training.model import Model, predict
 from training.run import Run
 from training.spec import Recipe
 
+LOG = logging.getLogger("training")
+
 
 def validate(recipe: Recipe, examples: Examples, run: Run) -> tuple[Scores, Scores]:
     """Means over the folds of every measure of the recipe's model, and of its floor: `folds_<measure>`. Each fold is a
     stage of its own."""
+    held = _by_value(examples, recipe.folds_by) if recipe.folds_by else _stratified(examples, recipe)
+    found = [run.stage(f"fold-{name}", partial(_fold, recipe, examples, rows, run)) for name, rows in held.items()]
+    for name, (scores, _) in zip(held, found, strict=True):
+        LOG.info("fold %s: %s", name, "  ".join(f"{it} {value:.4g}" for it, value in scores.items()))
+    return _mean([it[0] for it in found]), _mean([it[1] for it in found])
+
+
+def _stratified(examples: Examples, recipe: Recipe) -> dict[str, Array]:
+    """Fold → which rows are held out."""
     assert recipe.folds is not None
     folds = stratified(examples, recipe.folds, seed=recipe.seed)
-    found = [run.stage(f"fold-{at}", partial(_fold, recipe, examples, folds == at, run)) for at in range(recipe.folds)]
-    return _mean([it[0] for it in found]), _mean([it[1] for it in found])
+    return {str(at): folds == at for at in range(recipe.folds)}
+
+
+def _by_value(examples: Examples, column: str) -> dict[str, Array]:
+    """Value → its rows, which are held out."""
+    if column not in examples.slices:
+        have = ", ".join(examples.slices) or "none"
+        raise RecipeError(f"folds_by is {column!r}, which is no slice of these rows; they have {have}")
+    values = examples.slices[column]
+    found = {str(value): values == value for value in sorted(set(values))}
+    if len(found) < 2:
+        raise RecipeError(f"folds_by: all rows have the same {column}; two are needed, to learn from the one")
+    return found
 
 
 def stratified(examples: Examples, folds: int, *, seed: int) -> Array:
