@@ -71,6 +71,8 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
     """Of an adapter: the model it was trained on, as `name@version` or as that model's own lineage names its base."""
     tokens_max: int | None = None
     """Longest input in tokens, special tokens included; None for what does not read text."""
+    sample_rate_hz: int | None = None
+    """Of the sound that it reads, as WAV files; None for what does not read sound."""
     labels: tuple[str, ...] = ()
     """What the columns of `scores` mean, in order."""
     thresholds: dict[str, float] = {}
@@ -78,7 +80,7 @@ class Card(msgspec.Struct, frozen=True, kw_only=True):
     pooling: Literal["mean"] | None = None
     """How token vectors become one; always done inside the graph."""
     truncate: bool = False
-    """A longer text is answered by its beginning; else it is refused."""
+    """A longer text or sound is answered by its beginning; else it is refused."""
     tolerance: float | None = None
     """How far any number of an answer may move with the rows in the same batch, as measured. None: not measured, and a
     graph that scales activations while it runs takes one row at a time."""
@@ -453,6 +455,7 @@ def _version(card: Card, files: dict[str, str]) -> str:
         card.lineage.recipe_hash,
         *(("truncate",) if card.truncate else ()),
         *((card.fits,) if card.fits else ()),
+        *(("sample_rate_hz", card.sample_rate_hz) if card.sample_rate_hz is not None else ()),
     )  # fmt: skip
     return hashlib.sha256(msgspec.json.encode(content, order="deterministic")).hexdigest()[:12]
 

@@ -1,8 +1,8 @@
 """A loaded artifact: named arrays in, named arrays out, row by row or a batch at once. Blocking, and safe for threads.
 
-Any ONNX graph will do. One with a tokenizer beside it takes text (see `text`), any other what its inputs are (see
-`tensors`). For the task `embed` it has an output `embedding` [n, width], for `classify` `scores` [n, labels]; whatever
-else it answers (`logits`) is passed on.
+Any ONNX graph will do. One with a tokenizer beside it takes text (see `text`), one with a sample rate in its manifest
+sound (see `audio`), any other what its inputs are (see `tensors`). For the task `embed` it has an output `embedding`
+[n, width], for `classify` `scores` [n, labels]; whatever else it answers (`logits`) is passed on.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from runtimes.artifact import Artifact
+from runtimes.audio import Audio
 from runtimes.batch import BATCH_MAX
 from runtimes.contract import Invalid, Tensor, Unavailable
 from runtimes.graph import Graph, Provider
@@ -60,6 +61,8 @@ class Session:
         self.reading: Reading
         if "tokenizer.json" in manifest.files:
             self.reading = Text(artifact, graph, who=self._who)
+        elif manifest.sample_rate_hz is not None:
+            self.reading = Audio(artifact, graph, who=self._who)
         else:
             self.reading = Tensors(graph, who=self._who)
         self.batch_max = BATCH_MAX if graph.independent or manifest.tolerance is not None else 1

@@ -18,6 +18,7 @@ import triton_python_backend_utils as triton
 from runtimes.artifact import Artifact, open_folder
 from runtimes.batch import Batcher, Job, Policy, Row
 from runtimes.contract import Invalid, RuntimeFault, Tensor
+from runtimes.dialect.tensors import texts
 from runtimes.session import Session
 from runtimes.triton_command import PARAMETER, REFUSAL, ROWS_MAX, TOKENS, Served
 
@@ -71,7 +72,7 @@ class TritonPythonModel:
 
     def _rows(self, call: _Call, request: Any) -> list[Row]:
         reading = self._session.reading
-        inputs = {tensor.name(): _decoded(tensor.name(), tensor.as_numpy()) for tensor in request.inputs()}
+        inputs = {tensor.name(): _read(tensor.name(), tensor.as_numpy()) for tensor in request.inputs()}
         self._session.check(inputs)
         found = [row for piece, _ in reading.pieces(inputs, ROWS_MAX) for row in reading.rows(piece)]
         call.costs = [cost for _, cost, _ in found]
@@ -142,12 +143,5 @@ def _described(tensor: Tensor, *, batched: bool) -> dict[str, Any]:
     return known | ({"dims": dims} if dims else {"dims": [1], "reshape": {"shape": []}})
 
 
-def _decoded(name: str, array: Array) -> Array:
-    if array.dtype != object:
-        return array
-    found = np.empty(array.size, object)
-    try:
-        found[:] = [it.decode() for it in array.flat]
-    except UnicodeDecodeError:
-        raise Invalid(f"`{name}` is not UTF-8", param=name) from None
-    return found.reshape(array.shape)
+def _read(name: str, array: Array) -> Array:
+    return texts(name, array.copy()) if array.dtype == object else array  # what Triton hands over is its own

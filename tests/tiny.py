@@ -153,6 +153,27 @@ def words() -> bytes:
     )
 
 
+def sounds(width: int = 80) -> bytes:
+    """`scores` [n, 2] of `samples` [n, width]: one less their mean loudness over `lengths` [n], and that loudness."""
+    return model(
+        [
+            _node("Abs", ["samples"], "loud"),
+            _node("ReduceSum", ["loud", "one"], "sum", _whole("keepdims", 1)),
+            _node("Cast", ["lengths"], "count", _whole("to", _FLOAT)),
+            _node("Unsqueeze", ["count", "one"], "column"),
+            _node("Div", ["sum", "column"], "mean"),
+            _node("Sub", ["whole", "mean"], "rest"),
+            _node("Concat", ["rest", "mean"], "scores", _whole("axis", 1)),
+        ],
+        [
+            _tensor("one", _INT64, [1], struct.pack("<q", 1)),
+            _tensor("whole", _FLOAT, [1], struct.pack("<f", 1)),
+        ],
+        [_value("samples", _FLOAT, ["n", width]), _value("lengths", _INT64, ["n"])],
+        [_value("scores", _FLOAT, ["n", 2])],
+    )
+
+
 def quantized() -> bytes:
     """`whole` [n, 2] of `given` [n, 2] float, scaled by the largest of all of it."""
     node = b"".join(_field(2, it) for it in (b"whole", b"scale", b"zero"))

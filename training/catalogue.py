@@ -14,7 +14,7 @@ import msgspec
 from runtimes.artifact import Manifest, Shelf
 from training.errors import RecipeError
 from training.spec import Recipe
-from training.spec.data import Data
+from training.spec.data import Data, Images
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -69,7 +69,13 @@ def fingerprint(recipe: Recipe) -> str:
     """Hash of the recipe and of the data files' content, wherever they lie."""
     content = msgspec.to_builtins(recipe)
     del content["tuning"]  # it decides nothing of what a run makes
-    content["data"] = _changed(content["data"], lambda part, path: _hash(part, Path(expanded(path, part))))
+
+    def hashed(part: str, path: str) -> str:
+        found = expanded(path, part)
+        labels = Images.labels_of(found) if isinstance(recipe.data, Images) else None
+        return "".join(_hash(part, Path(it)) for it in (found, labels) if it)
+
+    content["data"] = _changed(content["data"], hashed)
     return hashlib.sha256(msgspec.json.encode([_EDITION, content], order="deterministic")).hexdigest()
 
 

@@ -71,7 +71,7 @@ def make(recipe: Recipe, recipe_hash: str, shelf: Shelf, run: Run, *, workers: i
     verify(bundle)
     after = run.stage("after", lambda: _after(bundle, before, rows, model, run))
     marks = run.stage("exams", lambda: _exams(recipe, bundle, rows)) if recipe.exams else {}
-    crossed, crossed_floor = folds.validate(recipe, rows.both, features, run) if recipe.folds else ({}, {})
+    crossed, crossed_floor = folds.validate(recipe, rows.both, features, run) if _crossed(recipe) else ({}, {})
     evidence = gate.Evidence(
         before.scores,
         after.scores | crossed | marks,
@@ -108,6 +108,11 @@ def _start(recipe: Recipe, rows: Rows, base: Base | None) -> Any:
     return recipe.model.build(rows) if base is None else continual.start(base, rows)
 
 
+def _crossed(recipe: Recipe) -> bool:
+    """There are folds."""
+    return bool(recipe.folds or recipe.folds_by)
+
+
 def _features(recipe: Recipe, rows: Rows, run: Run, base: Base | None) -> Mapping[str, Array]:
     """What comes out of the frozen part of the model, of the training rows, and then of the test rows too if there are
     folds. Nothing for a trainer that freezes nothing."""
@@ -118,7 +123,7 @@ def _features(recipe: Recipe, rows: Rows, run: Run, base: Base | None) -> Mappin
         if not isinstance(model, Model):
             raise RecipeError(f"the trainer of {recipe.name} is for a model that can be frozen, and this one cannot")
         LOG.info("features: of the frozen part of the model")
-        return model.frozen((rows.both if recipe.folds else rows.train).inputs)
+        return model.frozen((rows.both if _crossed(recipe) else rows.train).inputs)
 
     return run.stage("features", make) if isinstance(recipe.trainer, Frozen) else {}
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from runtimes.contract import InferReply, InferRequest, Invalid, Predictor, Tensor
 from runtimes.dialect.elements import Encoded, Message, Part, Wanted, count, require_datatype
-from runtimes.dialect.tensors import array, listed, raw
+from runtimes.dialect.tensors import array, listed, raw, texts
 
 if TYPE_CHECKING:
     from runtimes.contract import Array
@@ -100,7 +100,7 @@ def _admitted(part: Part, declared: dict[str, Tensor]) -> Array:
             param=part.name,
         )
     found = array(part).reshape(shape)
-    return _texts(part.name, found) if datatype == "BYTES" else found
+    return texts(part.name, found) if datatype == "BYTES" else found
 
 
 def _best(found: Array, classes: int, labels: Sequence[str]) -> Array:
@@ -115,20 +115,6 @@ def _best(found: Array, classes: int, labels: Sequence[str]) -> Array:
             value = found[row, column].item()
             text = f"{value:f}:{column}" if isinstance(value, float) else f"{int(value)}:{column}"
             texts[row, place] = f"{text}:{labels[column]}" if len(labels) == columns else text
-    return texts
-
-
-def _texts(name: str, found: Array) -> Array:
-    """BYTES as `str` if all of them are text, which the input `text` must be."""
-    # Its own array where nothing else needs it: a text goes as its bytes become one.
-    texts = found if name == "text" else np.empty_like(found)
-    for index, element in enumerate(found.flat):
-        try:
-            texts.flat[index] = element.decode() if isinstance(element, bytes) else element
-        except UnicodeDecodeError:
-            if name == "text":
-                raise Invalid(f"input `{name}`: entry {index} is not valid UTF-8.", param=name) from None
-            return found
     return texts
 
 

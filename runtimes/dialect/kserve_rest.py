@@ -3,6 +3,7 @@ binary tensor data extension). Pure."""
 
 from __future__ import annotations
 
+import binascii
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ import msgspec
 
 from runtimes.contract import Invalid
 from runtimes.dialect import decoded
-from runtimes.dialect.elements import Encoded, Message, Part, Wanted, classes, require_few, shaped
+from runtimes.dialect.elements import Encoded, Message, Part, Wanted, classes, require_few, shaped, values
 
 NOTHING = msgspec.Raw(b"")
 
@@ -53,7 +54,7 @@ def read(body: bytes, json_bytes: int | None) -> Message:
     parts = []
     for it in asked.inputs:
         part, at = _part(it, body, at)
-        parts.append(part)
+        parts.append(_from_base64(part) if it.parameters.get("content_type") == "base64" else part)
     if at != len(body):
         raise Invalid(f"The body has {len(body) - at} bytes behind its JSON that are none of its inputs'.")
     binary = asked.parameters.get("binary_data_output") is True
@@ -103,6 +104,19 @@ def _part(given: Input, body: bytes, at: int) -> tuple[Part, int]:
             param=name,
         )
     return Part(name, given.datatype, shaped(name, given.shape), raw=memoryview(body)[at : at + size]), at + size
+
+
+def _from_base64(part: Part) -> Part:
+    """BYTES that are no text, as JSON can carry them: MLServer's content type for that."""
+    if part.datatype != "BYTES":
+        raise Invalid(f"input `{part.name}` is {part.datatype}; `content_type` base64 is for BYTES.", param=part.name)
+    found = []
+    for index, text in enumerate(values(part)):
+        try:
+            found.append(binascii.a2b_base64(text, strict_mode=True))
+        except ValueError:
+            raise Invalid(f"input `{part.name}`: entry {index} is not base64.", param=part.name) from None
+    return Part(part.name, part.datatype, part.shape, values=found)
 
 
 def _wanted(output: Output, binary: bool) -> Wanted:

@@ -49,6 +49,20 @@ def array(part: Part) -> Array:
     return numbers.reshape(part.shape)
 
 
+def texts(name: str, found: Array) -> Array:
+    """BYTES as `str` if all of them are text, which the input `text` must be. Raises Invalid."""
+    # Its own array where nothing else needs it: a text goes as its bytes become one.
+    decoded = found if name == "text" else np.empty_like(found)
+    for index, element in enumerate(found.flat):
+        try:
+            decoded.flat[index] = element.decode() if isinstance(element, bytes) else element
+        except UnicodeDecodeError:
+            if name == "text":
+                raise Invalid(f"input `{name}`: entry {index} is not valid UTF-8.", param=name) from None
+            return found
+    return decoded
+
+
 def raw(found: Array, datatype: Datatype) -> bytes:
     """An output as its bytes, row by row."""
     if datatype == "BYTES":

@@ -33,7 +33,7 @@ from gateway import (
 from gateway.config import Model, Server
 from gateway.edge import admin, connection, grpc_call, inference, server, texts
 from gateway.edge import grpc as edge_grpc
-from runtimes import Spec, batch, onnx, process, remote, remote_shelf, triton_client, vllm, wire
+from runtimes import Spec, batch, onnx, process, remote, remote_shelf, triton_client, vllm, wav, wire
 from runtimes import connection as upstream
 from runtimes.dialect import elements, entries
 from runtimes.http2 import connection as http2
@@ -233,6 +233,13 @@ ROWS = {
         f"{elements.NAMED_MAX}; {elements.RANK_MAX}, 2^{elements.ELEMENTS_MAX.bit_length() - 1}; "
         f"2^{elements.VALUES_MAX.bit_length() - 1}; {elements.STRINGS_MAX:,}",
         ["runtimes/test_dialect_kserve.py::test_what_can_t_be_understood_is_refused_by_name"],
+    ),
+    "a sound": Row(
+        f"{wav.CHUNKS_MAX}; {wav.CHANNELS_MAX}; its graph's",
+        [
+            "runtimes/test_wav.py::test_what_cannot_be_read_is_refused_with_the_reason",
+            "runtimes/test_audio.py::test_what_is_no_such_file_is_refused_with_its_row",
+        ],
     ),
     "a compressed body": Row(
         f"as long as a plain one, {mib(B.body_bytes_max)}",

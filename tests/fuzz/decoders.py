@@ -17,10 +17,18 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(
-    include=["gateway.edge.coding", "gateway.edge.inference", "runtimes.dialect", "runtimes.http2", "runtimes.rpc"]
+    include=[
+        "gateway.edge.coding",
+        "gateway.edge.inference",
+        "runtimes.dialect",
+        "runtimes.http2",
+        "runtimes.rpc",
+        "runtimes.wav",
+    ]
 ):
     from gateway.edge.coding import compressed, decompressed
     from gateway.edge.inference import heard
+    from runtimes import wav
     from runtimes.dialect import generation, kserve, kserve_grpc, kserve_rest, messages
     from runtimes.dialect.elements import Message, joined
     from runtimes.http2.frames import END_STREAM, HEADERS, PING, SETTINGS, frame, settings, window_update
@@ -32,6 +40,7 @@ import numpy as np
 
 from gateway.errors import GatewayError
 from runtimes.contract import InferReply, Invalid
+from tests.sounds import pcm
 from tests.tensors import EVERYTHING, Everything, bodies, requests
 
 BYTES_MAX = 1 << 16
@@ -114,6 +123,13 @@ def cut(data: bytes) -> None:
         assert [bytes(it.body) for byte in data for it in messages.feed(bytes((byte,)))] == found
 
 
+def sound(data: bytes) -> None:
+    with suppress(ValueError):
+        found = wav.read(data, rate_hz=8000, samples_max=1 << 12)
+        assert 1 <= len(found) <= 1 << 12
+        assert np.isfinite(found).all()
+
+
 TARGETS: tuple[Callable[[bytes], None], ...] = (
     rest,
     grpc,
@@ -125,6 +141,7 @@ TARGETS: tuple[Callable[[bytes], None], ...] = (
     served,
     answered,
     cut,
+    sound,
 )
 
 
@@ -154,6 +171,7 @@ def seeds(folder: Path) -> None:
         (answered, b"\xff" + header(1, RESPONSE) + data_frame(1, framed(b"hi")) + frame(HEADERS, 4 | END_STREAM, 1)),
         (answered, b"\xff" + frame(PING, 0, 0, bytes(8)) + frame(SETTINGS, 1, 0) + frame(7, 0, 0, bytes(8))),
         (cut, framed(b"hello") + framed(b"") + framed(b"x" * 300)),
+        *((sound, pcm([0, 1, 2, 3], bits=bits, channels=2)) for bits in (8, 16, 24, 32)),
     ]
     for number, (target, data) in enumerate(found):
         (folder / f"seed-{number}").write_bytes(bytes([TARGETS.index(target)]) + data)

@@ -4,6 +4,7 @@ refused with its name."""
 from __future__ import annotations
 
 import json
+from base64 import b64encode
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -81,6 +82,31 @@ def test_strings_are_the_same_in_json(texts: list[str]) -> None:
     body = json.dumps({"inputs": [{"name": "x", "datatype": "BYTES", "shape": [len(texts)], "data": texts}]})
     (part,) = kserve_rest.read(body.encode(), None).parts
     assert array(part).tolist() == texts
+
+
+@given(st.lists(st.binary(max_size=20), max_size=4))
+def test_bytes_that_are_no_text_go_as_base64_in_json(files: list[bytes]) -> None:
+    coded = {"name": "x", "datatype": "BYTES", "shape": [len(files)], "data": [b64encode(it).decode() for it in files]}
+    body = json.dumps({"inputs": [coded | {"parameters": {"content_type": "base64"}}]})
+    (part,) = kserve_rest.read(body.encode(), None).parts
+    assert array(part).tolist() == files
+
+
+@pytest.mark.parametrize(
+    ("datatype", "data", "says"),
+    [
+        ("BYTES", ["AAA"], "entry 0 is not base64"),
+        ("BYTES", ["AAAA", "ü==="], "entry 1 is not base64"),
+        ("BYTES", ["A A A A"], "entry 0 is not base64"),
+        ("UINT8", [1], "is for BYTES"),
+    ],
+)
+def test_what_is_no_base64_is_refused_with_its_entry(datatype: str, data: list[object], says: str) -> None:
+    given_ = {"name": "x", "datatype": datatype, "shape": [len(data)], "data": data}
+    body = json.dumps({"inputs": [given_ | {"parameters": {"content_type": "base64"}}]})
+    with pytest.raises(Invalid, match=says) as refused:
+        kserve_rest.read(body.encode(), None)
+    assert refused.value.param == "x"
 
 
 @pytest.mark.parametrize("binary", [True, False])

@@ -11,10 +11,11 @@ import msgspec
 import numpy as np
 import pytest
 
-from runtimes.artifact import Shelf
+from runtimes.artifact import Artifact, Shelf, open_folder, seal
 from runtimes.contract import Invalid, Unavailable
 from runtimes.triton_command import ROWS_MAX, TOKENS, served
 from tests import tiny
+from tests.sounds import pcm
 
 
 class FakeTensor:
@@ -138,3 +139,23 @@ def test_a_failure_of_the_model_is_no_fault_of_the_calls(model: Any, monkeypatch
 
     monkeypatch.setattr(model._session, "run", failing)
     assert [it.error.code for it in model.execute([asked("card")])] == [FakeError.UNAVAILABLE]
+
+
+def test_sound_goes_in_as_the_bytes_of_its_file(module: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "sound"
+    folder.mkdir()
+    (folder / "model.onnx").write_bytes(tiny.sounds())
+    card = msgspec.structs.replace(tiny.card("classify"), labels=("quiet", "loud"), sample_rate_hz=8000)
+    seal(folder, card, created_s=0)
+    found = open_folder(folder)
+    assert isinstance(found, Artifact)
+    value = msgspec.json.encode(served(found, threads=1, batch_max=None)).decode()
+    model = module.TritonPythonModel()
+    model.initialize({"model_config": json.dumps({"parameters": {"headrace": {"string_value": value}}})})
+
+    def files(*contents: bytes) -> Any:
+        return SimpleNamespace(inputs=lambda: [FakeTensor("audio", np.array(contents, object))])
+
+    answered, refused = model.execute([files(pcm([0]), pcm([24576])), files(pcm([0])[:-1])])
+    assert answered.outputs["label"].tolist() == ["quiet", "loud"]
+    assert "entry 0 is cut off" in str(refused.error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from sklearn.base import BaseEstimator
 from sklearn.compose import make_column_transformer
 from sklearn.ensemble import HistGradientBoostingClassifier
@@ -14,11 +15,13 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline, make_union
 from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, StandardScaler
 
+from runtimes import audio, wav
 from training.contract import Array, Classes, Examples, Flags, Inputs, Rows
 from training.errors import RecipeError
 from training.evaluation import language
 from training.models.generator import Generator
-from training.spec.floors import Logistic, Ngrams
+from training.models.spectrum import LogMel
+from training.spec.floors import Logistic, Ngrams, Pixels, Spectrum
 from training.spec.models import ModelSpec
 
 
@@ -95,3 +98,35 @@ def _fitted(
 
 def _table(inputs: Inputs) -> Array:
     return np.array([*inputs.values()], object).T
+
+
+def pixels(spec: Pixels, train: Examples, test: Examples, *, seed: int) -> dict[str, Array]:
+    """`scores` [n, labels] of logistic regression on pixels from 0 to 1."""
+    if not isinstance(train.targets, Classes) or "image" not in train.inputs:
+        raise RecipeError("the floor 'pixels' is for images with one label each")
+    one, other = (part.inputs["image"].reshape(len(part), -1) / 255 for part in (train, test))
+    model = LogisticRegression(C=spec.c, max_iter=500, random_state=seed)
+    model.fit(one, train.targets.index)
+    return {"scores": model.predict_proba(other)}
+
+
+def spectrum(spec: Spectrum, train: Examples, test: Examples, *, seed: int) -> dict[str, Array]:
+    """`scores` [n, labels] of logistic regression on each sound's log-mel spectrum, time forgotten."""
+    if not isinstance(train.targets, Classes) or "audio" not in train.inputs:
+        raise RecipeError("the floor 'spectrum' is for sounds with one label each")
+    rate_hz = wav.rate_hz(train.inputs["audio"][0])
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=spec.c, max_iter=1000, random_state=seed))
+    model.fit(_statistics(spec, train, rate_hz), train.targets.index)
+    return {"scores": model.predict_proba(_statistics(spec, test, rate_hz))}
+
+
+def _statistics(spec: Spectrum, examples: Examples, rate_hz: int) -> Array:
+    """[n, 2 · mels + 1]."""
+    sounds = [wav.read(it, rate_hz=rate_hz, samples_max=60 * rate_hz) for it in examples.inputs["audio"]]
+    log_mel = LogMel(spec.mels, rate_hz=rate_hz)
+    lines = []
+    for sound in sounds:
+        fed = audio.window([sound], max(len(sound), log_mel.window))
+        bands = log_mel.bands(torch.from_numpy(fed["samples"]))[0].numpy()
+        lines.append(np.concatenate([bands.mean(1), bands.std(1), [np.log(len(sound))]]))
+    return np.array(lines)

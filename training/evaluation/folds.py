@@ -26,17 +26,37 @@ def validate(recipe: Recipe, examples: Examples, features: Mapping[str, Array], 
     """Every measure of the recipe's model, and of its floor: `folds_<measure>`, mean over the folds, and
     `pooled_<measure>`, of all rows together. Each fold is a stage of its own. `features` are those of the rows, for a
     trainer that freezes a part of the model."""
-    assert recipe.folds is not None
-    fold = stratified(examples.targets, recipe.folds, seed=recipe.seed)
-    held = [np.nonzero(fold == number)[0] for number in range(recipe.folds)]
+    named = _by_value(examples, recipe.folds_by) if recipe.folds_by else _stratified(examples, recipe)
+    held = [*named.values()]
     found = [
-        run.stage(f"fold-{number}", partial(_fold, recipe, examples, features, rows, run))
-        for number, rows in enumerate(held)
+        run.stage(f"fold-{name}", partial(_fold, recipe, examples, features, rows, run)) for name, rows in named.items()
     ]
+    for (name, rows), (outputs, _) in zip(named.items(), found, strict=True):
+        scores = measure(examples.targets.take(rows), outputs)
+        LOG.info("fold %s: %s", name, "  ".join(f"{it} {value:.4g}" for it, value in scores.items()))
     ours, floor = (_measured(examples, held, [it[side] for it in found]) for side in (0, 1))
     if floor:
         _say_gain(examples, held, found, seed=recipe.seed)
     return ours, floor
+
+
+def _stratified(examples: Examples, recipe: Recipe) -> dict[str, Array]:
+    """Fold → which rows are held out, int64."""
+    assert recipe.folds is not None
+    fold = stratified(examples.targets, recipe.folds, seed=recipe.seed)
+    return {str(at): np.nonzero(fold == at)[0] for at in range(recipe.folds)}
+
+
+def _by_value(examples: Examples, column: str) -> dict[str, Array]:
+    """Value → its rows, which are held out."""
+    if column not in examples.slices:
+        have = ", ".join(examples.slices) or "none"
+        raise RecipeError(f"folds_by is {column!r}, which is no slice of these rows; they have {have}")
+    values = examples.slices[column]
+    found = {str(value): np.nonzero(values == value)[0] for value in sorted(set(values))}
+    if len(found) < 2:
+        raise RecipeError(f"folds_by: all rows have the same {column}; two are needed, to learn from the one")
+    return found
 
 
 def stratified(targets: Targets, folds: int, *, seed: int) -> Array:

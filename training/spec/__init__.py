@@ -46,6 +46,8 @@ class Recipe(Struct, frozen=True, forbid_unknown_fields=True):
     continual: Continual | None = None
     folds: Annotated[int, Meta(ge=2)] | None = None
     """Also measure by cross-validation over all rows: `folds_<measure>`, mean over this many folds."""
+    folds_by: str | None = None
+    """The same, but each value of this slice (`speaker`) is a fold: how good on those that it has never met."""
     tuning: Tuning | None = None
     """What `headrace-train tune` may try."""
     seed: int = 0

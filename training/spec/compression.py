@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from training.spec.llm import Gptq
 
@@ -24,6 +24,22 @@ class DynamicInt8(Struct, frozen=True, forbid_unknown_fields=True, tag="int8-dyn
         return dynamic_int8.quantize(export(model))
 
 
+class StaticInt8(Struct, frozen=True, forbid_unknown_fields=True, tag="int8-static", tag_field="kind"):
+    """ONNX: INT8 weights per channel, and activations in ranges that are measured beforehand with training rows, as
+    QuantizeLinear and DequantizeLinear around each operator. The best for convolutions."""
+
+    rows: Annotated[int, Meta(ge=1)] = 512
+    """To measure with."""
+    ranges: Literal["minmax", "percentile"] = "minmax"
+    """Of what was seen of each activation, all, or but for the farthest."""
+    percentile: Annotated[float, Meta(gt=50, le=100)] = 99.99
+
+    def apply(self, model: Any, rows: Rows, run: Run) -> Graph:
+        from training.compression import static_int8
+
+        return static_int8.quantize(self, model, rows.train, seed=run.derived("calibration"))
+
+
 class W8A8(Struct, frozen=True, forbid_unknown_fields=True, tag="w8a8", tag_field="kind"):
     """safetensors in compressed-tensors' layout: INT8 weights per output channel, INT8 activations per token. Every
     linear layer but lm_head; embeddings and norms stay bfloat16."""
@@ -34,4 +50,4 @@ class W8A8(Struct, frozen=True, forbid_unknown_fields=True, tag="w8a8", tag_fiel
         return w8a8.quantize(model)
 
 
-Compression = DynamicInt8 | W8A8 | Gptq
+Compression = DynamicInt8 | StaticInt8 | W8A8 | Gptq

@@ -143,4 +143,46 @@ class Ratings(Struct, frozen=True, forbid_unknown_fields=True, tag="ratings", ta
         return ratings.load(self)
 
 
-Data = Text | Flagged | Pairs | Conversations | Preferences | Table | Ratings
+class Images(Struct, frozen=True, forbid_unknown_fields=True, tag="images", tag_field="kind"):
+    """Images of one size, one label each. `train` and `test` are IDX files, gzipped or not (`…images-idx3…`, the labels
+    beside it in `…labels-idx1…`), folders with a folder of PNG and JPEG files for each label, or `sklearn:digits`."""
+
+    train: str
+    test: str | None = None
+    """Without it, the hash of each image decides."""
+    test_share: Share = 0.3
+    side_px: Annotated[int, Meta(ge=1)] | None = None
+    """PNG and JPEG files are resized to this square; None: they are of one size."""
+    colour: bool = False
+    """Of PNG and JPEG files; else they become grey."""
+
+    def load(self) -> Rows:
+        from training.data import images
+
+        return images.load(self)
+
+    @staticmethod
+    def labels_of(file: str) -> str | None:
+        """The file with the labels of an IDX file."""
+        folder, slash, name = file.rpartition("/")
+        return folder + slash + name.replace("images-idx3", "labels-idx1") if "images-idx3" in name else None
+
+
+class Audio(Struct, frozen=True, forbid_unknown_fields=True, tag="audio", tag_field="kind"):
+    """Sounds, one label each: folders of WAV files of one sample rate, whose names say what is in them."""
+
+    train: str
+    test: str | None = None
+    """Without it, the hash of each file's name decides."""
+    pattern: str = r"(?P<label>[^/]+)/.*"
+    """Regular expression that all of a file's path below the folder, without `.wav`, fits: its group `label` is the
+    label, and each other named one a slice, by whose values is also measured (`speaker`)."""
+    test_share: Share = 0.3
+
+    def load(self) -> Rows:
+        from training.data import audio
+
+        return audio.load(self)
+
+
+Data = Text | Flagged | Pairs | Conversations | Preferences | Table | Ratings | Images | Audio

@@ -78,4 +78,29 @@ class Popularity(Struct, frozen=True, forbid_unknown_fields=True, tag="popularit
         return baselines.popularity(train, test)
 
 
-Floor = Ngrams | Logistic | Boosting | Biases | Popularity | Base
+class Pixels(Struct, frozen=True, forbid_unknown_fields=True, tag="pixels", tag_field="kind"):
+    """Images: logistic regression on their pixels."""
+
+    c: Annotated[float, Meta(gt=0)] = 0.1
+
+    def predict(self, train: Examples, test: Examples, *, model: ModelSpec, seed: int) -> dict[str, Array]:
+        """Outputs for `test`, as a model's."""
+        from training.evaluation import floors
+
+        return floors.pixels(self, train, test, seed=seed)
+
+
+class Spectrum(Struct, frozen=True, forbid_unknown_fields=True, tag="spectrum", tag_field="kind"):
+    """Sounds: logistic regression on the mean and the spread of each mel band, and on the length."""
+
+    mels: Annotated[int, Meta(ge=8)] = 40
+    c: Annotated[float, Meta(gt=0)] = 1.0
+
+    def predict(self, train: Examples, test: Examples, *, model: ModelSpec, seed: int) -> dict[str, Array]:
+        """Outputs for `test`, as a model's."""
+        from training.evaluation import floors
+
+        return floors.spectrum(self, train, test, seed=seed)
+
+
+Floor = Ngrams | Logistic | Boosting | Biases | Popularity | Base | Pixels | Spectrum

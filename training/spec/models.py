@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from training.models.generator import Generator
 
 Count = Annotated[int, Meta(ge=1)]
+NotNegative = Annotated[float, Meta(ge=0)]
+Share = Annotated[float, Meta(ge=0, lt=1)]
 
 
 class Encoder(Struct, frozen=True, forbid_unknown_fields=True, tag="encoder", tag_field="kind"):
@@ -152,4 +154,83 @@ class TwoTower(Struct, frozen=True, forbid_unknown_fields=True, tag="two-tower",
         return towers.build(self, rows)
 
 
-ModelSpec = Encoder | ScopedEncoder | BlendedEncoder | CausalLM | Mlp | Factors | Ease | TwoTower
+class Warp(Struct, frozen=True, forbid_unknown_fields=True):
+    """How far an image may be moved while it is learnt from: each drawn evenly between that and its opposite."""
+
+    shift_px: NotNegative = 0.0
+    """Across, and down."""
+    rotate_degrees: NotNegative = 0.0
+    scale: Share = 0.0
+    """Larger or smaller by so much of itself."""
+    shear: NotNegative = 0.0
+    """Sideways, as a share of the height."""
+
+
+class Cnn(Struct, frozen=True, forbid_unknown_fields=True, tag="cnn", tag_field="kind"):
+    """Convolutions of 3×3, then dense layers; without convolutions it is an MLP on pixels. From scratch."""
+
+    origin: ClassVar[tuple[str, str]] = ("", "")
+
+    channels: tuple[Count, ...] = ()
+    """Of each convolution."""
+    pool_after: tuple[Count, ...] = ()
+    """Which of them, counted from one, the largest of each 2×2 follows."""
+    dense: tuple[Count, ...] = ()
+    """Counts of the layers before the last one, which is as wide as there are labels."""
+    norm: bool = False
+    """Batch normalisation after each convolution; folded into it when it is served."""
+    dropout: Share = 0.0
+    """Before each dense layer."""
+    warp: Warp | None = None
+
+    def build(self, rows: Rows) -> Model:
+        from training.models import cnn
+
+        return cnn.build(self, rows)
+
+
+class Disturbance(Struct, frozen=True, forbid_unknown_fields=True):
+    """What may happen to a sound while it is learnt from, each by chance."""
+
+    share: Annotated[float, Meta(ge=0, le=1)] = 1.0
+    """Of the sounds to which it happens; the others are learnt as they are."""
+    speed: Share = 0.0
+    """Faster and higher, or slower and lower, by so much."""
+    shift_s: NotNegative = 0.0
+    """Silence before it."""
+    gain_db: NotNegative = 0.0
+    """Louder or softer."""
+    noise_db: float | None = None
+    """White noise, at the loudest so far below the sound."""
+    warp_bands: NotNegative = 0.0
+    """All frequencies moved up or down by so many mel bands, as other vocal tracts do."""
+    hidden_bands: Annotated[int, Meta(ge=0)] = 0
+    """Mel bands next to each other that are blanked, at most; https://arxiv.org/abs/1904.08779."""
+    hidden_frames: Annotated[int, Meta(ge=0)] = 0
+    """The same in time."""
+
+
+class Speech(Struct, frozen=True, forbid_unknown_fields=True, tag="speech", tag_field="kind"):
+    """Log-mel spectrum, two convolutions, a bidirectional GRU, the largest over time. Takes WAV files of the sample
+    rate of its training rows. From scratch."""
+
+    origin: ClassVar[tuple[str, str]] = ("", "")
+
+    seconds_max: Annotated[float, Meta(ge=0.1, le=60)]
+    """Every sound is computed at this length."""
+    truncate: bool = False
+    """A longer sound is answered by its beginning; else it is refused."""
+    mels: Annotated[int, Meta(ge=8)] = 40
+    channels: Count = 64
+    hidden: Count = 64
+    """Of the GRU, in each direction."""
+    dropout: Share = 0.0
+    disturb: Disturbance = Disturbance()
+
+    def build(self, rows: Rows) -> Model:
+        from training.models import speech
+
+        return speech.build(self, rows)
+
+
+ModelSpec = Encoder | ScopedEncoder | BlendedEncoder | CausalLM | Mlp | Factors | Ease | TwoTower | Cnn | Speech
