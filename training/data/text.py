@@ -21,9 +21,9 @@ class Row(Struct, frozen=True):
 
 def load(spec: Text) -> Rows:
     """Read the files that the recipe names. A text that is in both parts stays in the test part only."""
-    records = tables.read(spec.train)
+    records = tables.read(spec.train, spec.header)
     if spec.test is not None:
-        train, test = _rows(records, spec, spec.train), _rows(tables.read(spec.test), spec, spec.test)
+        train, test = _rows(records, spec, spec.train), _rows(tables.read(spec.test, spec.header), spec, spec.test)
     else:
         rows = _rows(records, spec, spec.train)
         says = split.parts(records, spec.test_share, lambda it: str(it[spec.text]))
@@ -47,11 +47,15 @@ def _rows(records: Sequence[tables.Record], spec: Text, file: str) -> list[Row]:
     return [
         Row(
             tables.text(record, spec.text, file=file, number=number),
-            tables.text(record, label, file=file, number=number),
+            _named(tables.text(record, label, file=file, number=number), spec),
             tuple(str(record[column]) for column in spec.slices),
         )
         for number, record in enumerate(records, 1)
     ]
+
+
+def _named(label: str, spec: Text) -> str:
+    return spec.names.get(label, label)
 
 
 def _label(columns: set[str], spec: Text) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from msgspec import Meta, Struct
 
@@ -35,6 +35,27 @@ class Encoder(Struct, frozen=True, forbid_unknown_fields=True, tag="encoder", ta
         from training.models import package
 
         return package.describe(self.package), self.licence
+
+
+class Ngrams(Struct, frozen=True, forbid_unknown_fields=True, tag="ngrams", tag_field="kind"):
+    """TF-IDF of the n-grams of the training rows and a linear layer: small, quick, of any language, and knows nothing
+    that is not in the rows."""
+
+    unit: Literal["word", "char"] = "word"
+    least: Annotated[int, Meta(ge=1)] = 1
+    most: Annotated[int, Meta(ge=1)] = 2
+    rows_min: Annotated[int, Meta(ge=1)] = 1
+    """Training rows that an n-gram must be in."""
+    tokens_max: Annotated[int, Meta(ge=8)] = 512
+    """Words or characters that are read."""
+    truncate: bool = False
+    """A longer text is answered by its beginning; else it is refused."""
+    origin: ClassVar[tuple[str, str]] = ("", "")
+
+    def build(self, rows: Rows) -> Model:
+        from training.models import bag
+
+        return bag.build(self, rows)
 
 
 class CausalLM(Struct, frozen=True, forbid_unknown_fields=True, tag="generator", tag_field="kind"):
@@ -129,4 +150,4 @@ class TwoTower(Struct, frozen=True, forbid_unknown_fields=True, tag="two-tower",
         return towers.build(self, rows)
 
 
-ModelSpec = Encoder | CausalLM | Mlp | Factors | Ease | TwoTower
+ModelSpec = Encoder | Ngrams | CausalLM | Mlp | Factors | Ease | TwoTower

@@ -31,6 +31,20 @@ class Probe(Struct, frozen=True, forbid_unknown_fields=True, tag="probe", tag_fi
         return probe.fit(self, model, examples)
 
 
+class Logistic(Struct, frozen=True, forbid_unknown_fields=True, tag="logistic", tag_field="kind"):
+    """For the model `ngrams`: its linear layer the multinomial logistic regression on weighed n-grams."""
+
+    c: Positive = 10.0
+    """Inverse strength of the L2 penalty, as in scikit-learn."""
+    balanced: bool = False
+    """Rows of rare classes count more, so that all classes count the same."""
+
+    def fit(self, model: Any, examples: Examples, run: Run) -> Model:
+        from training.trainers import logistic
+
+        return logistic.fit(self, model, examples)
+
+
 class Lora(Struct, frozen=True, forbid_unknown_fields=True):
     """Low-rank updates beside frozen weights; merged into them at the end. https://arxiv.org/abs/2106.09685"""
 
@@ -84,4 +98,4 @@ class Gradient(Struct, frozen=True, forbid_unknown_fields=True, tag="gradient", 
         return gradient.fit(self, model, examples, run)
 
 
-Trainer = Probe | Gradient
+Trainer = Probe | Logistic | Gradient
