@@ -24,7 +24,7 @@ from training.spec.trainers import Frozen
 
 if TYPE_CHECKING:
     from training.continual import Base
-    from training.contract import Array, Graph, Rows, Weights
+    from training.contract import Array, Graph, Rows, Scores, Weights
     from training.evaluation.scoring import Measured
 
 LOG = logging.getLogger("training")
@@ -65,11 +65,17 @@ def make(recipe: Recipe, recipe_hash: str, shelf: Shelf, run: Run, *, workers: i
     floor = run.stage("floor", lambda: _floor(recipe, rows))
     before = run.stage("before", lambda: _whole(recipe, recipe_hash, rows, model, run))
     product = model
+    steps: dict[str, Scores] = {}
     for number, step in enumerate(recipe.compress, 1):
         product = run.stage(f"compress-{number}", partial(step.apply, product, rows, run))
+        if number < len(recipe.compress):
+            so_far = run.stage(
+                f"effect-{number}", partial(_so_far, recipe, recipe_hash, rows, product, model, before, run)
+            )
+            steps[f"{number}: {type(step).__struct_config__.tag}"] = so_far.scores
     bundle = run.stage("package", lambda: _bundle(recipe, recipe_hash, rows, product, model, run, "bundle"))
     verify(bundle)
-    after = run.stage("after", lambda: _after(bundle, before, rows, model, run))
+    after = run.stage("after", lambda: _after(bundle, before, rows, model, run, title="after"))
     marks = run.stage("exams", lambda: _exams(recipe, bundle, rows)) if recipe.exams else {}
     crossed, crossed_floor = folds.validate(recipe, rows.both, features, run) if _crossed(recipe) else ({}, {})
     evidence = gate.Evidence(
@@ -77,6 +83,7 @@ def make(recipe: Recipe, recipe_hash: str, shelf: Shelf, run: Run, *, workers: i
         after.scores | crossed | marks,
         floor | crossed_floor,
         lambda name: _gain_on_stable(name, recipe, shelf, rows, model, after),
+        steps,
     )
     findings = gate.findings(recipe.gate, evidence)
     report.write(run, recipe, rows, before, after, evidence, findings)
@@ -195,12 +202,20 @@ def _bundle(
     return package.build(recipe, recipe_hash, rows, served(made), model, run.scratch(where))
 
 
-def _after(bundle: Artifact, before: Measured, rows: Rows, model: Any, run: Run) -> Measured:
+def _so_far(
+    recipe: Recipe, recipe_hash: str, rows: Rows, product: Any, model: Any, before: Measured, run: Run
+) -> Measured:
+    """What the compressions up to here have done, as if this were the end."""
+    bundle = _bundle(recipe, recipe_hash, rows, product, model, run, "so-far")
+    return _after(bundle, before, rows, model, run, title="so far")
+
+
+def _after(bundle: Artifact, before: Measured, rows: Rows, model: Any, run: Run, *, title: str) -> Measured:
     """The bundle, and what it gained and lost by being made small."""
     from runtimes.artifact import open_folder
     from training.evaluation import scoring
 
-    after = scoring.score(bundle, rows.test, title="after", base=model)
+    after = scoring.score(bundle, rows.test, title=title, base=model)
     if bundle.manifest.format == "onnx":
         whole = open_folder(run.folder / "whole")
         assert isinstance(whole, Artifact)

@@ -51,7 +51,7 @@ def write(
         "<h2>Gate</h2>",
         _table(("rule", "bound", "measured", ""), (_finding(it) for it in findings)),
         "<h2>Before and after compression, and the floor</h2>",
-        _table(("measure", "before", "after", "floor"), _measures(evidence)),
+        _table(("measure", "before", *evidence.steps, "after", "floor"), _measures(evidence)),
         '<div class="plots">',
         *(f"<figure>{it}</figure>" for it in _plots(run, rows, before, after)),
         "</div>",
@@ -75,7 +75,7 @@ def _finding(it: Finding) -> tuple[str, ...]:
 
 
 def _measures(evidence: Evidence) -> Iterable[tuple[str, ...]]:
-    tables: tuple[Scores, ...] = (evidence.before, evidence.after, evidence.floor)
+    tables: tuple[Scores, ...] = (evidence.before, *evidence.steps.values(), evidence.after, evidence.floor)
     for name in dict.fromkeys(name for table in tables for name in table):
         yield (escape(name), *(f"{table[name]:.5g}" if name in table else "" for table in tables))
 

@@ -66,7 +66,7 @@ def base(base_folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.fixture
 def classify(base: str, tmp_path: Path) -> Callable[..., Recipe]:
-    """A recipe over 20 rows of two labels; keywords replace its fields; tables but the gate are merged."""
+    """A recipe over 20 rows of two labels; keywords replace its fields; tables of the same kind are merged."""
     import msgspec
 
     rows = [
@@ -88,8 +88,11 @@ def classify(base: str, tmp_path: Path) -> Callable[..., Recipe]:
         }
         for name, value in changes.items():
             kept = fields.get(name)
-            merge = name != "gate" and isinstance(kept, dict) and isinstance(value, dict)
-            fields[name] = kept | value if merge else value  # type: ignore[operator]
+            merge = isinstance(kept, dict) and isinstance(value, dict) and "kind" in kept
+            if merge and value.get("kind", kept["kind"]) == kept["kind"]:  # type: ignore[index,attr-defined]
+                fields[name] = kept | value  # type: ignore[operator]
+            else:
+                fields[name] = value
         return msgspec.convert(fields, Recipe)
 
     return make

@@ -86,6 +86,14 @@ def test_columns_can_be_named(tmp_path: Path) -> None:
     assert "columns that nothing is made of: id" in rows.notes
 
 
+def test_a_file_without_a_header_is_read_by_the_columns_that_the_recipe_names(tmp_path: Path) -> None:
+    train = write(tmp_path / "train.tsv", "a fine film\t1\na dull one\t0\n")
+    test = write(tmp_path / "dev.tsv", "not bad\t1\n")
+    rows = Text(train=train, test=test, header=("text", "label"), names={"0": "negative", "1": "positive"}).load()
+    assert listed(rows.train) == [("a fine film", "positive"), ("a dull one", "negative")]
+    assert listed(rows.test) == [("not bad", "positive")]
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [

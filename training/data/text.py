@@ -26,10 +26,10 @@ class Row(Struct, frozen=True):
 def load(spec: Text) -> Rows:
     """Read the files that the recipe names. A text that is in both parts stays in the test part only, which nothing
     else is done to; rows to learn from are there once."""
-    records = tables.read(spec.train, encoding=spec.encoding)
+    records = tables.read(spec.train, spec.header, encoding=spec.encoding)
     if spec.test is not None:
         train = _rows(records, spec, spec.train)
-        test = _rows(tables.read(spec.test, encoding=spec.encoding), spec, spec.test)
+        test = _rows(tables.read(spec.test, spec.header, encoding=spec.encoding), spec, spec.test)
     else:
         rows = _rows(records, spec, spec.train)
         says = split.parts(records, spec.test_share, lambda it: str(it[spec.text]))
@@ -73,13 +73,17 @@ def _rows(records: Sequence[tables.Record], spec: Text, file: str) -> list[Row]:
     return [
         Row(
             tables.text(record, spec.text, file=file, number=number),
-            tables.text(record, label, file=file, number=number),
+            _named(tables.text(record, label, file=file, number=number), spec),
             tuple(str(record.get(column, "")) for column in spec.slices),
             number,
             cleaning.plain(str(record[spec.text])) != str(record[spec.text]),
         )
         for number, record in enumerate(records, 1)
     ]
+
+
+def _named(label: str, spec: Text) -> str:
+    return spec.names.get(label, label)
 
 
 def _label(columns: set[str], spec: Text) -> str:

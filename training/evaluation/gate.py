@@ -34,6 +34,8 @@ class Evidence(msgspec.Struct, frozen=True):
     floor: Scores
     stable: Callable[[str], float | None]
     """Measure → lower end of the interval of the gain on the promoted artifact; None if there is none."""
+    steps: Mapping[str, Scores] = {}
+    """Compression that others follow → what was measured after it. For the report; no rule is about it."""
 
 
 class Finding(msgspec.Struct, frozen=True):

@@ -28,6 +28,10 @@ class Text(Struct, frozen=True, forbid_unknown_fields=True, tag="text", tag_fiel
     text: str = "text"
     label: str = "label"
     """In files without that column: `category`, `intent`, or the only other one there is."""
+    header: tuple[str, ...] = ()
+    """Names of the columns, for files without a line that names them."""
+    names: dict[str, str] = {}
+    """Label in the file → what it means, and will be called."""
     test_share: Share = 0.3
     """How much of `train` is held out when nothing else decides."""
     slices: tuple[str, ...] = ()

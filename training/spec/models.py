@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from msgspec import Meta, Struct
 
@@ -60,6 +60,27 @@ class BlendedEncoder(Encoder, frozen=True, forbid_unknown_fields=True, tag="blen
         from training.models import blended
 
         return blended.build(self, rows)
+
+
+class Ngrams(Struct, frozen=True, forbid_unknown_fields=True, tag="ngrams", tag_field="kind"):
+    """TF-IDF of the n-grams of the training rows and a linear layer: small, quick, of any language, and knows nothing
+    that is not in the rows."""
+
+    unit: Literal["word", "char"] = "word"
+    least: Annotated[int, Meta(ge=1)] = 1
+    most: Annotated[int, Meta(ge=1)] = 2
+    rows_min: Annotated[int, Meta(ge=1)] = 1
+    """Training rows that an n-gram must be in."""
+    tokens_max: Annotated[int, Meta(ge=8)] = 512
+    """Words or characters that are read."""
+    truncate: bool = False
+    """A longer text is answered by its beginning; else it is refused."""
+    origin: ClassVar[tuple[str, str]] = ("", "")
+
+    def build(self, rows: Rows) -> Model:
+        from training.models import bag
+
+        return bag.build(self, rows)
 
 
 class CausalLM(Struct, frozen=True, forbid_unknown_fields=True, tag="generator", tag_field="kind"):
@@ -233,4 +254,6 @@ class Speech(Struct, frozen=True, forbid_unknown_fields=True, tag="speech", tag_
         return speech.build(self, rows)
 
 
-ModelSpec = Encoder | ScopedEncoder | BlendedEncoder | CausalLM | Mlp | Factors | Ease | TwoTower | Cnn | Speech
+ModelSpec = (
+    Encoder | Ngrams | ScopedEncoder | BlendedEncoder | CausalLM | Mlp | Factors | Ease | TwoTower | Cnn | Speech
+)

@@ -77,6 +77,20 @@ class Blend(Frozen, frozen=True, forbid_unknown_fields=True, tag="blend", tag_fi
         return blend.learn(self, model, features, targets)
 
 
+class Logistic(Struct, frozen=True, forbid_unknown_fields=True, tag="logistic", tag_field="kind"):
+    """For the model `ngrams`: its linear layer the multinomial logistic regression on weighed n-grams."""
+
+    c: Positive = 10.0
+    """Inverse strength of the L2 penalty, as in scikit-learn."""
+    balanced: bool = False
+    """Rows of rare classes count more, so that all classes count the same."""
+
+    def fit(self, model: Any, examples: Examples, run: Run) -> Model:
+        from training.trainers import logistic
+
+        return logistic.fit(self, model, examples)
+
+
 class Lora(Struct, frozen=True, forbid_unknown_fields=True):
     """Low-rank updates beside frozen weights; merged into them at the end. https://arxiv.org/abs/2106.09685"""
 
@@ -130,4 +144,4 @@ class Gradient(Struct, frozen=True, forbid_unknown_fields=True, tag="gradient", 
         return gradient.fit(self, model, examples, run)
 
 
-Trainer = Probe | Reject | Blend | Gradient | Sft | Dpo
+Trainer = Probe | Logistic | Reject | Blend | Gradient | Sft | Dpo
