@@ -11,7 +11,7 @@ import pytest
 from training.contract import Classes, Rows
 from training.data import cleaning
 from training.errors import DataError
-from training.spec.data import Text, Turns
+from training.spec.data import Text
 
 RECORDS = [
     {"text": "x", "label": "a", "split": "train"},
@@ -163,14 +163,6 @@ def test_the_balance_of_the_labels_and_broken_texts_are_said(tmp_path: Path) -> 
     assert "2 labels of 1 training rows each" in plain_rows(tmp_path).notes
     assert "1 labels have no row to test with" in rows.notes
     assert "1 texts hold U+FFFD: they were decoded wrongly before they came here" in rows.notes
-
-
-def test_a_turn_is_learnt_from_once_though_a_prompt_may_have_two_answers(tmp_path: Path) -> None:
-    (tmp_path / "train.csv").write_text("prompt,answer\na,b\na,b\na,c\n")
-    (tmp_path / "test.csv").write_text("prompt,answer\nd,e\n")
-    rows = Turns(train=str(tmp_path / "train.csv"), test=str(tmp_path / "test.csv")).load()
-    assert len(rows.train) == 2
-    assert rows.notes == ("1 training rows repeat another and were left out",)
 
 
 @pytest.mark.parametrize(("text", "same"), [(" A\tb\n", "a b"), ("STRASSE", "strasse"), ("\xdf", "ss")])
