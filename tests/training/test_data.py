@@ -114,7 +114,7 @@ def test_a_file_that_cannot_be_used_is_refused_with_its_place(tmp_path: Path, co
 
 
 def test_other_kinds_of_files_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"\.csv, \.tsv, \.txt, \.jsonl and \.json"):
+    with pytest.raises(DataError, match=r"\.csv, \.tsv, \.txt, \.json and \.jsonl"):
         load(tmp_path, "x", "rows.pkl")
     with pytest.raises(DataError, match="cannot be read"):
         load(tmp_path, "{broken", "rows.jsonl")

@@ -166,7 +166,7 @@ def test_categories_reach_a_client_of_moderations(classify: Make, sources: tuple
     recipe = classify(
         name="guard",
         trainer=None,
-        model={"kind": "blended-encoder"},
+        model={"kind": "blended-encoder", "package": "tiny-base", "licence": "none", "tokens_max": 16},
         gate={"false_alarms_odd[source=c]_max": 0.5, "batch_drift_max": 1e-3},
         floor={"kind": "ngrams", "unit": "both"},
         folds=2,

@@ -26,6 +26,9 @@ Make = Callable[..., Recipe]
 OUTSIDE = ("help", "please", "help me", "please help", "help please")
 
 
+SCOPED = {"kind": "scoped-encoder", "package": "tiny-base", "licence": "none", "tokens_max": 16}
+
+
 @pytest.fixture
 def scoped(classify: Make, tmp_path: Path) -> Recipe:
     """20 rows of two labels, and some that have none."""
@@ -43,7 +46,7 @@ def scoped(classify: Make, tmp_path: Path) -> Recipe:
     )
     return classify(
         data={"train": str(train), "test": str(test), "outside": "none"},
-        model={"kind": "scoped-encoder"},
+        model=SCOPED,
         trainer={"kind": "reject", "folds": 2},
         gate={"auroc_min": 0.5, "batch_drift_max": 1e-3},
     )
@@ -105,7 +108,7 @@ def test_what_no_label_fits_is_answered_with_the_label_outside(scoped: Recipe, t
 
 
 def test_the_trainer_needs_to_know_what_is_outside(classify: Make, tmp_path: Path) -> None:
-    for changes in ({"model": {"kind": "scoped-encoder"}}, {"trainer": {"kind": "reject"}}):
+    for changes in ({"model": SCOPED}, {"trainer": {"kind": "reject"}}):
         with pytest.raises(RecipeError, match=r"data\.outside"):
             recipes.run(classify(**changes), Shelf(tmp_path / "shelf"), tmp_path / "runs")
 
