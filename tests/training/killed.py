@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import msgspec
+import transformers
 
 from runtimes.artifact import Shelf
 from training import catalogue, data, evaluation, export, package, plots, report
@@ -20,7 +21,7 @@ from training.evaluation import folds, scoring
 from training.models import encoder
 from training.trainers import gradient
 
-ONCE = (data, evaluation, export, package, plots, report, dynamic_int8, folds, scoring, encoder, gradient)
+ONCE = (transformers, data, evaluation, export, package, plots, report, dynamic_int8, folds, scoring, encoder, gradient)
 """Imported here so that no child has to."""
 
 
