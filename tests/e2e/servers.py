@@ -198,7 +198,7 @@ class GatewayProcess:
                 time.sleep(0.05)
 
     def until_looked(self) -> None:
-        """Until each of its processes has looked at the store for what a command wrote, as it does every half second."""
+        """Until each of its processes has looked at the store for what a command wrote; each does every half second."""
         asked_s, give_up_s = time.monotonic(), time.monotonic() + 10
         with self.admin_client() as admin:
             while True:
