@@ -240,7 +240,7 @@ def test_only_an_environment_can_be_removed(environments: Environments, version:
 
 
 def test_unknown_names_and_versions_say_what_there_is(environments: Environments) -> None:
-    with pytest.raises(EnvironmentFault, match="called 'vlm'; there are: train, triton, vllm"):
+    with pytest.raises(EnvironmentFault, match="called 'vlm'; there are: compress, train, triton, vllm"):
         environments.install("vlm")
     with pytest.raises(EnvironmentFault, match=r"tested with vllm 0\.32\.0"):
         environments.install("vllm", version="0.1")
