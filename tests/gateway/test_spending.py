@@ -28,6 +28,7 @@ from gateway.edge.openai import OpenAI
 from gateway.edge.server import Server
 from gateway.money import NANO_A_UNIT
 from gateway.price import Prices
+from runtimes.clock import SystemClock
 from runtimes.contract import Broken, InferReply
 from runtimes.dialect.openai import TRANSLATIONS
 from tests.fakes import FakeClock, FakeGenerator, FakePredictor, Script, Stages, a_principal, events, let_stand, limits
@@ -94,7 +95,9 @@ async def site(tmp_path: Path) -> AsyncIterator[Site]:
             openai=OpenAI(pipeline=pipeline, bounds=bounds, translations=TRANSLATIONS, clock=clock),
             kserve=KServe(**oip),
         )
-        server, door = Server(door=front, bounds=bounds, clock=clock), Grpc(**oip)
+        # Connections end by real time, as they came.
+        server = Server(door=front, bounds=bounds, clock=SystemClock())
+        door = Grpc(**(oip | {"clock": SystemClock()}))
         with socket.create_server(("127.0.0.1", 0)) as listening, Reservation("127.0.0.1:0", "grpc") as kept:
             async with (
                 server.serving(listening),
