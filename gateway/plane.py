@@ -233,7 +233,7 @@ def replica_of(spec: runtimes.Spec, site: Site, clock: Clock, *, attached: bool)
         name=site.replica,
         model=site.model,
         kind=str(type(spec).__struct_config__.tag),
-        source=Source(spec, site, attached=attached, clock=clock),
+        source=Source(spec, site, attached=attached),
         slots=spec.slots,
         clock=clock,
     )

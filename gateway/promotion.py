@@ -12,7 +12,6 @@ import msgspec
 
 import runtimes
 from runtimes.artifact import aliased
-from runtimes.clock import Clock
 from runtimes.contract import Generator, Predictor, Site
 from runtimes.integrity import ShelfFault
 
@@ -21,11 +20,10 @@ class Source:
     """One replica's. With `attached`, an engine is another process's to start, and is only reached from here; so is one
     that the replica shares with another."""
 
-    def __init__(self, spec: runtimes.Spec, site: Site, *, attached: bool, clock: Clock) -> None:
+    def __init__(self, spec: runtimes.Spec, site: Site, *, attached: bool) -> None:
         self.spec = spec
         self.site = site
         self.attached = _shares(spec) or (attached and is_engine(spec))
-        self._clock = clock
 
     @property
     def follows(self) -> bool:

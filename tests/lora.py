@@ -7,6 +7,10 @@ import random
 from collections.abc import Mapping
 from pathlib import Path
 
+import msgspec
+
+from runtimes.artifact import Card, Lineage, Manifest, Shelf
+
 
 def adapter(
     folder: Path, layers: Mapping[str, tuple[int, int]], *, rank: int, chance: random.Random | None = None
@@ -42,3 +46,15 @@ def safetensors(file: Path, shapes: Mapping[str, tuple[int, ...]], *, chance: ra
         array.array("f", bytes(end)) if chance is None else array.array("f", (chance.gauss() for _ in range(end // 4)))
     )
     file.write_bytes(len(text).to_bytes(8, "little") + text + numbers.tobytes())
+
+
+def published(shelf: Shelf, folder: Path, **fields: object) -> Manifest:
+    """Any folder, put on the shelf and promoted under a card with these fields."""
+    lineage = Lineage(
+        recipe="r", recipe_hash="0" * 64, base="tiny 1.0", base_licence="none", data="0", rows_train=0, rows_test=0,
+        seed=0, packages={},
+    )  # fmt: skip
+    card = Card(name="it", task="generate", format="safetensors", tokens_max=64, lineage=lineage)
+    manifest = shelf.publish(folder, msgspec.structs.replace(card, **fields))
+    shelf.promote(manifest.name, manifest.version)
+    return manifest

@@ -6,13 +6,11 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TextIO, TypeVar
+from typing import TextIO
 
 LOG = logging.getLogger("training")
-
-T = TypeVar("T")
 
 _LINE_S = 30.0
 
@@ -33,14 +31,6 @@ def progress(
             yield advance
     else:
         yield _Lines(title, total, unit, now_s).advance
-
-
-def tracked(items: Iterable[T], title: str, total: int) -> Iterator[T]:
-    """The same items, each a row that is done when the next one is asked for."""
-    with progress(title, total) as advance:
-        for item in items:
-            yield item
-            advance(1)
 
 
 class StderrHandler(logging.StreamHandler[TextIO]):

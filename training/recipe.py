@@ -7,8 +7,8 @@ of a run, so that a killed one goes on, in `training.run`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Callable, Mapping
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,10 +53,11 @@ def make(recipe: Recipe, recipe_hash: str, shelf: Shelf, run: Run, *, workers: i
 
     base = None if recipe.continual is None else continual.find(recipe.continual.base, shelf, run.folder.parent)
     rows = _rows(recipe, base)
-    _say(rows)
+    rows_hash = rows.fingerprint
+    _say(rows, rows_hash)
     if recipe.trainer is not None and not len(rows.train):
         raise DataError("there are no rows to train with: set data.train, or take the trainer out")
-    if run.stage("data", lambda: rows.fingerprint) != rows.fingerprint:  # `hf:` names a set, not its rows
+    if run.stage("data", lambda: rows_hash) != rows_hash:  # `hf:` names a set, not its rows
         raise DataError("the rows are not those that this run began with: start over, without --resume and --from")
     known = measures.names(rows.test) | {name for exam in recipe.exams for name in exams.measures(exam)}
     gate.check(recipe.gate, known)  # a typing error must not cost a run
@@ -82,7 +83,7 @@ def make(recipe: Recipe, recipe_hash: str, shelf: Shelf, run: Run, *, workers: i
         before.scores,
         after.scores | crossed | marks,
         floor | crossed_floor,
-        lambda name: _gain_on_stable(name, recipe, shelf, rows, model, after),
+        partial(_gain_on_stable, recipe, rows, after, cache(partial(_stable, recipe, shelf, rows, model))),
         steps,
     )
     findings = gate.findings(recipe.gate, evidence)
@@ -93,10 +94,10 @@ def make(recipe: Recipe, recipe_hash: str, shelf: Shelf, run: Run, *, workers: i
     return manifest
 
 
-def _say(rows: Rows) -> None:
+def _say(rows: Rows, rows_hash: str) -> None:
     for note in rows.notes:
         LOG.info("data: %s", note)
-    LOG.info("data: %d rows to train, %d to test, fingerprint %s", len(rows.train), len(rows.test), rows.fingerprint)
+    LOG.info("data: %d rows to train, %d to test, fingerprint %s", len(rows.train), len(rows.test), rows_hash)
 
 
 def _rows(recipe: Recipe, base: Base | None) -> Rows:
@@ -226,9 +227,9 @@ def _after(bundle: Artifact, before: Measured, rows: Rows, model: Any, run: Run,
     return after
 
 
-def _gain_on_stable(name: str, recipe: Recipe, shelf: Shelf, rows: Rows, model: Any, after: Measured) -> float | None:
-    """By how much, at least, the bundle is better than the promoted artifact on the same rows; None without one."""
-    from training.evaluation import bootstrap, scoring
+def _stable(recipe: Recipe, shelf: Shelf, rows: Rows, model: Any) -> Measured | None:
+    """What the promoted artifact makes of the same rows; None without one."""
+    from training.evaluation import scoring
 
     try:
         stable = shelf.resolve(recipe.name)
@@ -236,9 +237,20 @@ def _gain_on_stable(name: str, recipe: Recipe, shelf: Shelf, rows: Rows, model: 
         LOG.info("gate: nothing of the name %s is promoted yet, so there is nothing to compare with", recipe.name)
         return None
     verify(stable)
-    old = scoring.score(stable, rows.test, title="stable", base=model)
+    return scoring.score(stable, rows.test, title=f"stable, {stable.manifest.version}", base=model)
+
+
+def _gain_on_stable(
+    recipe: Recipe, rows: Rows, after: Measured, stable: Callable[[], Measured | None], name: str
+) -> float | None:
+    """By how much, at least, the bundle is better than the promoted artifact; None without one."""
+    from training.evaluation import bootstrap, scoring
+
+    old = stable()
+    if old is None:
+        return None
     measure, targets, new_outputs = scoring.sliced(name, rows.test, after.outputs)
     _, _, old_outputs = scoring.sliced(name, rows.test, old.outputs)
     value, low, high = bootstrap.difference(measure, targets, new_outputs, old_outputs, seed=recipe.seed)
-    LOG.info("gate: %s %+.4f on %s, 95 %% interval %+.4f to %+.4f", name, value, stable.manifest.version, low, high)
+    LOG.info("gate: %s %+.4f on what is promoted, 95 %% interval %+.4f to %+.4f", name, value, low, high)
     return low

@@ -169,15 +169,14 @@ def test_engines_of_two_versions_have_places_of_their_own(tmp_path: Path) -> Non
     made.mkdir()
     version = tiny.publish(shelf, made).version
     site = Site(model="tiny", replica="tiny-0", state=tmp_path, shelf=shelf)
-    clock = FakeClock()
     for attached in (False, True):
-        source = Source(Vllm(artifact="tiny@stable"), site, attached=attached, clock=clock)
+        source = Source(Vllm(artifact="tiny@stable"), site, attached=attached)
         assert source.version() == version
         runtime = source.build(version)
         assert runtime._site.engine == f"tiny-0.{version}"  # type: ignore[attr-defined]
         assert (runtime._spec.artifact, bool(runtime._spec.url)) == (  # type: ignore[attr-defined]
             (None, True) if attached else (f"tiny@{version}", False)
         )
-    onnx = Source(Onnx(artifact="tiny"), site, attached=True, clock=clock).build(version)
+    onnx = Source(Onnx(artifact="tiny"), site, attached=True).build(version)
     assert onnx._spec.artifact == f"tiny@{version}"  # type: ignore[attr-defined]
-    assert Source(Vllm(artifact="tiny@stable"), site, attached=False, clock=clock).build("")._site.engine == "tiny-0"  # type: ignore[attr-defined]
+    assert Source(Vllm(artifact="tiny@stable"), site, attached=False).build("")._site.engine == "tiny-0"  # type: ignore[attr-defined]

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from runtimes.adapter import check, find
-from runtimes.artifact import Artifact, Card, Folder, Hub, Lineage, Manifest, Shelf, open_folder
+from runtimes.artifact import Artifact, Folder, Hub, Shelf, open_folder
 from runtimes.integrity import Rejected, ShelfFault
 from tests import lora
 
@@ -121,22 +121,10 @@ def test_of_packed_weights_only_the_outputs_are_known(tmp_path: Path, folder: Pa
     check(folder, base=Folder(packed), rank_max=16)
 
 
-def published(shelf: Shelf, folder: Path, **fields: object) -> Manifest:
-    """Any folder, under a card with these fields."""
-    lineage = Lineage(
-        recipe="r", recipe_hash="0" * 64, base="tiny 1.0", base_licence="none", data="0", rows_train=0, rows_test=0,
-        seed=0, packages={},
-    )  # fmt: skip
-    card = Card(name="it", task="generate", format="safetensors", tokens_max=64, lineage=lineage)
-    manifest = shelf.publish(folder, msgspec.structs.replace(card, **fields))
-    shelf.promote(manifest.name, manifest.version)
-    return manifest
-
-
 @pytest.fixture
 def shelf(tmp_path: Path, base: Folder) -> Shelf:
     shelf = Shelf(tmp_path / "shelf")
-    published(shelf, base.path, name="base")
+    lora.published(shelf, base.path, name="base")
     return shelf
 
 
@@ -144,7 +132,7 @@ def shelf(tmp_path: Path, base: Folder) -> Shelf:
 def test_it_fits_what_it_was_trained_on(shelf: Shelf, folder: Path, fits: str) -> None:
     base = shelf.resolve("base")
     fits = fits.format(version=base.manifest.version)
-    made = published(shelf, folder, name="persona", format="adapter", fits=fits)
+    made = lora.published(shelf, folder, name="persona", format="adapter", fits=fits)
     assert find("persona@stable", shelf, base=base, rank_max=16).version == made.version
     assert find("persona@stable", shelf, base=Hub("some/model"), rank_max=16).version == made.version
 
@@ -152,8 +140,8 @@ def test_it_fits_what_it_was_trained_on(shelf: Shelf, folder: Path, fits: str) -
 def test_it_is_refused_on_a_base_that_has_learnt_since(shelf: Shelf, base: Folder, folder: Path) -> None:
     manifest = shelf.resolve("base").manifest
     lineage = msgspec.structs.replace(manifest.lineage, rows_train=1)
-    published(shelf, base.path, name="tuned", lineage=lineage)
-    published(shelf, folder, name="persona", format="adapter", fits="tiny 1.0")
+    lora.published(shelf, base.path, name="tuned", lineage=lineage)
+    lora.published(shelf, folder, name="persona", format="adapter", fits="tiny 1.0")
     with pytest.raises(
         Rejected, match=r"persona was trained on tiny 1.0, and tuned@\w+ is tuned@\w+: train it on that"
     ):
@@ -166,7 +154,7 @@ def test_a_whole_model_is_no_adapter(shelf: Shelf) -> None:
 
 
 def test_one_that_was_changed_on_the_shelf_is_refused(shelf: Shelf, folder: Path) -> None:
-    published(shelf, folder, name="persona", format="adapter", fits="tiny 1.0")
+    lora.published(shelf, folder, name="persona", format="adapter", fits="tiny 1.0")
     found = shelf.resolve("persona")
     assert isinstance(found, Artifact)
     file = found.path / "adapter_config.json"
@@ -177,5 +165,7 @@ def test_one_that_was_changed_on_the_shelf_is_refused(shelf: Shelf, folder: Path
 
 
 def test_what_it_fits_is_part_of_its_version(shelf: Shelf, folder: Path) -> None:
-    versions = {published(shelf, folder, name="p", format="adapter", fits=fits).version for fits in ("a 1.0", "b 1.0")}
+    versions = {
+        lora.published(shelf, folder, name="p", format="adapter", fits=fits).version for fits in ("a 1.0", "b 1.0")
+    }
     assert len(versions) == 2

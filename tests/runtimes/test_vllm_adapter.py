@@ -17,7 +17,7 @@ import pytest
 
 from gateway.promotion import Source
 from gateway.replica import Replica
-from runtimes.artifact import Card, Lineage, Manifest, Shelf
+from runtimes.artifact import Manifest, Shelf
 from runtimes.clock import SystemClock
 from runtimes.contract import Exchange, Site, Unavailable
 from runtimes.process import scratch
@@ -105,25 +105,14 @@ def site(tmp_path: Path) -> Site:
     base.mkdir()
     (base / "config.json").write_text("{}")
     lora.safetensors(base / "model.safetensors", LAYERS)
-    publish(shelf, base, name="base")
+    lora.published(shelf, base, name="base")
     put(shelf, tmp_path / "first", rank=2)
     return Site(model="persona", replica="persona-0", state=tmp_path, shelf=shelf)
 
 
-def publish(shelf: Shelf, folder: Path, **fields: Any) -> Manifest:
-    lineage = Lineage(
-        recipe="r", recipe_hash="0" * 64, base="tiny 1.0", base_licence="none", data="0", rows_train=0, rows_test=0,
-        seed=0, packages={},
-    )  # fmt: skip
-    card = Card(name="it", task="generate", format="safetensors", tokens_max=64, lineage=lineage)
-    manifest = shelf.publish(folder, msgspec.structs.replace(card, **fields))
-    shelf.promote(manifest.name, manifest.version)
-    return manifest
-
-
 def put(shelf: Shelf, folder: Path, *, rank: int, fits: str = "tiny 1.0") -> Manifest:
     """Publish and promote one more version of the adapter."""
-    return publish(shelf, lora.adapter(folder, LAYERS, rank=rank), name="persona", format="adapter", fits=fits)
+    return lora.published(shelf, lora.adapter(folder, LAYERS, rank=rank), name="persona", format="adapter", fits=fits)
 
 
 @asynccontextmanager
@@ -214,7 +203,7 @@ def shared(engine: Engine, site: Site) -> Iterator[Source]:
     with Local(str(folder / "api.sock"), engine) as local:
         thread = threading.Thread(target=local.serve_forever, args=(0.01,))
         thread.start()
-        yield Source(spec, site, attached=False, clock=SystemClock())
+        yield Source(spec, site, attached=False)
         local.shutdown()
         thread.join()
 
@@ -292,7 +281,7 @@ async def test_a_call_under_way_ends_on_the_version_that_it_began_with(
 async def test_another_base_is_another_engine(site: Site, shared: Source, tmp_path: Path) -> None:
     before = shared.build(shared.version())
     (tmp_path / "base" / "config.json").write_text('{"changed": true}')
-    publish(site.shelf, tmp_path / "base", name="base")
+    lora.published(site.shelf, tmp_path / "base", name="base")
     after = shared.build(shared.version())
     assert isinstance(before, VllmRuntime)
     assert isinstance(after, VllmRuntime)

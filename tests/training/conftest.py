@@ -3,12 +3,14 @@
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tokenizers
 import torch
 import transformers
 
+from training.run import Run
 from training.spec import Recipe
 
 WORDS = [
@@ -150,3 +152,21 @@ def language(language_folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """Name of the package."""
     monkeypatch.syspath_prepend(str(language_folder))
     return "tiny-language"
+
+
+@pytest.fixture
+def stop_at_the_third(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[int]]:
+    """From when it is called, somebody presses Ctrl-C at the third checkpoint; returns the steps of all of them."""
+
+    def begin() -> list[int]:
+        kept, saved = Run.checkpoint, []
+
+        def stop_soon(run: Run, state: dict[str, Any]) -> None:
+            saved.append(state["step"])
+            run._stopping = len(saved) == 3
+            kept(run, state)
+
+        monkeypatch.setattr(Run, "checkpoint", stop_soon)
+        return saved
+
+    return begin

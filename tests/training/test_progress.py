@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from training import progress as module
-from training.progress import progress, tracked
+from training.progress import progress
 
 ROOT = Path(module.__file__).parents[1]
 PROGRAM = """
@@ -44,10 +44,6 @@ def test_where_nobody_wants_to_be_told_nothing_is_shown(
     with caplog.at_level(logging.WARNING, "training"), progress("train", 2) as advance:
         advance(2)
     assert capsys.readouterr().err == ""
-
-
-def test_tracked_items_are_the_same_items() -> None:
-    assert [*tracked("abc", "read", 3)] == ["a", "b", "c"]
 
 
 def test_a_terminal_has_a_bar_that_keeps_out_of_lines_and_of_stdout() -> None:

@@ -88,17 +88,12 @@ def digests(shelf: Shelf) -> dict[str, str]:
     return shelf.resolve("tiny").manifest.files
 
 
-def test_an_interrupted_run_goes_on_to_the_bit(classify: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_run_goes_on_to_the_bit(
+    classify: Make, tmp_path: Path, stop_at_the_third: Callable[[], list[int]]
+) -> None:
     recipe = fine_tuned(classify)
     recipes.run(recipe, Shelf(tmp_path / "one"), tmp_path / "runs")
-    kept, saved = Run.checkpoint, []
-
-    def stop_soon(run: Run, state: dict[str, object]) -> None:
-        saved.append(state["step"])
-        run._stopping = len(saved) == 3
-        kept(run, state)
-
-    monkeypatch.setattr(Run, "checkpoint", stop_soon)
+    saved = stop_at_the_third()
     with pytest.raises(Interrupted, match="--resume"):
         recipes.run(recipe, Shelf(tmp_path / "two"), tmp_path / "others")
     assert saved == [1, 2, 3]

@@ -114,19 +114,12 @@ def test_what_is_left_becomes_a_smaller_graph(teacher: Classifier, rows: Rows, r
 
 
 def test_a_distillation_that_was_interrupted_ends_with_the_same_bytes(
-    classify: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    classify: Make, tmp_path: Path, stop_at_the_third: Callable[[], list[int]]
 ) -> None:
     step = {"kind": "distill", "layers": [1], "trainer": {"epochs": 3, "rate": 1e-3, "batch": 4, "checkpoint_s": 1e-9}}
     recipe = classify(compress=[step, {"kind": "int8-dynamic"}], gate={"accuracy_min": 0.0})
     whole = recipes.run(recipe, Shelf(tmp_path / "one"), tmp_path / "runs")
-    kept, saved = Run.checkpoint, []
-
-    def stop_soon(run: Run, state: dict[str, object]) -> None:
-        saved.append(state["step"])
-        run._stopping = len(saved) == 3
-        kept(run, state)
-
-    monkeypatch.setattr(Run, "checkpoint", stop_soon)
+    saved = stop_at_the_third()
     with pytest.raises(Interrupted, match="compress-1"):
         recipes.run(recipe, Shelf(tmp_path / "two"), tmp_path / "others")
     again = recipes.run(recipe, Shelf(tmp_path / "two"), tmp_path / "others", resume=True)

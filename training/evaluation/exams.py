@@ -4,18 +4,16 @@ what it started from, because a model that learns one thing may forget another."
 from __future__ import annotations
 
 import logging
-import time
 from typing import Any
 
 from training.catalogue import expanded
 from training.contract import Array, Scores
 from training.evaluation import bootstrap
 from training.llm import choice
+from training.progress import progress
 from training.spec.exams import Exam
 
 LOG = logging.getLogger("training")
-
-_SAY_S = 60.0
 
 
 def measures(exam: Exam) -> tuple[str, ...]:
@@ -26,15 +24,9 @@ def measures(exam: Exam) -> tuple[str, ...]:
 def take(exam: Exam, network: Any, tokenizer: Any) -> dict[str, Array]:
     """Measure → whether each row was right."""
     questions, labels = choice.read(expanded(exam.questions, "exams"), expanded(exam.labels, "exams"))
-    said_s = time.monotonic()
-
-    def say(done: int, of: int) -> None:
-        nonlocal said_s
-        if time.monotonic() - said_s > _SAY_S:
-            said_s = time.monotonic()
-            LOG.info("exams: %d of %d questions", done, of)
-
-    return choice.judge(network, tokenizer, questions[: exam.rows_max], labels[: exam.rows_max], say=say)
+    questions, labels = questions[: exam.rows_max], labels[: exam.rows_max]
+    with progress("exams", len(questions), "questions") as advance:
+        return choice.judge(network, tokenizer, questions, labels, advance=advance)
 
 
 def compare(exam: Exam, made: dict[str, Array], base: dict[str, Array], *, seed: int) -> Scores:

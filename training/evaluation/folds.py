@@ -31,13 +31,15 @@ def validate(recipe: Recipe, examples: Examples, features: Mapping[str, Array], 
     found = [
         run.stage(f"fold-{name}", partial(_fold, recipe, examples, features, rows, run)) for name, rows in named.items()
     ]
-    for (name, rows), (outputs, _) in zip(named.items(), found, strict=True):
-        scores = measure(examples.targets.take(rows), outputs)
+    ours, floor = ([it[side] for it in found] for side in (0, 1))
+    parts = _parts(examples, held, ours)
+    for name, scores in zip(named, parts, strict=True):
         LOG.info("fold %s: %s", name, "  ".join(f"{it} {value:.4g}" for it, value in scores.items()))
-    ours, floor = (_measured(examples, held, [it[side] for it in found]) for side in (0, 1))
-    if floor:
-        _say_gain(examples, held, found, seed=recipe.seed)
-    return ours, floor
+    measured = _together(examples, held, ours, parts)
+    if recipe.floor is None:
+        return measured, {}
+    _say_gain(examples, held, ours, floor, seed=recipe.seed)
+    return measured, _together(examples, held, floor, _parts(examples, held, floor))
 
 
 def _stratified(examples: Examples, recipe: Recipe) -> dict[str, Array]:
@@ -92,10 +94,13 @@ def _fold(
     return outputs, recipe.floor.predict(rows.train, rows.test, model=recipe.model, seed=recipe.seed)
 
 
-def _measured(examples: Examples, held: list[Array], outputs: list[Outputs]) -> Scores:
-    if not outputs[0]:
-        return {}
-    parts = [measure(examples.targets.take(rows), it) for rows, it in zip(held, outputs, strict=True)]
+def _parts(examples: Examples, held: list[Array], outputs: list[Outputs]) -> list[Scores]:
+    """The measures of each fold."""
+    return [measure(examples.targets.take(rows), it) for rows, it in zip(held, outputs, strict=True)]
+
+
+def _together(examples: Examples, held: list[Array], outputs: list[Outputs], parts: list[Scores]) -> Scores:
+    """Their means, and the measures of all rows at once."""
     everywhere = [name for name in parts[0] if all(name in it for it in parts)]
     means = {f"folds_{name}": float(np.mean([it[name] for it in parts])) for name in everywhere}
     pooled = with_slices(examples.take(np.concatenate(held)), _pooled(outputs))
@@ -106,9 +111,8 @@ def _pooled(outputs: list[Outputs]) -> Outputs:
     return {name: np.concatenate([it[name] for it in outputs]) for name in outputs[0]}
 
 
-def _say_gain(examples: Examples, held: list[Array], found: list[tuple[Outputs, Outputs]], *, seed: int) -> None:
+def _say_gain(examples: Examples, held: list[Array], ours: list[Outputs], floor: list[Outputs], *, seed: int) -> None:
     """By how much the model is better than the floor on all rows, with intervals."""
     targets = examples.targets.take(np.concatenate(held))
-    ours, floor = (_pooled([it[side] for it in found]) for side in (0, 1))
-    for name, (value, low, high) in bootstrap.differences(targets, ours, floor, seed=seed).items():
+    for name, (value, low, high) in bootstrap.differences(targets, _pooled(ours), _pooled(floor), seed=seed).items():
         LOG.info("folds: %s %+.4f on the floor, 95 %% interval %+.4f to %+.4f", name, value, low, high)

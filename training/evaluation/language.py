@@ -10,7 +10,8 @@ from training.contract import Answers, Array, Examples
 from training.data import conversations
 from training.llm import render
 from training.llm.conversation import Message
-from training.llm.likelihood import Likelihood, likelihoods
+from training.llm.likelihood import Asked, Likelihood, likelihoods
+from training.progress import progress
 
 
 def outputs(network: Any, tokenizer: Any, examples: Examples) -> dict[str, Array]:
@@ -19,7 +20,7 @@ def outputs(network: Any, tokenizer: Any, examples: Examples) -> dict[str, Array
     without it, as `chosen_base` and `rejected_base`."""
     if isinstance(examples.targets, Answers):
         asked = [render.last_answer(tokenizer, it) for it in conversations.decoded(examples)]
-        found = likelihoods(network, asked)
+        found = _likelihoods(network, asked)
         return {"nll": -_logs(found), "tokens": np.array([it.tokens for it in found])}
     made = _choices(network, tokenizer, examples)
     if hasattr(network, "disable_adapter"):
@@ -34,8 +35,13 @@ def _choices(network: Any, tokenizer: Any, examples: Examples) -> dict[str, Arra
         for said in (row.chosen, row.rejected):
             messages = (*row.prompt.messages, Message("assistant", said))
             asked.append(render.last_answer(tokenizer, row.prompt.__class__(messages, row.prompt.tools)))
-    logs = _logs(likelihoods(network, asked))
+    logs = _logs(_likelihoods(network, asked))
     return {"chosen": logs[::2], "rejected": logs[1::2]}
+
+
+def _likelihoods(network: Any, asked: list[Asked]) -> list[Likelihood]:
+    with progress("evaluate", len(asked), "answers") as advance:
+        return likelihoods(network, asked, advance=advance)
 
 
 def _logs(found: list[Likelihood]) -> Array:

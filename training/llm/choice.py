@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 from training.contract import Array
 from training.errors import DataError
 from training.llm.likelihood import Asked, likelihoods
+from training.progress import Advance
 
 NAMES = ("acc", "acc_norm")
 """As tables of published models print them."""
@@ -54,10 +55,10 @@ def judge(
     questions: Sequence[Question],
     labels: Sequence[int],
     *,
-    say: Callable[[int, int], None] = lambda done, of: None,
+    advance: Advance = lambda _: None,
 ) -> dict[str, Array]:
     """Of each question, whether the right solution was found the likelier one: `acc` by its probability, `acc_norm` by
-    that per character; bool [n]. `say` hears how many are done."""
+    that per character; bool [n]."""
     right: list[tuple[bool, bool]] = []
     for start in range(0, len(questions), _AT_ONCE):
         part = questions[start : start + _AT_ONCE]
@@ -70,7 +71,7 @@ def judge(
             first, second = found[2 * at : 2 * at + 2]
             longer = second / len(question.sol2) > first / len(question.sol1)
             right.append(((second > first) == bool(label), longer == bool(label)))
-        say(len(right), len(questions))
+        advance(len(part))
     return {name: np.array([it[at] for it in right]) for at, name in enumerate(NAMES)}
 
 

@@ -8,6 +8,8 @@ from typing import Any
 import msgspec
 import torch
 
+from training.progress import Advance
+
 _TOKENS_AT_ONCE = 2048
 
 
@@ -25,7 +27,13 @@ class Likelihood(msgspec.Struct, frozen=True):
     tokens: int
 
 
-def likelihoods(network: Any, asked: Sequence[Asked], *, tokens_at_once: int = _TOKENS_AT_ONCE) -> list[Likelihood]:
+def likelihoods(
+    network: Any,
+    asked: Sequence[Asked],
+    *,
+    tokens_at_once: int = _TOKENS_AT_ONCE,
+    advance: Advance = lambda _: None,
+) -> list[Likelihood]:
     """The likelihood of each answer after its prompt, in the order asked.
 
     Rows of like length go through the network together. They are padded on the right, where a causal model's earlier
@@ -51,6 +59,7 @@ def likelihoods(network: Any, asked: Sequence[Asked], *, tokens_at_once: int = _
                 logits = network.get_output_embeddings()(hidden[place, start : start + len(row.answer)]).float()
                 loss = torch.nn.functional.cross_entropy(logits, torch.tensor(row.answer), reduction="sum")
                 found[at] = Likelihood(-float(loss), len(row.answer))
+            advance(len(batch))
     return [found[at] for at in range(len(asked))]
 
 
