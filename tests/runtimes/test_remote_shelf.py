@@ -279,13 +279,13 @@ def test_only_the_copies_opened_last_are_kept(shelf: RemoteShelf, tmp_path: Path
 
 
 def test_a_gateway_s_replica_follows_a_promotion_at_a_url(
-    hosts: Callable[[str], RemoteShelf], tmp_path: Path, clock: FakeClock
+    hosts: Callable[[str], RemoteShelf], tmp_path: Path
 ) -> None:
     here, there = hosts("here"), hosts("there")
     old, new = publish(there, tmp_path / "made", 0.1, 0.2)
     there.promote("tiny", old)
     site = Site(model="tiny", replica="tiny-0", state=tmp_path, shelf=here)
-    source = Source(Onnx(artifact="tiny"), site, attached=False, clock=clock)
+    source = Source(Onnx(artifact="tiny"), site, attached=False)
     assert (source.version(), source.look_s) == (old, here.look_s)
     there.promote("tiny", new)
     assert source.version() == new
