@@ -127,6 +127,11 @@ def main() -> None:
     )
     try:
         app(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read our output has gone, e.g. `head`; writing at exit must not fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except Interrupted as stopped:
         print(f"headrace-train: {stopped}", file=sys.stderr)
         sys.exit(130)

@@ -230,3 +230,14 @@ def test_the_command_answers_mistakes_in_one_line(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stderr.startswith("headrace-train: there is no recipe 'nothing'")
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_the_command_ends_quietly_when_nobody_reads_it_any_more(tmp_path: Path) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "wb") as unread:
+        done = subprocess.run(
+            [sys.executable, "-m", "training", "recipes"],
+            cwd=ROOT, stdout=unread, stderr=subprocess.PIPE, check=False, env=os.environ | {"HEADRACE_STATE": str(tmp_path)},
+        )  # fmt: skip
+    assert (done.returncode, done.stderr) == (1, b"")
