@@ -1,6 +1,9 @@
 """Any graph: what it takes, what it refuses, what it answers."""
 
 import asyncio
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -287,3 +290,18 @@ def test_whatever_is_sent_is_answered_or_invalid(
 
 def test_every_datatype_has_its_array() -> None:
     assert set(DATATYPES.values()) == NUMPY.keys()
+
+
+def test_a_model_that_runs_says_nothing_to_anybody_about_it(tmp_path: Path) -> None:
+    home, shelf, made = (tmp_path / it for it in ("home", "shelf", "made"))
+    home.mkdir()
+    made.mkdir()
+    tiny.publish(Shelf(shelf), made)
+    code = (
+        "import sys; from pathlib import Path; from runtimes.artifact import Shelf; from runtimes.session import Session; "
+        "Session(Shelf(Path(sys.argv[1])).resolve('tiny@stable'), threads=1, provider='cpu')"
+    )
+    # Where it does tell its makers, ONNX Runtime keeps an id of the machine in the user's home; in CI it never does.
+    env = {name: value for name, value in os.environ.items() if name not in ("CI", "ORT_DISABLE_TELEMETRY")}
+    subprocess.run([sys.executable, "-c", code, str(shelf)], check=True, env=env | {"HOME": str(home)})
+    assert list(home.rglob("*")) == []
