@@ -278,9 +278,7 @@ def test_only_the_copies_opened_last_are_kept(shelf: RemoteShelf, tmp_path: Path
     assert {it.name for it in (tmp_path / "here" / "tiny").iterdir()} == {".lock", *versions[-CACHED_MAX:]}
 
 
-def test_a_gateway_s_replica_follows_a_promotion_at_a_url(
-    hosts: Callable[[str], RemoteShelf], tmp_path: Path
-) -> None:
+def test_a_gateway_s_replica_follows_a_promotion_at_a_url(hosts: Callable[[str], RemoteShelf], tmp_path: Path) -> None:
     here, there = hosts("here"), hosts("there")
     old, new = publish(there, tmp_path / "made", 0.1, 0.2)
     there.promote("tiny", old)

@@ -238,6 +238,7 @@ def test_the_command_ends_quietly_when_nobody_reads_it_any_more(tmp_path: Path) 
     with open(write, "wb") as unread:
         done = subprocess.run(
             [sys.executable, "-m", "training", "recipes"],
-            cwd=ROOT, stdout=unread, stderr=subprocess.PIPE, check=False, env=os.environ | {"HEADRACE_STATE": str(tmp_path)},
+            cwd=ROOT, stdout=unread, stderr=subprocess.PIPE, check=False,
+            env=os.environ | {"HEADRACE_STATE": str(tmp_path)},
         )  # fmt: skip
     assert (done.returncode, done.stderr) == (1, b"")
