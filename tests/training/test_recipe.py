@@ -235,7 +235,7 @@ def test_the_command_answers_mistakes_in_one_line(tmp_path: Path) -> None:
 def test_the_command_ends_quietly_when_nobody_reads_it_any_more(tmp_path: Path) -> None:
     read, write = os.pipe()
     os.close(read)
-    with open(write, "wb") as unread:
+    with os.fdopen(write, "wb") as unread:
         done = subprocess.run(
             [sys.executable, "-m", "training", "recipes"],
             cwd=ROOT, stdout=unread, stderr=subprocess.PIPE, check=False,
