@@ -298,8 +298,9 @@ def test_a_model_that_runs_says_nothing_to_anybody_about_it(tmp_path: Path) -> N
     made.mkdir()
     tiny.publish(Shelf(shelf), made)
     code = (
-        "import sys; from pathlib import Path; from runtimes.artifact import Shelf; "
-        "from runtimes.session import Session; Session(Shelf(Path(sys.argv[1])).resolve('tiny@stable'), threads=1, provider='cpu')"
+        "import sys; from pathlib import Path; "
+        "from runtimes.artifact import Shelf; from runtimes.session import Session; "
+        "Session(Shelf(Path(sys.argv[1])).resolve('tiny@stable'), threads=1, provider='cpu')"
     )
     # Where it does tell its makers, ONNX Runtime keeps an id of the machine in the user's home; in CI it never does.
     env = {name: value for name, value in os.environ.items() if name not in ("CI", "ORT_DISABLE_TELEMETRY")}
