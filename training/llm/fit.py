@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,10 @@ def _carry_out(trainer: Any, spec: Sft | Dpo, model: Generator, run: Run, folder
     run.rewind(kept["step"] if kept else -1)
     # Its random numbers must be the same, whether or not something asked for some before.
     transformers.set_seed(trainer.args.seed)
-    trainer.train(resume_from_checkpoint=str(folder / kept["checkpoint"]) if kept else None)
+    with warnings.catch_warnings():
+        # At each checkpoint peft looks on a hub whether the vocabulary has grown; here none ever does.
+        warnings.filterwarnings("ignore", "Could not find a config file in")
+        trainer.train(resume_from_checkpoint=str(folder / kept["checkpoint"]) if kept else None)
     adapted = trainer.model.eval()
     # TRL's own way through the model, which a pickle can't hold.
     adapted.get_base_model().__dict__.pop("forward", None)
