@@ -197,6 +197,7 @@ class Connection(asyncio.Protocol):
         del self._parser  # it knows this connection: a cycle, which would lie about until somebody looks for garbage
         self._resume()
         self._end_call()
+        self._reading = None
         self._waiting.clear()
 
     def data_received(self, data: bytes) -> None:

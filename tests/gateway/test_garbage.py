@@ -10,6 +10,7 @@ import pytest
 
 from runtimes.clock import SystemClock
 from runtimes.wire import Wire
+from tests.fakes import until
 from tests.gateway.test_connection import GET, serving
 from tests.profile.__main__ import ANSWER, BODY, PLAIN, STREAM_HEAD, Rig, framed
 from tests.runtimes.hostile import answering, hostile
@@ -92,3 +93,16 @@ async def test_nor_does_one_to_an_engine() -> None:
         found = await garbage(ask)
         await wire.aclose()
     assert found < CALLS
+
+
+async def test_an_upload_that_is_broken_off_leaves_no_garbage() -> None:
+    async with serving() as site:
+
+        async def visit() -> None:
+            _, writer = await asyncio.open_connection("127.0.0.1", site.port)
+            writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nhalf of it")
+            await until(lambda: any(it.busy for it in site.server.connections))
+            writer.transport.abort()
+            await until(lambda: not site.server.connections)
+
+        assert await garbage(visit) < CALLS
