@@ -130,13 +130,13 @@ class Hold:
         held = pair.tenant.take(tokens, now_s, asked=asked)
         try:
             self._taken = held, pair.key.take(tokens, now_s, asked=asked)
-        except QuotaExceeded:
+        except BaseException:
             pair.tenant.untake(held)
             raise
         if self._price is not None:
             try:
                 self._take_money(self._price)
-            except QuotaExceeded:
+            except BaseException:
                 for holder, tokens_held in zip((pair.tenant, pair.key), self._taken, strict=True):
                     holder.untake(tokens_held)
                 raise
@@ -166,7 +166,7 @@ class Hold:
         reserved = tenant.purse.take(cost_nano, at_s, tenant.limits, tenant.name, price.currency)
         try:
             self._reserved = reserved, key.purse.take(cost_nano, at_s, key.limits, key.name, price.currency)
-        except QuotaExceeded:
+        except BaseException:
             tenant.purse.settle(reserved, 0, at_s)
             raise
 

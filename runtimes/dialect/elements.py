@@ -88,9 +88,14 @@ def require_few(what: str, given: Sized) -> None:
 
 
 def shaped(name: str, sizes: Sequence[int]) -> tuple[int, ...]:
-    """An input's shape. Raises Invalid if it has too many axes."""
+    """An input's shape, by which a call is reckoned before anything else of it is looked at. Raises Invalid for one that
+    can't be."""
     if len(sizes) > RANK_MAX:
         raise Invalid(f"input `{name}` has {len(sizes)} axes; at most {RANK_MAX} are taken.", param=name)
+    if any(size < 0 for size in sizes):
+        raise Invalid(f"input `{name}` has the shape {list(sizes)}; no size is negative.", param=name)
+    if math.prod(max(size, 1) for size in sizes) > ELEMENTS_MAX:
+        raise Invalid(f"input `{name}` has the shape {list(sizes)}, of more than {ELEMENTS_MAX} elements.", param=name)
     return tuple(sizes)
 
 
@@ -117,14 +122,7 @@ DATATYPES: tuple[Datatype, ...] = get_args(Datatype)
 
 
 def count(part: Part) -> int:
-    """Elements that its shape promises. Raises Invalid for a shape that can't be."""
-    if any(size < 0 for size in part.shape):
-        raise Invalid(f"input `{part.name}` has the shape {list(part.shape)}; no size is negative.", param=part.name)
-    if math.prod(max(size, 1) for size in part.shape) > ELEMENTS_MAX:
-        raise Invalid(
-            f"input `{part.name}` has the shape {list(part.shape)}, of more than {ELEMENTS_MAX} elements.",
-            param=part.name,
-        )
+    """Elements that its shape promises."""
     return math.prod(part.shape)
 
 

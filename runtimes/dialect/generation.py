@@ -129,6 +129,9 @@ def _asked(id: str, fields: dict[str, Any]) -> Generation:
         if name in REFUSED:
             raise Invalid(f"`{name}` is not taken here: {REFUSED[name]}.", param=name)
         parameters[RENAMED.get(name, name)] = _number(name, value)
+    # By it a call is reckoned before any engine sees it.
+    if not 0 <= (parameters.get("max_tokens") or 0) <= TOKENS_OUT_MAX:
+        raise Invalid(f"`max_tokens` must be from 0 to {TOKENS_OUT_MAX}.", param="max_tokens")
     return Generation(id, prompt, stream is True, parameters)
 
 
@@ -144,6 +147,9 @@ def _number(name: str, value: Any) -> Any:
     except msgspec.ValidationError:
         raise Invalid(f"`{name}` must be a number.", param=name) from None
 
+
+#: As OpenAI's routes have it.
+TOKENS_OUT_MAX = 2**31
 
 NUMBERS: Mapping[str, type] = MappingProxyType(
     {

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from runtimes.contract import InferReply, InferRequest, Invalid, Predictor, Tensor
-from runtimes.dialect.elements import Encoded, Message, Part, Wanted, count, require_datatype
+from runtimes.dialect.elements import Encoded, Message, Part, Wanted, require_datatype
 from runtimes.dialect.tensors import array, listed, raw, texts
 
 if TYPE_CHECKING:
@@ -87,7 +87,6 @@ def _admitted(part: Part, declared: dict[str, Tensor]) -> Array:
     datatype = require_datatype(part)
     if datatype != tensor.datatype:
         raise Invalid(f"input `{part.name}` is {datatype}; the model takes {tensor.datatype}.", param=part.name)
-    count(part)
     shape = part.shape
     if datatype == "BYTES" and shape[-1:] == (1,) and len(shape) == len(tensor.shape) + 1:
         shape = shape[:-1]  # Triton's clients send a batch of strings so, one to a row

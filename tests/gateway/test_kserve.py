@@ -302,6 +302,8 @@ WRONG = {
     "a stream that is none": ({"text_input": "a", "stream": "yes"}, "`stream` must be true or false"),
     "a stream in one piece": ({"text_input": "a", "stream": True}, "ask `generate_stream`"),
     "a number that is none": ({"text_input": "a", "max_tokens": "many"}, "`max_tokens` must be a number"),
+    "less than nothing": ({"text_input": "a", "max_tokens": -1}, "`max_tokens` must be from 0"),
+    "more than any number": ({"text_input": "a", "parameters": {"max_tokens": 10**400}}, "`max_tokens` must be from 0"),
     "another model": ({"text_input": "a", "model": "classifier"}, "`model` is not taken here"),
     "many texts out": ({"text_input": "a", "parameters": {"n": 1000}}, "`n` is not taken here"),
     "parameters that are none": ({"text_input": "a", "parameters": 5}, "`parameters` must be an object"),

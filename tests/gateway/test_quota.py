@@ -169,6 +169,20 @@ async def test_a_place_is_free_again_however_its_call_ended() -> None:
     assert [holder.running for holder in quota.holders.values()] == [0, 0]
 
 
+async def test_what_fails_amid_reserving_keeps_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    quota, call = Quota(clock=FakeClock()), tenant_call(limits(concurrent=1), limits(tpm=10))
+
+    def take(budget: Gcra, cost: int, now_s: float) -> float:
+        if budget.unit_s:
+            raise OverflowError("no machine could count that")
+        return 0.0
+
+    monkeypatch.setattr(Gcra, "take", take)
+    with pytest.raises(OverflowError), quota.hold(call, tokens_out_default=1):
+        pass
+    assert [holder.running for holder in quota.holders.values()] == [0, 0]
+
+
 async def test_who_leaves_while_the_engine_works_has_used_the_prompt() -> None:
     quota = Quota(clock=FakeClock())
     call = tenant_call(limits(tpm=100), body=b"x" * 196, tokens_out_max=10)

@@ -451,3 +451,12 @@ def test_what_can_t_be_understood_is_refused_by_name(what: str) -> None:
 def test_a_number_that_is_none_may_be_given_as_a_float() -> None:
     part = Part("x", "FP32", (2,), raw=np.array([np.nan, np.inf], "<f4").tobytes())
     np.testing.assert_array_equal(array(part), [np.nan, np.inf])
+
+
+@pytest.mark.parametrize("size", [-1, 1 << 62])
+def test_a_shape_that_can_t_be_is_refused_before_a_call_is_reckoned_by_it(size: int) -> None:
+    asked = declared("INT64") | {"shape": [size, 2]}
+    with pytest.raises(Invalid, match="shape"):
+        kserve_rest.read(json.dumps({"inputs": [asked | {"data": [1, 2]}]}).encode(), None)
+    with pytest.raises(Invalid, match="shape"):
+        kserve_grpc.read(messages.ModelInferRequest(inputs=[asked]).SerializeToString())
