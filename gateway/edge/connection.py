@@ -252,7 +252,7 @@ class Connection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._in_header:  # else it is a trailer, which comes too late to say anything: RFC 9110 §6.5.1
-            self._headers.append((name.lower(), value))
+            self._headers.append((name.lower(), value.rstrip()))  # before it the parser has stripped
 
     def on_headers_complete(self) -> None:
         self._in_header = False
@@ -287,11 +287,12 @@ class Connection(asyncio.Protocol):
             keep_alive=self._parser.should_keep_alive(),
             chunked=version == "1.1",
         )
+        request.body_bytes_max = bounds.body_bytes_max
         try:
             request.handler = self.server.door.enter(request)
             length = request.fields.get(b"content-length")
-            if length is not None and int(length) > bounds.body_bytes_max:
-                raise self._too_large()
+            if length is not None and int(length) > request.body_bytes_max:
+                raise _too_large(request)
         except GatewayError as error:
             self._refuse_one(request, error)
         else:
@@ -305,8 +306,8 @@ class Connection(asyncio.Protocol):
             return
         request.parts.append(body)
         request.size += len(body)
-        if request.size > self._bounds.body_bytes_max:
-            self._refuse_one(request, self._too_large())
+        if request.size > request.body_bytes_max:
+            self._refuse_one(request, _too_large(request))
 
     def on_message_complete(self) -> None:
         self._moved = True
@@ -373,9 +374,6 @@ class Connection(asyncio.Protocol):
         return HeaderTooLarge(
             f"The request's header, or its header and trailer, is longer than {self._bounds.header_bytes_max} bytes."
         )
-
-    def _too_large(self) -> TooLarge:
-        return TooLarge(f"The request's body is larger than {self._bounds.body_bytes_max} bytes.")
 
     # ---- one request after the other
 
@@ -520,3 +518,7 @@ class Connection(asyncio.Protocol):
             self._timer = self._loop.call_later(LINGER_S, self._linger)
         else:
             self.transport.abort()
+
+
+def _too_large(request: Request) -> TooLarge:
+    return TooLarge(f"The request's body is larger than {request.body_bytes_max} bytes.")

@@ -25,7 +25,7 @@ from gateway.edge.depth import require_depth
 from gateway.edge.inference import IN_ONE_PIECE, Caller, Inference, bad, heard, whole
 from gateway.edge.openai import JSON_LINES, STREAM_LINES, presented_key, traceparent
 from gateway.edge.patience import patience_s
-from gateway.edge.request import Handler, Request
+from gateway.edge.request import KEYLESS_BODY_BYTES_MAX, Handler, Request
 from gateway.errors import BadRequest, Draining, GatewayError, MethodNotAllowed, NotFound, Unsupported
 from gateway.meter import Receiver
 from gateway.pipeline import Pipeline
@@ -84,6 +84,7 @@ class KServe:
         """A call is known by its key before a byte of its body is read; health alone is told to everybody."""
         path, request.id = request.path.rstrip(b"/"), self.inference.ids.next()
         if path in HEALTH:
+            request.body_bytes_max = min(request.body_bytes_max, KEYLESS_BODY_BYTES_MAX)
             _require(request, b"GET")
             return self._live if path == LIVE else self._server_ready
         asked = Asked(self.pipeline.identify(presented_key(request.fields)), self.clock.now_s())

@@ -27,7 +27,7 @@ from gateway.call import NULL, USAGE_ON_REQUEST, Bounds, Call, CallIds, Principa
 from gateway.edge.asgi import Asgi
 from gateway.edge.depth import require_depth
 from gateway.edge.patience import patience_s
-from gateway.edge.request import Handler, Request, error_headers
+from gateway.edge.request import KEYLESS_BODY_BYTES_MAX, Handler, Request, error_headers
 from gateway.edge.schema import documents
 from gateway.errors import BadRequest, Draining, GatewayError, MethodNotAllowed, NotFound
 from gateway.meter import Answer
@@ -108,6 +108,7 @@ class OpenAI:
         """A call is known by its key before a byte of its body is read. Whatever is not hot is Litestar's."""
         route = self.routes.get(request.path)
         if route is None:
+            request.body_bytes_max = min(request.body_bytes_max, KEYLESS_BODY_BYTES_MAX)
             return self.rest.serve
         request.id = self.ids.next()
         if request.method != b"POST":

@@ -25,6 +25,7 @@ class Request:
         "_connection",
         "begun",
         "body",
+        "body_bytes_max",
         "complete",
         "fields",
         "full",
@@ -64,6 +65,8 @@ class Request:
         """The call's id, once a door has given it one; it is on every answer."""
         self.body = b""
         """All of it, before the handler is called."""
+        self.body_bytes_max = 0
+        """Longest body, which its door may lower before any of it is read."""
         self.handler: Handler = unhandled
         self.refusal: GatewayError | None = None
         """It is answered with this, and what is left of its body is thrown away."""
@@ -143,6 +146,10 @@ def _chunk(part: bytes) -> bytes:
 
 #: Answers a request whose body is here. It is cancelled the moment the client has gone.
 Handler = Callable[[Request], Coroutine[Any, Any, None]]
+
+
+#: Longest body where no key is asked for, which no such path has a use for.
+KEYLESS_BODY_BYTES_MAX = 4_096
 
 
 class Door(Protocol):

@@ -238,6 +238,11 @@ async def test_a_slow_body_is_a_408(framing: bytes) -> None:
         assert await peer.closed()
 
 
+async def test_blanks_around_a_field_s_value_are_none_of_it(peer: Peer) -> None:
+    peer.send(b"GET /ok HTTP/1.1\r\nhost: \t a \t\r\n\r\n")
+    assert await peer.answer() == (200, b"/ok")
+
+
 async def test_a_body_of_the_largest_size_passes(peer: Peer) -> None:
     peer.send(post(b"x" * 4_096))
     assert await peer.answer() == (200, b"x" * 4_096)

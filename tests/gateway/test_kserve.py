@@ -206,6 +206,11 @@ async def test_json_that_nests_too_deeply_is_refused(site: Site) -> None:
     refused(await site.post("/models/classifier/infer", deep), 400, "nests deeper")
 
 
+async def test_health_takes_no_long_body_from_anybody(site: Site) -> None:
+    answer = await site.client.request("GET", "/v2/health/live", content=b"x" * 5_000)
+    refused(answer, 413, "4096 bytes")
+
+
 async def test_a_body_too_large_is_refused_in_the_protocol_s_shape(site: Site) -> None:
     refused(await site.post("/models/classifier/infer", b" " * (BOUNDS.body_bytes_max + 1)), 413)
 

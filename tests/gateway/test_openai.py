@@ -299,6 +299,12 @@ async def test_prompts_are_reserved_for_one_by_one(site: Site, prompt: Any, choi
         assert (await site.post(body, "/v1/completions", key="metered")).status_code == status
 
 
+@pytest.mark.parametrize("path", ["/nothing", "/v1/models"])
+async def test_nobody_reads_much_from_who_has_shown_no_key(open_site: Open, path: str) -> None:
+    site = await open_site()
+    refused(await site.post(b"x" * 5_000, path), 413, "request_too_large")
+
+
 async def test_a_body_too_large_is_a_413(open_site: Open) -> None:
     site = await open_site(bounds=Bounds(body_bytes_max=1_024))
     refused(await site.post(BODY | {"user": "x" * 2_000}), 413, "request_too_large")
