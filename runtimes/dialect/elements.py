@@ -88,8 +88,8 @@ def require_few(what: str, given: Sized) -> None:
 
 
 def shaped(name: str, sizes: Sequence[int]) -> tuple[int, ...]:
-    """An input's shape, by which a call is reckoned before anything else of it is looked at. Raises Invalid for one that
-    can't be."""
+    """An input's shape, by which a call is reckoned before anything else of it is looked at. Raises Invalid for one
+    that can't be."""
     if len(sizes) > RANK_MAX:
         raise Invalid(f"input `{name}` has {len(sizes)} axes; at most {RANK_MAX} are taken.", param=name)
     if any(size < 0 for size in sizes):
