@@ -31,7 +31,7 @@ from gateway import (
     workers,
 )
 from gateway.config import Model, Server
-from gateway.edge import admin, connection, grpc_call, inference, server, texts
+from gateway.edge import admin, connection, grpc_call, inference, request, server, texts
 from gateway.edge import grpc as edge_grpc
 from runtimes import Spec, batch, onnx, process, remote, remote_shelf, triton_client, vllm, wav, wire
 from runtimes import connection as upstream
@@ -346,6 +346,10 @@ ROWS = {
         f"{sqlite.THREADS_MAX}, 5 s",
         ["contract/test_store.py::test_a_call_that_gets_no_thread_in_time_or_leaves_never_happens"],
     ),
+    "a body where no key is asked for": Row(
+        kib(request.KEYLESS_BODY_BYTES_MAX),
+        ["gateway/test_openai.py::test_nobody_reads_much_from_who_has_shown_no_key"],
+    ),
     "a key as it is presented": Row(
         f"{key.KEY_CHARS_MAX} characters", ["gateway/test_tenant.py::test_an_endless_key_is_not_even_summed"]
     ),
@@ -396,7 +400,7 @@ ROWS = {
 #: Bounds of the code that are none of a queue, a buffer or a wait: a unit of work, a value's range, a file's.
 OF_VALUES = {
     "PORT_MAX", "LABEL_CHARS_MAX", "GLOB_CHARS_MAX", "LIFETIME_S_MAX", "LIMIT_MAX", "WEIGHT_MAX", "READ_BYTES_MAX",
-    "PRICE_MAX", "NANO_MAX", "WORD_MAX",
+    "PRICE_MAX", "NANO_MAX", "WORD_MAX", "TOKENS_OUT_MAX",
     "_FILES_MAX", "_JSON_BYTES_MAX", "JOIN_BYTES_MAX", "LOOK_S_MAX", "ENVIRONMENT_KEPT", "_PROMPTS_MAX", "READY_S_MAX",
     "REOPEN_S_MAX", "SOCKET_BYTES_MAX", "_MOVES_MAX", "_MANIFEST_BYTES_MAX", "CHARS_PER_TOKEN_MAX",
     "_HEADER_BYTES_MAX", "_CONFIG_BYTES_MAX", "LOAD_S_MAX",
