@@ -14,13 +14,24 @@ import pytest
 import torch
 
 from runtimes.artifact import Shelf
+from runtimes.environment import Environments
 from training import recipe as recipes
+from training.console import state
 from training.errors import RecipeError
 from training.spec import Recipe
 from training.trainers.team import Team
 
 Make = Callable[..., Recipe]
 LATE_S = 600.0
+
+
+def ray_is_there() -> bool:
+    return any(it.name == "ray" for it in Environments(state()).list())
+
+
+needs_ray = pytest.mark.skipif(
+    not ray_is_there(), reason="the environment `ray`, 1.9 GB, is not installed: `headrace engine install ray`"
+)
 
 
 def sober(classify: Make, **trainer: object) -> Recipe:
@@ -34,31 +45,43 @@ def trained(runs: Path) -> dict[str, torch.Tensor]:
     return found
 
 
+def is_second(process: Path, runs: Path) -> bool:
+    """Under torchrun; of Ray's, any will do: they know each other by no name, and the folder they were sent to."""
+    command, environment = (process / "cmdline").read_bytes(), (process / "environ").read_bytes()
+    if command.startswith(b"ray::") and b"TrainWorker" in command:
+        return (process / "cwd").readlink() == runs.parent
+    return str(runs).encode() in command and b"\0RANK=1\0" in environment
+
+
 def kill_one(runs: Path, killed: list[int]) -> None:
-    """The second of the processes, once there is a checkpoint."""
+    """One of the processes, once there is a checkpoint."""
     give_up_s = time.monotonic() + LATE_S
     while not any(runs.glob("*/checkpoint.pt")) and time.monotonic() < give_up_s:
         time.sleep(0.002)
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            command, environment = (process / "cmdline").read_bytes(), (process / "environ").read_bytes()
+            chosen = is_second(process, runs)
         except OSError:
             continue
-        if str(runs).encode() in command and b"\0RANK=1\0" in environment:
+        if chosen:
             os.kill(int(process.name), signal.SIGKILL)
             killed.append(int(process.name))
+            return
 
 
+@pytest.mark.parametrize("ray", [False, pytest.param(True, marks=needs_ray)], ids=["torchrun", "ray"])
 def test_two_processes_of_which_one_is_killed_end_where_one_process_does(
-    classify: Make, base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    classify: Make, base_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray: bool
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", f"{Path(recipes.__file__).parents[1]}:{base_folder}")
+    monkeypatch.setenv("HEADRACE_STATE", str(state().absolute()))
+    monkeypatch.chdir(tmp_path)
     recipe = sober(classify)
     recipes.run(recipe, Shelf(tmp_path / "one"), tmp_path / "alone")
     killed: list[int] = []
     killer = threading.Thread(target=kill_one, args=(tmp_path / "both", killed))
     killer.start()
-    recipes.run(recipe, Shelf(tmp_path / "two"), tmp_path / "both", workers=2)
+    recipes.run(recipe, Shelf(tmp_path / "two"), tmp_path / "both", workers=2, ray=ray)
     killer.join()
     assert len(killed) == 1
     [log] = (tmp_path / "both").glob("*/log.txt")
