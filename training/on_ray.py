@@ -31,7 +31,7 @@ ALONE = {
     "GLOO_SOCKET_IFNAME": "lo",
 }
 TOLD = "ERROR"
-"""By Ray itself, that is: without its dashboard it warns of that twice a second."""
+"""Of what Ray itself says; without its dashboard it would warn of that twice a second."""
 OBJECTS_BYTES = 100 << 20
 """What Ray keeps in shared memory; nothing of ours goes there."""
 

@@ -30,7 +30,8 @@ def ray_is_there() -> bool:
 
 
 needs_ray = pytest.mark.skipif(
-    not ray_is_there(), reason="the environment `ray`, 1.9 GB, is not installed: `headrace engine install ray`"
+    not ray_is_there(),
+    reason="the environment `ray`, 1.9 GB and so not for every CI run, is missing: `headrace engine install ray`",
 )
 
 
