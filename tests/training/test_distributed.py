@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -46,28 +46,26 @@ def trained(runs: Path) -> dict[str, torch.Tensor]:
     return found
 
 
-def is_second(process: Path, runs: Path) -> bool:
-    """Under torchrun; of Ray's, any will do: they know each other by no name, and the folder they were sent to."""
-    command, environment = (process / "cmdline").read_bytes(), (process / "environ").read_bytes()
-    if command.startswith(b"ray::") and b"TrainWorker" in command:
-        return (process / "cwd").readlink() == runs.parent
-    return str(runs).encode() in command and b"\0RANK=1\0" in environment
+def processes(runs: Path) -> Iterator[int]:
+    """Who could be killed: torchrun's second, known by its rank, or any of Ray's, known by where it was sent to."""
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            command, environment = (process / "cmdline").read_bytes(), (process / "environ").read_bytes()
+            of_ray = command.startswith(b"ray::RayTrainWorker") and (process / "cwd").readlink() == runs.parent
+        except OSError:
+            continue
+        if of_ray or (str(runs).encode() in command and b"\0RANK=1\0" in environment):
+            yield int(process.name)
 
 
 def kill_one(runs: Path, killed: list[int]) -> None:
-    """One of the processes, once there is a checkpoint."""
+    """Once there is a checkpoint."""
     give_up_s = time.monotonic() + LATE_S
-    while not any(runs.glob("*/checkpoint.pt")) and time.monotonic() < give_up_s:
+    while not killed and time.monotonic() < give_up_s:
         time.sleep(0.002)
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            chosen = is_second(process, runs)
-        except OSError:
-            continue
-        if chosen:
-            os.kill(int(process.name), signal.SIGKILL)
-            killed.append(int(process.name))
-            return
+        if any(runs.glob("*/checkpoint.pt")) and (found := [*processes(runs)]):
+            os.kill(found[0], signal.SIGKILL)
+            killed.append(found[0])
 
 
 @pytest.mark.parametrize("ray", [False, pytest.param(True, marks=needs_ray)], ids=["torchrun", "ray"])
