@@ -30,6 +30,8 @@ ALONE = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "GLOO_SOCKET_IFNAME": "lo",
 }
+SENT = ("HEADRACE_DATA", "HF_HUB_OFFLINE")
+"""What a process on another machine needs of our environment, in which there may be keys."""
 TOLD = "ERROR"
 """Of what Ray itself says; without its dashboard it would warn of that twice a second."""
 OBJECTS_BYTES = 100 << 20
@@ -48,7 +50,7 @@ def main(folder: Path, workers: int) -> None:
             train_loop_config={
                 "folder": str(folder),
                 "where": str(Path.cwd()),
-                "environment": {name: it for name, it in os.environ.items() if name.startswith("HEADRACE_")},
+                "environment": {name: os.environ[name] for name in SENT if name in os.environ},
             },
             torch_config=TorchConfig(backend="gloo", timeout_s=int(STUCK_S_MAX)),
             scaling_config=ScalingConfig(num_workers=workers),

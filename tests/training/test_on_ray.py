@@ -93,8 +93,10 @@ def test_a_process_of_rays_learns_where_it_was_asked_for(
     fake: FakeRay, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(os.environ, "HEADRACE_DATA", "/data")
+    monkeypatch.setitem(os.environ, "HEADRACE_KEY", "secret")
     monkeypatch.chdir(tmp_path)
     on_ray.main(tmp_path / "run", 2)
+    assert "secret" not in str(fake.asked)
     del os.environ["HEADRACE_DATA"]
     monkeypatch.chdir("/")
     seen: list[tuple[Path, str, Path]] = []
