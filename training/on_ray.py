@@ -29,6 +29,7 @@ ALONE = {
     # with any other of loopback it listens everywhere.
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     "GLOO_SOCKET_IFNAME": "lo",
+    "RAY_AUTH_MODE": "token",
 }
 SENT = ("HEADRACE_DATA", "HF_HUB_OFFLINE")
 """What a process on another machine needs of our environment, in which there may be keys."""

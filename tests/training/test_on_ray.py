@@ -73,7 +73,7 @@ def test_a_ray_of_our_own_is_on_loopback_and_tells_nobody(fake: FakeRay, tmp_pat
     assert fake.environment["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] == "0"
     assert fake.environment["GLOO_SOCKET_IFNAME"] == "lo"
     assert fake.environment["RAY_USAGE_STATS_ENABLED"] == "0"
-    assert len(fake.environment["RAY_AUTH_TOKEN"]) == 64
+    assert (fake.environment["RAY_AUTH_MODE"], len(fake.environment["RAY_AUTH_TOKEN"])) == ("token", 64)
     assert not fake.open
     assert not Path(fake.asked["_temp_dir"]).exists()
 
