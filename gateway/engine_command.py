@@ -35,7 +35,7 @@ def engine_install(
     ----------
     name
         vllm for language models, triton for classifiers, train for making models, compress for making language models
-        small.
+        small, ray for training with Ray.
     version
         Which version, if not the one this release was tested with.
     torch_index

@@ -19,6 +19,8 @@ from runtimes.integrity import Rejected, ShelfFault
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
+Shapes = dict[str, tuple[int, ...]]
+
 _HEADER_BYTES_MAX = 64 << 20
 _CONFIG_BYTES_MAX = 1 << 20
 _TENSOR = re.compile(r"base_model\.model\.(?P<layer>.+)\.lora_(?P<half>[AB])\.weight")
@@ -33,10 +35,12 @@ class Adapter(msgspec.Struct, frozen=True):
 
 
 class Settings(msgspec.Struct, frozen=True):
-    """Of adapter_config.json, what decides whether an engine can use it."""
+    """Of adapter_config.json, what decides whether an engine can use it, and on what."""
 
     peft_type: str
     r: int
+    task_type: str | None = None
+    base_model_name_or_path: str | None = None
     bias: str = "none"
     use_dora: bool = False
     modules_to_save: list[str] | None = None
@@ -82,26 +86,33 @@ def identities(base: Artifact) -> tuple[str, ...]:
 def check(folder: Path, *, base: Artifact | Folder | Hub, rank_max: int) -> None:
     """Whether an engine that holds `base` and has room for ranks up to `rank_max` can use the adapter. Of a base that
     is still to be fetched, shapes are not known. Raises Rejected."""
+    settings, shapes = read(folder)
+    if settings.r > rank_max:
+        raise Rejected(
+            f"{folder} has rank {settings.r}, and the engine was started for {rank_max} at most: raise "
+            "`adapter_rank_max`, or train it with a lower rank"
+        )
+    if not isinstance(base, Hub):
+        _check_shapes(folder, shapes, settings.r, base)
+
+
+def read(folder: Path) -> tuple[Settings, Shapes]:
+    """What an adapter says of itself, and the shapes of its weights, if some engine could use it on some base. Raises
+    Rejected."""
     for file in integrity.files(folder):
         integrity.inspect(file)
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise Rejected(f"{folder} has no {name}; an adapter is saved by peft's save_pretrained, in safetensors")
     settings = _settings(folder / CONFIG)
-    shapes = {name: shape for name, shape in tensors(folder / WEIGHTS)}
-    if settings.r > rank_max:
-        raise Rejected(
-            f"{folder} has rank {settings.r}, and the engine was started for {rank_max} at most: raise "
-            "`adapter_rank_max`, or train it with a lower rank"
-        )
+    shapes = dict(tensors(folder / WEIGHTS))
     for name, shape in shapes.items():
         if not _TENSOR.fullmatch(name) or len(shape) != 2:
             raise Rejected(f"{folder} holds {name!r}, which is no low-rank weight of a linear layer")
-    if not isinstance(base, Hub):
-        _check_shapes(folder, shapes, settings.r, base)
+    return settings, shapes
 
 
-def _check_shapes(folder: Path, shapes: dict[str, tuple[int, ...]], rank: int, base: Artifact | Folder) -> None:
+def _check_shapes(folder: Path, shapes: Shapes, rank: int, base: Artifact | Folder) -> None:
     layers = _layers(base.path)
     for name, shape in shapes.items():
         tensor = _TENSOR.fullmatch(name)
@@ -142,6 +153,7 @@ def _settings(file: Path) -> Settings:
         raise Rejected(f"{file} is not an adapter's configuration ({error})") from error
     alien = {
         f"peft_type {settings.peft_type}": settings.peft_type != "LORA",
+        f"task_type {settings.task_type}": settings.task_type not in (None, "CAUSAL_LM"),
         "DoRA": settings.use_dora,
         "biases": settings.bias != "none",
         "whole layers (modules_to_save)": bool(settings.modules_to_save),

@@ -1,5 +1,5 @@
-"""Environments of their own for what must not share one with the gateway: the engines vLLM and Triton, training, and
-compression.
+"""Environments of their own for what must not share one with the gateway: the engines vLLM and Triton, training,
+compression, and training on Ray.
 
     <state>/engines/<name>-<version>/          a virtual environment; complete once it holds `.ready`
     <state>/logs/install-<name>.log            what pip said
@@ -106,6 +106,15 @@ COMPRESS = Plan(
 )
 """Named by llm-compressor, which wants an older transformers than training does."""
 
+RAY = Plan(
+    version="2.60.0",
+    torch="torch==2.13.0+cpu",
+    lock="ray.txt",
+    proves=("torch", "transformers", "onnxruntime", "ray", "ray.train.torch", "training.distributed"),
+    project=True,
+)
+"""Training's, with Ray in it: another half a gigabyte, which most never need."""
+
 TRITON = Plan(
     version="0.7.0",
     torch=None,
@@ -152,6 +161,8 @@ PLANS: dict[tuple[str, Device], Plan] = {
     ),
     ("compress", "cpu"): COMPRESS,
     ("compress", "cuda"): msgspec.structs.replace(COMPRESS, torch="torch==2.13.0"),
+    ("ray", "cpu"): RAY,
+    ("ray", "cuda"): msgspec.structs.replace(RAY, torch="torch==2.13.0"),
     ("triton", "cpu"): TRITON,
     ("triton", "cuda"): TRITON,
 }

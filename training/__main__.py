@@ -60,6 +60,9 @@ def run(
     workers: Annotated[
         int, Parameter(validator=validators.Number(gte=1, lte=64), help="Processes that train together (torchrun).")
     ] = 1,
+    ray: Annotated[
+        bool, Parameter(negative="", help="They are Ray's: of a Ray here, or of the cluster at $RAY_ADDRESS.")
+    ] = False,
     from_: Annotated[str | None, Parameter(name="--from", help="Keep what was made before this stage.")] = None,
 ) -> None:
     """Make an artifact: train, compress, measure, and if the gate holds publish and promote it.
@@ -79,7 +82,7 @@ def run(
         _need_torch()
         from training.recipe import run as carry_out
 
-        manifest = carry_out(wanted, place, state() / "runs", resume=resume, start=from_, workers=workers)
+        manifest = carry_out(wanted, place, state() / "runs", resume=resume, start=from_, workers=workers, ray=ray)
     shelf_command.print_manifest(manifest, place, as_json=json_)
 
 

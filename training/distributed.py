@@ -1,6 +1,6 @@
-"""The stage `train` by several processes of this machine, under torchrun: the same recipe, the same steps.
+"""The stage `train` by several processes, under torchrun or Ray: the same recipe, the same steps.
 
-`fit` is asked by the run, `main` is what each process does. One that is killed takes the others down; all of them are
+`fit` is asked by the run, `learn` is what each process does. One that is killed takes the others down; all of them are
 then started again, and go on from the last checkpoint.
 
 The weights are those of one process but for the order of sums (a test holds them to 1e-5), unless the model drops out:
@@ -23,7 +23,9 @@ import msgspec
 import torch
 import torch.distributed as dist
 
+from runtimes.environment import EnvironmentFault, Environments
 from training.catalogue import with_files
+from training.console import state
 from training.errors import Interrupted, RecipeError, TrainingError
 from training.progress import StderrHandler
 from training.run import Run
@@ -40,21 +42,16 @@ _PRODUCT = "joined.pt"
 _REFUSAL = "joined.error"
 
 
-def fit(recipe: Recipe, run: Run, *, workers: int) -> Any:
+def fit(recipe: Recipe, run: Run, *, workers: int, ray: bool = False) -> Any:
     """The trained model. Raises TrainingError if the processes fail more often than they are started again."""
     if not isinstance(recipe.trainer, Gradient):
-        raise RecipeError("--workers: only trainer.kind = 'gradient' learns in several processes")
+        raise RecipeError("--workers, --ray: only trainer.kind = 'gradient' learns in several processes")
+    command = _by_ray(run.folder, workers) if ray else _by_torchrun(run.folder, workers)
     product, refusal = run.folder / _PRODUCT, run.folder / _REFUSAL
     for left in (product, refusal):
         left.unlink(missing_ok=True)
-    # torchrun would start them again itself; in the set-up of gloo they then waited for each other for ever.
-    command = [
-        *(sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--max-restarts=0"),
-        *(f"--nproc-per-node={workers}", "-m", "training.distributed", str(run.folder)),
-    ]
-    # Nothing of this leaves the machine.
-    env = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
-    LOG.info("train: by %d processes", workers)
+    env = os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    LOG.info("train: by %s, %d at once", "Ray" if ray else "torchrun", workers)
     for _ in range(1 + RESTARTS_MAX):
         status = _ended(command, env, run)
         if refusal.exists():
@@ -69,6 +66,22 @@ def fit(recipe: Recipe, run: Run, *, workers: int) -> Any:
     raise TrainingError(f"the processes that were to train have failed {1 + RESTARTS_MAX} times; --resume tries again")
 
 
+def _by_torchrun(folder: Path, workers: int) -> list[str]:
+    # torchrun would start them again itself; in the set-up of gloo they then waited for each other for ever.
+    return [
+        *(sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--max-restarts=0"),
+        *(f"--nproc-per-node={workers}", "-m", "training.distributed", str(folder)),
+    ]
+
+
+def _by_ray(folder: Path, workers: int) -> list[str]:
+    try:
+        python = Environments(state()).python("ray")
+    except EnvironmentFault as fault:
+        raise TrainingError(f"--ray: {fault}") from fault
+    return [str(python), "-P", "-m", "training.on_ray", str(folder.absolute()), str(workers)]
+
+
 def _ended(command: Sequence[str], env: Mapping[str, str], run: Run) -> int:
     """Its exit status; it is ended if somebody wants to stop."""
     with subprocess.Popen(command, env=env) as team:  # noqa: S603 - no part is anybody's input
@@ -76,23 +89,23 @@ def _ended(command: Sequence[str], env: Mapping[str, str], run: Run) -> int:
             while team.poll() is None and not run.stopping:
                 time.sleep(_LOOK_S)
         finally:
-            team.terminate()  # which does nothing once it has ended; torchrun takes its processes with it
+            team.terminate()  # which does nothing once it has ended; torchrun and Ray take theirs with them
         return team.wait()
 
 
-def main(folder: Path) -> None:
-    """One process's part. torchrun has set its place in the environment."""
+def learn(folder: Path) -> None:
+    """One process's part. torch.distributed has been set up."""
     recipe = msgspec.json.decode((folder / "recipe.json").read_bytes(), type=Recipe)
     assert isinstance(recipe.trainer, Gradient)
     torch.set_num_threads(1)
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=timedelta(seconds=STUCK_S_MAX))
+    run = Run.within(folder, "train", seed=recipe.seed)
+    first = dist.get_rank() == 0
+    told = StderrHandler()
+    told.setFormatter(logging.Formatter("%(relativeCreated)7.0f ms  %(message)s"))
+    LOG.addHandler(told)
+    LOG.propagate = False  # Ray has a handler of its own
+    LOG.setLevel(logging.INFO if first else logging.WARNING)
     try:
-        run = Run.within(folder, "train", seed=recipe.seed)
-        first = dist.get_rank() == 0
-        logging.basicConfig(
-            handlers=[StderrHandler()], format="%(relativeCreated)7.0f ms  %(message)s", level=logging.WARNING
-        )
-        LOG.setLevel(logging.INFO if first else logging.WARNING)
         with run.logged():
             rows = with_files(recipe).data.load()
             torch.manual_seed(run.derived("stage", "train"))
@@ -104,6 +117,14 @@ def main(folder: Path) -> None:
         text = str(error)  # it would be the same again
         run.write(folder / _REFUSAL, lambda draft: draft.write_text(text, "utf-8"))
         raise
+
+
+def main(folder: Path) -> None:
+    """Under torchrun, which has set this process's place in the environment."""
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # nothing of this leaves the machine
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=timedelta(seconds=STUCK_S_MAX))
+    try:
+        learn(folder)
     finally:
         dist.destroy_process_group()
 

@@ -46,13 +46,18 @@ def import_(
         dict[str, float] | None, Parameter(negative="", help="--threshold.LABEL: least score to believe it.")
     ] = None,
     tokens_max: Annotated[int | None, Parameter(validator=validators.Number(gte=1))] = None,
-    base: Annotated[str | None, Parameter(help="Where it comes from. Default: the folder's name.")] = None,
+    base: Annotated[
+        str | None,
+        Parameter(
+            help="Where it comes from; what an adapter was trained on. Default: what it says, or the folder's name."
+        ),
+    ] = None,
     licence: Annotated[str, Parameter(help="Of it.")] = "unknown",
     as_: Annotated[str | None, Parameter(name="--as", help="Promote it to this alias.")] = None,
     shelf: Where = None,
     json_: AsJson = False,
 ) -> None:
-    """Publish a FOLDER in Triton's, Hugging Face's or the plain layout, as `export` writes them.
+    """Publish a FOLDER in Triton's, Hugging Face's (an adapter: peft's) or the plain layout, as `export` writes them.
 
     What the folder itself does not say (task, labels, thresholds, longest input) is given here. It is promoted only
     with --as: nothing here has measured it.
@@ -61,7 +66,7 @@ def import_(
     said = Facts(task=task, labels=labels, thresholds=threshold or {}, tokens_max=tokens_max)
     state().mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=state(), prefix=".import-") as scratch:
-        origin = Origin(base or folder.resolve().name, licence)
+        origin = Origin(base, licence)
         manifest, left = take_in(folder, name, said, origin, place, Path(scratch))
     if as_ is not None:
         place.promote(manifest.name, manifest.version, as_)

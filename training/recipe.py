@@ -31,18 +31,25 @@ LOG = logging.getLogger("training")
 
 
 def run(
-    recipe: Recipe, shelf: Shelf, runs: Path, *, resume: bool = False, start: str | None = None, workers: int = 1
+    recipe: Recipe,
+    shelf: Shelf,
+    runs: Path,
+    *,
+    resume: bool = False,
+    start: str | None = None,
+    workers: int = 1,
+    ray: bool = False,
 ) -> Manifest:
     """Make the artifact in a folder of its own below `runs`: afresh, or going on after an interruption, or with what is
-    there before the stage `start`. With several `workers`, that many processes train together."""
+    there before the stage `start`. With several `workers`, that many processes train together, with `ray` Ray's."""
     recipe_hash = fingerprint(recipe)
     folder = Run(runs / f"{recipe.name}-{recipe_hash[:12]}", seed=recipe.seed)
     content = msgspec.json.format(msgspec.json.encode(recipe), indent=2)
     with folder.open(content, resume=resume, start=start) as opened:
-        return make(with_files(recipe), recipe_hash, shelf, opened, workers=workers)
+        return make(with_files(recipe), recipe_hash, shelf, opened, workers=workers, ray=ray)
 
 
-def make(recipe: Recipe, recipe_hash: str, shelf: Shelf, run: Run, *, workers: int = 1) -> Manifest:
+def make(recipe: Recipe, recipe_hash: str, shelf: Shelf, run: Run, *, workers: int = 1, ray: bool = False) -> Manifest:
     """Make the artifact, measure it, and if the gate holds publish it and move its alias `stable` to it.
 
     Promotion is part of it because the gate is what stands between an artifact and its users: on an empty shelf
@@ -62,7 +69,7 @@ def make(recipe: Recipe, recipe_hash: str, shelf: Shelf, run: Run, *, workers: i
     known = measures.names(rows.test) | {name for exam in recipe.exams for name in exams.measures(exam)}
     gate.check(recipe.gate, known)  # a typing error must not cost a run
     features = _features(recipe, rows, run, base)
-    model = run.stage("train", lambda: _trained(recipe, rows, features, run, base, workers))
+    model = run.stage("train", lambda: _trained(recipe, rows, features, run, base, workers, ray))
     floor = run.stage("floor", lambda: _floor(recipe, rows))
     before = run.stage("before", lambda: _whole(recipe, recipe_hash, rows, model, run))
     product = model
@@ -137,15 +144,16 @@ def _features(recipe: Recipe, rows: Rows, run: Run, base: Base | None) -> Mappin
 
 
 def _trained(
-    recipe: Recipe, rows: Rows, features: Mapping[str, Array], run: Run, base: Base | None, workers: int
+    recipe: Recipe, rows: Rows, features: Mapping[str, Array], run: Run, base: Base | None, workers: int, ray: bool
 ) -> Any:
     """The model that the recipe starts from, having learnt if it has a trainer."""
-    if workers > 1 and base is not None:
-        raise RecipeError("--workers and --base: an artifact is gone on from by one process")
-    if workers > 1:
+    together = workers > 1 or ray
+    if together and base is not None:
+        raise RecipeError("--workers, --ray and --base: an artifact is gone on from by one process")
+    if together:
         from training import distributed
 
-        return distributed.fit(recipe, run, workers=workers)
+        return distributed.fit(recipe, run, workers=workers, ray=ray)
     model = _start(recipe, rows, base)
     if isinstance(recipe.trainer, Frozen):
         known = {name: it[: len(rows.train)] for name, it in features.items()}

@@ -240,7 +240,7 @@ def test_only_an_environment_can_be_removed(environments: Environments, version:
 
 
 def test_unknown_names_and_versions_say_what_there_is(environments: Environments) -> None:
-    with pytest.raises(EnvironmentFault, match="called 'vlm'; there are: compress, train, triton, vllm"):
+    with pytest.raises(EnvironmentFault, match="called 'vlm'; there are: compress, ray, train, triton, vllm"):
         environments.install("vlm")
     with pytest.raises(EnvironmentFault, match=r"tested with vllm 0\.32\.0"):
         environments.install("vllm", version="0.1")
@@ -269,6 +269,14 @@ def test_locks_are_exact_hashed_and_without_cuda_builds_or_hosts(lock: str) -> N
     asked = re.findall(r"^([\w.-]+)==(\S+)", (LOCKS / lock).with_suffix(".in").read_text(), re.M)
     locked = {(name, version) for name, version, _ in requirements}
     assert {it for it in asked if it[0] != "torch"} <= locked
+
+
+def test_what_is_learnt_with_ray_is_read_with_the_same_versions() -> None:
+    training, ray = (
+        set(re.findall(r"^([\w.-]+==[^\s\\]+)", (LOCKS / lock).read_text(), re.M)) for lock in ("train.txt", "ray.txt")
+    )
+    assert "torch==2.13.0+cpu" == PLANS["ray", "cpu"].torch == PLANS["train", "cpu"].torch
+    assert training < ray
 
 
 def test_the_marker_can_be_read_by_people(environments: Environments, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Artifacts in others' shapes: what goes out is complete and readable without us, and what comes in is proven first."""
 
 import json
+import random
 import re
 import sys
 from collections.abc import Callable
@@ -16,7 +17,7 @@ import tokenizers
 from runtimes.artifact import Artifact, Manifest, Shelf
 from runtimes.integrity import Rejected, ShelfFault, digest
 from runtimes.session import Session
-from tests import tiny
+from tests import lora, tiny
 from training.__main__ import app
 from training.layouts import LAYOUTS, export
 from training.layouts.intake import Origin, take_in
@@ -83,7 +84,7 @@ def test_an_export_overwrites_nothing(artifact: Artifact, tmp_path: Path) -> Non
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("mine")
     with pytest.raises(ShelfFault, match="overwrites nothing"):
-        export(artifact, "onnx", tmp_path / "out")
+        export(artifact, "plain", tmp_path / "out")
     assert [it.name for it in (tmp_path / "out").iterdir()] == ["mine.txt"]
 
 
@@ -99,7 +100,7 @@ def test_an_export_that_fails_leaves_nothing(artifact: Artifact, shelf: Shelf, t
 
 def test_the_plain_folder_answers_without_us(artifact: Artifact, tmp_path: Path) -> None:
     folder = tmp_path / "out"
-    export(artifact, "onnx", folder)
+    export(artifact, "plain", folder)
     encoded = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")).encode("my card")
     feed = {"input_ids": np.array([encoded.ids]), "attention_mask": np.array([encoded.attention_mask])}
     [scores] = onnxruntime.InferenceSession(folder / "model.onnx").run(["scores"], feed)
@@ -213,7 +214,7 @@ def test_the_card_tells_scores_origin_and_gate(shelf: Shelf, tmp_path: Path) -> 
     (tmp_path / "source" / "tokenizer.json").write_text(json.dumps(tiny.tokenizer()))
     scored = tiny.card("classify", before={"accuracy": 0.91}, after={"accuracy": 0.9}, gate={"accuracy_min": 0.85})
     manifest = shelf.publish(tmp_path / "source", scored)
-    export(shelf.resolve(f"tiny@{manifest.version}"), "onnx", tmp_path / "out")
+    export(shelf.resolve(f"tiny@{manifest.version}"), "plain", tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
     assert "| `accuracy` | 0.91 | 0.9 |" in card
     assert "`accuracy_min` 0.85" in card
@@ -221,16 +222,87 @@ def test_the_card_tells_scores_origin_and_gate(shelf: Shelf, tmp_path: Path) -> 
     assert all(it in card for it in manifest.files.values())
 
 
-def test_a_generator_is_taken_as_it_is_and_goes_out_as_it_was(tmp_path: Path, taken: Any, shelf: Shelf) -> None:
+@pytest.mark.parametrize("to", ["plain", "huggingface"])
+def test_a_generator_is_taken_as_it_is_and_goes_out_as_it_was(
+    to: Any, tmp_path: Path, taken: Any, shelf: Shelf
+) -> None:
     (generator(tmp_path / "chat") / "pytorch_model.bin").write_bytes(b"pickle")
     manifest, left = taken(tmp_path / "chat", "chat")
     assert (manifest.task, manifest.format, manifest.tokens_max) == ("generate", "safetensors", 2048)
     assert left == ["pytorch_model.bin"]
-    export(shelf.resolve(f"chat@{manifest.version}"), "huggingface", tmp_path / "out")
+    export(shelf.resolve(f"chat@{manifest.version}"), to, tmp_path / "out")
     again, left = taken(tmp_path / "out", "chat")
     assert (again.version, left) == (manifest.version, ["README.md"])
-    with pytest.raises(ShelfFault, match="--to huggingface"):
-        export(shelf.resolve(f"chat@{manifest.version}"), "onnx", tmp_path / "other")
+
+
+BASE = "tiny 1.0"
+LAYERS = {"model.layers.0.q_proj.weight": (8, 8)}
+
+
+@pytest.fixture
+def persona(shelf: Shelf, tmp_path: Path) -> Artifact:
+    """A LoRA adapter."""
+    folder = lora.adapter(tmp_path / "persona", LAYERS, rank=2, chance=random.Random(1))
+    lora.change(folder, base_model_name_or_path=BASE, task_type="CAUSAL_LM")
+    lora.published(shelf, folder, name="persona", format="adapter", fits=BASE)
+    return shelf.resolve("persona")
+
+
+def test_an_adapter_comes_back_with_the_same_files_and_fits_the_same_base(
+    persona: Artifact, tmp_path: Path, shelf: Shelf
+) -> None:
+    for to, tokens_max in (("plain", 64), ("huggingface", None)):  # for which peft has no place
+        export(persona, to, tmp_path / to)  # type: ignore[arg-type]
+        (tmp_path / f"scratch-{to}").mkdir()
+        manifest, left = take_in(tmp_path / to, to, Facts(), Origin(None, "MIT"), shelf, tmp_path / f"scratch-{to}")
+        assert left == ["README.md"]
+        assert manifest.files == persona.manifest.files
+        assert (manifest.format, manifest.task, manifest.tokens_max) == ("adapter", "generate", tokens_max)
+        assert manifest.fits == manifest.lineage.base == BASE
+
+
+def test_an_adapter_s_card_says_what_it_is_for(persona: Artifact, tmp_path: Path) -> None:
+    export(persona, "huggingface", tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "a LoRA adapter for tiny 1.0" in card
+    assert "library_name: peft" in card
+
+
+def test_a_stranger_s_adapter_is_taken_without_what_its_trainer_left(persona: Artifact, tmp_path: Path) -> None:
+    folder = tmp_path / "persona"
+    (folder / "optimizer.pt").write_bytes(b"pickle")
+    (folder / "tokenizer.json").write_text(json.dumps(tiny.tokenizer()))
+    (tmp_path / "scratch").mkdir()
+    shelf = Shelf(tmp_path / "other")
+    manifest, left = take_in(folder, "mine", Facts(), Origin("their/model", "MIT"), shelf, tmp_path / "scratch")
+    assert set(manifest.files) == {"adapter_config.json", "adapter_model.safetensors"}
+    assert left == ["optimizer.pt", "tokenizer.json"]
+    assert manifest.fits == "their/model", "what is given goes before what it says"
+
+
+def _pickled(folder: Path) -> None:
+    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said", "why"),
+    [
+        (_pickled, {}, "has no adapter_model.safetensors"),
+        (lambda folder: lora.change(folder, base_model_name_or_path=None), {}, "trained on; give --base"),
+        (lambda folder: lora.change(folder, task_type="SEQ_CLS"), {}, "task_type SEQ_CLS are not served"),
+        (lambda folder: lora.change(folder, use_dora=True), {}, "DoRA"),
+        (lambda folder: None, {"task": "classify"}, "leave --task out"),
+    ],
+)
+def test_an_adapter_that_no_engine_could_use_is_not_taken_in(
+    persona: Artifact, tmp_path: Path, spoil: Callable[[Path], None], said: dict[str, Any], why: str
+) -> None:
+    spoil(tmp_path / "persona")
+    (tmp_path / "scratch").mkdir()
+    shelf = Shelf(tmp_path / "other")
+    with pytest.raises(ShelfFault, match=why):
+        take_in(tmp_path / "persona", "mine", Facts(**said), Origin(None, "MIT"), shelf, tmp_path / "scratch")
+    assert shelf.names() == []
 
 
 def test_a_stranger_s_classifier_is_read_from_its_config(artifact: Artifact, tmp_path: Path, taken: Any) -> None:
@@ -285,7 +357,7 @@ def test_the_command_takes_a_folder_out_and_in_again(
 ) -> None:
     monkeypatch.setenv("HEADRACE_STATE", str(tmp_path))
     out = str(tmp_path / "out")
-    app(["export", "tiny", out, "--to", "onnx", "--json"], result_action="return_value")
+    app(["export", "tiny", out, "--to", "plain", "--json"], result_action="return_value")
     assert "model.onnx" in json.loads(capsys.readouterr().out)["files"]
     said = ["--labels", "a", "b", "c", "--threshold.a", "0.25", "--licence", "MIT", "--as", "canary"]
     app(["import", out, "--name", "again", *said], result_action="return_value")

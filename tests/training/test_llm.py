@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import peft
 import pytest
 import torch
 
@@ -22,7 +23,10 @@ from training.compression import gptq
 from training.data import conversations
 from training.errors import DataError, Diverged, GateFailed, Interrupted, RecipeError
 from training.evaluation import bootstrap
-from training.llm import choice, packing, render
+from training.layouts import export
+from training.layouts.intake import Origin, take_in
+from training.layouts.parts import Facts
+from training.llm import choice, lora, packing, render
 from training.llm.conversation import conversation
 from training.llm.likelihood import Asked, likelihoods
 from training.models import generator
@@ -286,6 +290,25 @@ def _folder(path: Path) -> Any:
     from runtimes.artifact import open_folder
 
     return open_folder(path)
+
+
+def test_an_exported_adapter_is_read_by_peft_and_fits_its_base_again(
+    recipe: Callable[..., Recipe], model: Generator, tmp_path: Path
+) -> None:
+    shelf = Shelf(tmp_path / "shelf")
+    published = run(recipe(), shelf, tmp_path / "runs")
+    export(shelf.resolve("tiny"), "huggingface", tmp_path / "out")
+    (tmp_path / "scratch").mkdir()
+    again, _ = take_in(tmp_path / "out", "again", Facts(), Origin(None, "none"), shelf, tmp_path / "scratch")
+    assert (again.files, again.fits) == (published.files, published.fits)
+    ids = torch.arange(3, 12)[None]
+    with torch.inference_mode():
+        plain = model.network(ids).logits
+        with model.wearing(lora.read(shelf.resolve("tiny").path)).asked() as network:
+            learnt = network(ids).logits
+        adapted = peft.PeftModel.from_pretrained(model.network, tmp_path / "out", local_files_only=True)
+        assert torch.equal(adapted.eval()(ids).logits, learnt)
+    assert not torch.equal(plain, learnt)
 
 
 def test_a_merged_one_is_a_whole_model_and_may_be_made_small(recipe: Callable[..., Recipe], tmp_path: Path) -> None:

@@ -19,9 +19,9 @@ from runtimes.integrity import ShelfFault
 from training.layouts import huggingface, plain, triton
 from training.layouts.card import markdown
 
-Layout = Literal["triton", "onnx", "huggingface"]
+Layout = Literal["triton", "plain", "huggingface"]
 
-LAYOUTS: Mapping[Layout, ModuleType] = {"triton": triton, "onnx": plain, "huggingface": huggingface}
+LAYOUTS: Mapping[Layout, ModuleType] = {"triton": triton, "plain": plain, "huggingface": huggingface}
 
 
 def export(artifact: Artifact, to: Layout, folder: Path) -> list[Path]:

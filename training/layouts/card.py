@@ -16,8 +16,8 @@ _PIPELINES = {"classify": "text-classification", "embed": "feature-extraction", 
 _KINDS = {"classify": "a classifier", "embed": "an embedder", "generate": "a language model", "predict": "a model"}
 _USES = {
     "triton": "A Triton model repository. What is named `…-text` needs the package `tokenizers` in Triton's Python.",
-    "onnx": "The graph for any ONNX runtime; `labels.json` names the columns of `scores`, `model.json` says the rest.",
-    "huggingface": "For `transformers`, and a graph for `optimum.onnxruntime`.",
+    "plain": "The files as published; `labels.json` names the columns of `scores`, `model.json` says the rest.",
+    "huggingface": "For `transformers`; a graph is for `optimum.onnxruntime`, an adapter for `peft`.",
 }
 
 
@@ -33,13 +33,16 @@ def _front(it: Manifest) -> Iterator[str]:
     yield f"license: {msgspec.json.encode(it.lineage.base_licence.lower() or 'unknown').decode()}"
     if it.task in _PIPELINES and (it.tokens_max is not None or it.task == "generate"):
         yield f"pipeline_tag: {_PIPELINES[it.task]}"
+    if it.format == "adapter":
+        yield "library_name: peft"
     yield from ("tags:", "- headrace", "---", "")
 
 
 def _about(it: Manifest, layout: str) -> Iterator[str]:
     yield f"# {it.name}"
     yield ""
-    yield f"`{it.name}@{it.version}`: {_KINDS[it.task]}, {it.format}, {it.size_bytes / 1e6:.1f} MB. {_USES[layout]}"
+    kind = f"a LoRA adapter for {it.fits}" if it.format == "adapter" else _KINDS[it.task]
+    yield f"`{it.name}@{it.version}`: {kind}, {it.format}, {it.size_bytes / 1e6:.1f} MB. {_USES[layout]}"
     yield ""
     if it.tokens_max is not None:
         longer = "a longer text is answered by its beginning" if it.truncate else "a longer text is refused"

@@ -1,5 +1,5 @@
-"""Hugging Face's layout, for what reads text. A generator is in it already, so its files stay as they are; a graph is
-put where optimum looks for it:
+"""Hugging Face's layout, for what reads text. A generator is in it already, and an adapter in that of their peft, so
+these files stay as they are; peft's has no place for the longest input. A graph is put where optimum looks for it:
 
     config.json            id2label, and of which family the tokenizer is
     onnx/model.onnx        its output `logits` is what optimum's classifiers read
@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from runtimes import adapter
 from runtimes.artifact import Artifact, Manifest
 from runtimes.integrity import ShelfFault
 from training.layouts.parts import KEY, Facts, Found, Task, decoded, encoded, facts_of, inert, together
@@ -42,10 +43,12 @@ def files(artifact: Artifact) -> dict[str, Path | str]:
     """What goes where: a file to copy, or a text."""
     manifest = artifact.manifest
     own = {name: artifact.path / name for name in manifest.files}
-    if manifest.format == "safetensors":
+    if manifest.format != "onnx":
         return {**own}
     if TOKENIZER not in own:
-        raise ShelfFault(f"{manifest.name} reads no text, and this layout has no place for it; --to onnx or triton has")
+        raise ShelfFault(
+            f"{manifest.name} reads no text, and this layout has no place for it; --to plain or triton has"
+        )
     [graph] = [name for name in own if name.endswith(".onnx")]
     own["onnx/model.onnx"] = own.pop(graph)
     tokenizer = decoded(own[TOKENIZER].read_bytes(), dict[str, Any], own[TOKENIZER])
@@ -54,8 +57,12 @@ def files(artifact: Artifact) -> dict[str, Path | str]:
 
 
 def found(folder: Path) -> Found | None:
-    """What is there, if this is the layout: config.json, and a graph or safetensors."""
+    """What is there, if this is the layout: config.json, and a graph or safetensors; or an adapter, without what its
+    trainer left beside it."""
     config = folder / CONFIG
+    if not config.is_file() and (folder / adapter.CONFIG).is_file():
+        own = {name: folder / name for name in (adapter.CONFIG, adapter.WEIGHTS) if (folder / name).is_file()}
+        return Found(own, Facts(task="generate"))
     if not config.is_file():
         return None
     said = decoded(config.read_bytes(), dict[str, Any], config)
@@ -72,8 +79,8 @@ def found(folder: Path) -> Found | None:
             f"{folder} holds {len(chosen)} graphs, of which none is model.onnx; leave the one that is meant"
         )
     beside = inert(folder, besides={CONFIG, TOKENIZER_CONFIG})
-    own = {name: path for name, path in beside.items() if path.suffix != ".safetensors"}
-    return Found({**own, "model.onnx": chosen[0]}, facts, frozenset({config, reading}))
+    others = {name: path for name, path in beside.items() if path.suffix != ".safetensors"}
+    return Found({**others, "model.onnx": chosen[0]}, facts, frozenset({config, reading}))
 
 
 def _config(manifest: Manifest, tokenizer: Mapping[str, Any]) -> dict[str, Any]:

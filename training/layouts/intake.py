@@ -9,18 +9,20 @@ from pathlib import Path
 
 import msgspec
 
+from runtimes import adapter
 from runtimes.artifact import Artifact, Card, Lineage, Manifest, Shelf, seal, verify
 from runtimes.integrity import ShelfFault
 from training.layouts import huggingface, plain, triton
 from training.layouts.parts import Facts, Found
 
-_FINDERS: tuple[Callable[[Path], Found | None], ...] = (triton.found, huggingface.found, plain.found)
+_FINDERS: tuple[Callable[[Path], Found | None], ...] = (triton.found, plain.found, huggingface.found)
 
 
 class Origin(msgspec.Struct, frozen=True):
     """What whoever imports it says of where it is from."""
 
-    base: str
+    base: str | None
+    """None: an adapter names its own, and what else it is has its folder's name."""
     licence: str
 
 
@@ -36,17 +38,17 @@ def take_in(
         raise ShelfFault(f"{folder} does not say what it is for; give --task generate, classify, embed or predict")
     for own, path in found.files.items():
         shutil.copyfile(path, scratch / own)
-    generates = facts.task == "generate"
     fields = {it: getattr(facts, it) for it in Facts.__struct_fields__}
-    card = Card(name=name, format="safetensors" if generates else "onnx", lineage=_lineage(origin), **fields)
+    if adapter.CONFIG in found.files:
+        base = _base(origin, folder, scratch)
+        fields |= {"format": "adapter", "fits": base}
+    else:
+        base = origin.base or folder.resolve().name
+        fields |= {"format": "safetensors" if facts.task == "generate" else "onnx"}
+    card = Card(name=name, lineage=_lineage(base, origin.licence), **fields)
     bundle = Artifact(scratch, seal(scratch, card, created_s=shelf.clock.wall_s()))
     verify(bundle)
-    if generates:
-        _require_generator(found, folder)
-    else:
-        from runtimes.session import Session
-
-        Session(bundle, threads=1, provider="cpu")
+    _prove(bundle, found, folder)
     there = {it for it in folder.rglob("*") if it.is_file()}
     left = sorted(it.relative_to(folder).as_posix() for it in there - {*found.files.values()} - found.read)
     return shelf.publish(scratch, card), left
@@ -61,8 +63,30 @@ def _found(folder: Path) -> Found:
             return found
     raise ShelfFault(
         f"{folder} is none of the layouts that can be taken in: a Triton repository (config.pbtxt), Hugging Face's "
-        "(config.json), or a folder with one ONNX file"
+        "(config.json), peft's (adapter_config.json), or a folder with one ONNX file"
     )
+
+
+def _base(origin: Origin, folder: Path, scratch: Path) -> str:
+    """The model that an adapter was trained on."""
+    settings, _ = adapter.read(scratch)
+    base = origin.base or settings.base_model_name_or_path
+    if not base:
+        raise ShelfFault(f"{folder} does not say which model it was trained on; give --base, as that model's own says")
+    return base
+
+
+def _prove(bundle: Artifact, found: Found, folder: Path) -> None:
+    """Open it as its runtime would. An adapter has been looked into already, and the rest depends on its base."""
+    manifest = bundle.manifest
+    if manifest.format == "adapter" and manifest.task != "generate":
+        raise ShelfFault(f"{folder} is an adapter, and they are put on models that generate; leave --task out")
+    if manifest.format == "safetensors":
+        _require_generator(found, folder)
+    if manifest.format == "onnx":
+        from runtimes.session import Session
+
+        Session(bundle, threads=1, provider="cpu")
 
 
 def _require_generator(found: Found, folder: Path) -> None:
@@ -73,12 +97,12 @@ def _require_generator(found: Found, folder: Path) -> None:
         raise ShelfFault(f"{folder} has no *.safetensors; a graph cannot be served to generate")
 
 
-def _lineage(origin: Origin) -> Lineage:
+def _lineage(base: str, licence: str) -> Lineage:
     return Lineage(
         recipe="import",
         recipe_hash=hashlib.sha256(b"import").hexdigest(),
-        base=origin.base,
-        base_licence=origin.licence,
+        base=base,
+        base_licence=licence,
         data="",
         rows_train=0,
         rows_test=0,

@@ -1,6 +1,6 @@
-"""One folder: the graph, what lies beside it, its labels, and what to know of them.
+"""One folder: the files as they were published, and what to know of them.
 
-model.onnx  tokenizer.json …   as they were published
+model.onnx  tokenizer.json …   or whatever the artifact consists of
 labels.json                    what the columns of `scores` mean, in order
 model.json                     task, longest input, thresholds
 """
@@ -19,8 +19,6 @@ LABELS, FACTS = "labels.json", "model.json"
 def files(artifact: Artifact) -> dict[str, Path | str]:
     """What goes where: a file to copy, or a text."""
     manifest = artifact.manifest
-    if manifest.format != "onnx":
-        raise ShelfFault(f"{manifest.name} is no graph; --to huggingface is the plain folder of a generator")
     written = {FACTS: encoded(facts_of(manifest))}
     if manifest.labels:
         written[LABELS] = encoded(manifest.labels)
@@ -28,15 +26,18 @@ def files(artifact: Artifact) -> dict[str, Path | str]:
 
 
 def found(folder: Path) -> Found | None:
-    """What is there, if this is the layout: one graph at the top."""
+    """What is there, if this is the layout: as `files` wrote it, or one graph at the top, and no config.json that would
+    say more of it."""
+    said, labels = folder / FACTS, folder / LABELS
     graphs = sorted(folder.glob("*.onnx"))
-    if not graphs:
+    if not said.is_file() and (not graphs or (folder / "config.json").is_file()):
         return None
     if len(graphs) > 1:
         raise ShelfFault(f"{folder} holds {len(graphs)} graphs; leave the one that is meant")
-    said, labels = folder / FACTS, folder / LABELS
     facts = decoded(said.read_bytes(), Facts, said) if said.is_file() else Facts()
     if labels.is_file():
         facts = Facts(labels=decoded(labels.read_bytes(), tuple[str, ...], labels)).over(facts)
     own = inert(folder, besides={FACTS, LABELS})
-    return Found({**own, "model.onnx": graphs[0]}, facts, frozenset({said, labels}))
+    if graphs:
+        own["model.onnx"] = graphs[0]
+    return Found(own, facts, frozenset({said, labels}))
