@@ -32,6 +32,8 @@ class Model(nn.Module):  # type: ignore[misc]  # torch is untyped here
     """What the columns of `scores` mean."""
     sample: Inputs
     """Two rows that it can take, for tracing it."""
+    augments: bool = False
+    """`augment` does something, so that rows have to be learnt from more than once."""
     vocabularies: Mapping[str, Vocabulary] = {}
     """Inputs and outputs that are values to its callers, and to `forward` their numbers."""
 

@@ -137,6 +137,11 @@ def _features(recipe: Recipe, rows: Rows, run: Run, base: Base | None) -> Mappin
         model = _start(recipe, rows, base)
         if not isinstance(model, Model):
             raise RecipeError(f"the trainer of {recipe.name} is for a model that can be frozen, and this one cannot")
+        if model.augments:
+            raise RecipeError(
+                f"the trainer of {recipe.name} reads each row once, as it is: take out of the model what is to happen "
+                "to rows by chance, or use trainer 'gradient'"
+            )
         LOG.info("features: of the frozen part of the model")
         return model.frozen((rows.both if _crossed(recipe) else rows.train).inputs)
 

@@ -37,7 +37,8 @@ needs_ray = pytest.mark.skipif(
 
 def sober(classify: Make, **trainer: object) -> Recipe:
     gradient = {"kind": "gradient", "epochs": 8, "rate": 1e-3, "batch": 5, "checkpoint_s": 1e-9} | trainer
-    return classify(trainer=gradient, model={"package": "sober-base"}, gate={"accuracy_min": 0.0}, compress=[])
+    model = {"package": "sober-base", "noise": {"typos": 0.1, "words_dropped": 0.1}}
+    return classify(trainer=gradient, model=model, gate={"accuracy_min": 0.0}, compress=[])
 
 
 def trained(runs: Path) -> dict[str, torch.Tensor]:

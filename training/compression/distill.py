@@ -8,6 +8,7 @@ import logging
 from collections.abc import Sequence
 
 import msgspec
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -46,6 +47,9 @@ class Lesson(Model):
 
     def costs(self, inputs: Inputs) -> Array:
         return self.student.costs(inputs)
+
+    def augment(self, inputs: Inputs, chance: np.random.Generator) -> Inputs:
+        return self.student.augment(inputs, chance)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
         """What the student says, and where it puts each row."""

@@ -24,6 +24,7 @@ class ImageClassifier(Model):
         super().__init__()
         self.spec = spec
         self.labels = labels
+        self.augments = spec.warp is not None
         self.sample = {"image": np.zeros((2, *shape), np.uint8)}
         self.register_buffer("mean", torch.as_tensor(mean))
         self.register_buffer("std", torch.as_tensor(std))

@@ -12,11 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from training.contract import Array, Classes, Flags, Inputs, Rows, strings
+from training.errors import RecipeError
 from training.model import Model, predict
 from training.models import package
-from training.spec.models import Encoder
+from training.models.noise import noisy
+from training.spec.models import Encoder, Noise, Pretrained
 
 LOG = logging.getLogger("training")
+
+_ROWS_AT_ONCE = 1024
 
 
 class TextModel(Model):
@@ -42,7 +46,9 @@ class TextModel(Model):
         return torch.from_numpy(ids), torch.from_numpy(mask)
 
     def costs(self, inputs: Inputs) -> Array:
-        return np.array([len(it) for it in self._encode(inputs["text"])], np.int64)
+        texts = inputs["text"]
+        pieces = (texts[start : start + _ROWS_AT_ONCE] for start in range(0, len(texts), _ROWS_AT_ONCE))
+        return np.array([len(it) for piece in pieces for it in self._encode(piece)], np.int64)
 
     def axes(self) -> dict[str, dict[int, str]]:
         return super().axes() | {name: {0: "n", 1: "tokens"} for name in self.names_in}
@@ -88,12 +94,17 @@ class Embedder(TextModel):
 class Classifier(TextModel):
     """An Embedder and a linear layer."""
 
+    noise: Noise | None = None
     task = "classify"
     names_out = ("scores", "logits")
 
-    def __init__(self, embedder: Embedder, labels: Sequence[str], *, exclusive: bool = True) -> None:
+    def __init__(
+        self, embedder: Embedder, labels: Sequence[str], *, exclusive: bool = True, noise: Noise | None = None
+    ) -> None:
         super().__init__(embedder.tokenizer, tokens_max=embedder.tokens_max, truncate=embedder.truncate)
         self.embedder = embedder
+        self.noise = noise
+        self.augments = noise is not None
         self.labels = tuple(labels)
         self.exclusive = exclusive
         """A text has exactly one of the labels, so that the scores sum to one; else each is a question of its own."""
@@ -102,6 +113,9 @@ class Classifier(TextModel):
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
         """Token ids and mask [n, tokens] → scores [n, labels], and the logits behind them."""
         return self.rest(self.embedder.named(self.embedder(input_ids, attention_mask)))
+
+    def augment(self, inputs: Inputs, chance: np.random.Generator) -> Inputs:
+        return inputs if self.noise is None else {"text": noisy(self.noise, inputs["text"], chance)}
 
     def frozen(self, inputs: Inputs) -> dict[str, Array]:
         return predict(self.embedder, inputs)
@@ -129,13 +143,16 @@ def build(spec: Encoder, rows: Rows) -> Embedder | Classifier:
     embedder = load(spec)
     targets = rows.train.targets
     if isinstance(targets, Classes | Flags):
-        classifier = Classifier(embedder, targets.labels, exclusive=isinstance(targets, Classes))
+        exclusive = isinstance(targets, Classes)
+        classifier = Classifier(embedder, targets.labels, exclusive=exclusive, noise=spec.noise)
         classifier.eval()
         return classifier
+    if spec.noise is not None:
+        raise RecipeError("model.noise is for texts with labels: an embedder does not learn here")
     return embedder
 
 
-def load(spec: Encoder) -> Embedder:
+def load(spec: Pretrained) -> Embedder:
     """The encoder as it was published, with its tokenizer."""
     import transformers  # seconds, which a model that was loaded before need not wait
 

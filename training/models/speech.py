@@ -31,6 +31,7 @@ class SpeechClassifier(Model):
         super().__init__()
         self.spec = spec
         self.labels = labels
+        self.augments = spec.disturb.share > 0
         self.rate_hz = rate_hz
         self.width = round(spec.seconds_max * rate_hz)
         self.sample = {"audio": _column([np.zeros(self.width, np.float32)] * 2)}

@@ -16,8 +16,25 @@ NotNegative = Annotated[float, Meta(ge=0)]
 Share = Annotated[float, Meta(ge=0, lt=1)]
 
 
-class Encoder(Struct, frozen=True, forbid_unknown_fields=True, tag="encoder", tag_field="kind"):
-    """A BERT encoder, mean over its tokens, length one. With labelled rows a linear layer on top, else an embedder."""
+class Noise(Struct, frozen=True, forbid_unknown_fields=True):
+    """What may happen to a text while it is learnt from, each by chance; a label must bear it."""
+
+    share: Annotated[float, Meta(ge=0, le=1)] = 1.0
+    """Of the texts to which it happens; the others are learnt as they are."""
+    typos: Share = 0.0
+    """Of the letters: doubled, left out, exchanged with the next, or a neighbour of it on an English keyboard."""
+    words_dropped: Share = 0.0
+    """Of the words. Without blanks between them, a text is one word."""
+    words_swapped: Share = 0.0
+    """The same: exchanged with the next."""
+    punctuation: Share = 0.0
+    """Of the marks: left out."""
+    case: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    """Of the texts: in capitals, or without any. An uncased tokenizer does not see it."""
+
+
+class Pretrained(Struct, frozen=True):
+    """A BERT encoder that somebody has published."""
 
     package: str
     """An installed Python package with its files, so that it arrives like any dependency."""
@@ -25,11 +42,6 @@ class Encoder(Struct, frozen=True, forbid_unknown_fields=True, tag="encoder", ta
     tokens_max: Annotated[int, Meta(ge=8)]
     truncate: bool = False
     """A longer text is answered by its beginning; else it is refused."""
-
-    def build(self, rows: Rows) -> Model:
-        from training.models import encoder
-
-        return encoder.build(self, rows)
 
     @property
     def origin(self) -> tuple[str, str]:
@@ -39,7 +51,18 @@ class Encoder(Struct, frozen=True, forbid_unknown_fields=True, tag="encoder", ta
         return package.describe(self.package), self.licence
 
 
-class ScopedEncoder(Encoder, frozen=True, forbid_unknown_fields=True, tag="scoped-encoder", tag_field="kind"):
+class Encoder(Pretrained, frozen=True, forbid_unknown_fields=True, tag="encoder", tag_field="kind"):
+    """Mean over its tokens, length one. With labelled rows a linear layer on top, else an embedder."""
+
+    noise: Noise | None = None
+
+    def build(self, rows: Rows) -> Model:
+        from training.models import encoder
+
+        return encoder.build(self, rows)
+
+
+class ScopedEncoder(Pretrained, frozen=True, forbid_unknown_fields=True, tag="scoped-encoder", tag_field="kind"):
     """An encoder whose classifier answers with the label `data.outside` where it is not sure that another one fits."""
 
     def build(self, rows: Rows) -> Model:
@@ -48,7 +71,7 @@ class ScopedEncoder(Encoder, frozen=True, forbid_unknown_fields=True, tag="scope
         return scoped.build(self, rows)
 
 
-class BlendedEncoder(Encoder, frozen=True, forbid_unknown_fields=True, tag="blended-encoder", tag_field="kind"):
+class BlendedEncoder(Pretrained, frozen=True, forbid_unknown_fields=True, tag="blended-encoder", tag_field="kind"):
     """An encoder and, beside it, TF-IDF of n-grams of its tokens: what is meant, and how it is put. For flags."""
 
     ngram: Annotated[int, Meta(ge=1, le=3)] = 2

@@ -12,6 +12,7 @@ import math
 import time
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -96,20 +97,23 @@ class Descent:
 
     def _learn(self, chosen: Array) -> float:
         """One step on these rows; returns their mean loss."""
-        own, counts = self.team.share(chosen)
+        batch = self.learnt.take(chosen)
+        own, counts = self.team.share(np.arange(len(chosen)))
         place = () if self.team.first else (self.team.rank,)
         torch.manual_seed(self.run.derived("step", self.step, *place))
         self.model.train()
         rate = schedule.share(self.spec, self.step, self.steps)
         for group in self.optimizer.param_groups:
             group["lr"] = group["highest"] * rate
-        rows = self.learnt.take(own)
-        chance = np.random.default_rng(self.run.derived("augment", self.step, *place))
-        inputs = self.model.augment(rows.inputs, chance)
-        outputs = self.forward(*self.model.feed(inputs))
-        weights = torch.from_numpy(self.weights[own])
+        # The whole batch by every process, so that a row is changed alike however many there are.
+        chance = np.random.default_rng(self.run.derived("augment", self.step))
+        changed = self.model.augment(batch.inputs, chance)
+        rows = msgspec.structs.replace(batch, inputs=dict(changed)).take(own)
+        outputs = self.forward(*self.model.feed(rows.inputs))
+        whole = self.weights[chosen]
+        weights = torch.from_numpy(whole[own])
         # Its part of the whole batch's mean; the gradients of all are then averaged, so it counts once for each.
-        part = float(weights.sum()) / float(self.weights[chosen].sum()) if counts else 0.0
+        part = float(weights.sum()) / float(whole.sum()) if counts else 0.0
         loss = self._loss(outputs, rows, weights) * part
         value = self.team.total(float(loss.detach()))
         if not math.isfinite(value):
