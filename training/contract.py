@@ -20,7 +20,8 @@ Task = Literal["generate", "classify", "embed", "predict"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Inputs = Mapping[str, Array]
-"""Name → what a caller of the served model sends under it: strings, pixels, the bytes of a file… [n, …]."""
+"""Name → what a caller of the served model sends under it: strings, pixels, the bytes of a file… [n, …]. Strings may
+lie on disk, in what is indexed, counted and gone through as an array of them would be: `training.data.spool`."""
 
 Scores = dict[str, float]
 """Measure → value; what each means is said by `training.evaluation`."""
@@ -175,10 +176,22 @@ class Rows(msgspec.Struct, frozen=True):
 
 def _digest(digest: Any, array: Array) -> None:
     digest.update(f"{array.dtype}{array.shape}".encode())
-    if array.dtype == object:
-        digest.update(msgspec.msgpack.encode(array.tolist()))
-    else:
+    if array.dtype != object:
         digest.update(np.ascontiguousarray(array).data)
+    elif array.shape:
+        # As msgpack has it of the whole list, which need not be in memory.
+        digest.update(_list_head(len(array)))
+        for value in array:
+            digest.update(msgspec.msgpack.encode(value))
+    else:
+        digest.update(msgspec.msgpack.encode(array.tolist()))
+
+
+def _list_head(length: int) -> bytes:
+    """How a list of this many begins in msgpack."""
+    if length < 1 << 4:
+        return bytes([0x90 | length])
+    return b"\xdc" + length.to_bytes(2) if length < 1 << 16 else b"\xdd" + length.to_bytes(4)
 
 
 class Graph(msgspec.Struct, frozen=True):

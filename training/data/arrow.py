@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +14,23 @@ HUB = "hf:"
 
 Record = dict[str, Any]
 
+_ROWS_AT_ONCE = 1024
 
-def parquet(path: Path) -> list[Record]:
-    """Every row of the file. Raises DataError."""
+
+def parquet(path: Path) -> Iterator[Record]:
+    """Every row of the file, some at a time. Raises DataError."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        found: list[Record] = pq.read_table(path).to_pylist()
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(_ROWS_AT_ONCE):
+                yield from batch.to_pylist()
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
-    return found
 
 
-def saved(folder: Path) -> list[Record]:
+def saved(folder: Path) -> Iterator[Record]:
     """Every row of what `save_to_disk` has left there. Raises DataError."""
     import datasets
 
@@ -39,7 +43,7 @@ def saved(folder: Path) -> list[Record]:
     return _records(found)
 
 
-def hub(reference: str) -> list[Record]:
+def hub(reference: str) -> Iterator[Record]:
     """Every row of the data set of that name, as it lies in Hugging Face's cache; the command lets nothing be
     downloaded. Raises DataError."""
     import datasets
@@ -59,20 +63,17 @@ def hub(reference: str) -> list[Record]:
     return _records(found[split] if split else next(iter(found.values())))
 
 
-def _records(found: Any) -> list[Record]:
-    """Rows, labels as they are called and not as they are counted."""
+def _records(found: Any) -> Iterator[Record]:
+    """Rows, which Arrow maps from disk; labels as they are called and not as they are counted."""
     import datasets
 
     names = {column: it for column, it in found.features.items() if isinstance(it, datasets.ClassLabel)}
     # A label of -1 is one that nobody knows, as in the test parts of competitions.
-    return [
-        record
-        | {
+    for record in found:
+        yield record | {
             column: it.int2str(record[column]) if record[column] is not None and record[column] >= 0 else None
             for column, it in names.items()
         }
-        for record in found
-    ]
 
 
 def _first_line(error: Exception) -> str:

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterator
+from itertools import islice
 
 import numpy as np
-from msgspec import Struct
 
 from training.contract import Examples, Flags, Rows, strings
-from training.data import split, tables
+from training.data import cleaning, split, tables
+from training.data.spool import spooled
 from training.errors import DataError
 from training.spec.data import Flagged, Source
-
-
-class Row(Struct, frozen=True):
-    text: str
-    source: str
-    values: tuple[float, ...]
-    """1, 0 or NaN, one a label."""
 
 
 def load(spec: Flagged) -> Rows:
@@ -29,68 +24,71 @@ def load(spec: Flagged) -> Rows:
     for source in spec.sources:
         if unknown := sorted({*source.without} - {*labels}):
             raise DataError(f"the source {source.name!r} is without {unknown[0]!r}, which no source has a flag for")
-    parts: dict[str, list[Row]] = {"train": [], "test": []}
-    for source in spec.sources:
-        for row in _rows(source, labels):
-            hashed = "test" if split.held_out(row.text, spec.test_share) else "train"
-            parts[hashed if source.part == "both" else source.part].append(row)
-    for part, found in parts.items():
-        if not found:
+    reading = _Reading(spec, labels)
+    rows = reading.all()
+    same, tested = np.frombuffer(reading.same, np.uint64), np.frombuffer(reading.tested, np.bool_)
+    for part, there in (("train", ~tested), ("test", tested)):
+        if not there.any():
             raise DataError(f"no source has rows to {part} with")
-    train, leaked = split.apart(parts["train"], parts["test"], lambda it: it.text)
-    notes = [f"{leaked} training rows are also in the test part and were left out"] if leaked else []
-    rows = Rows(_examples(train, labels), _examples(parts["test"], labels))
-    for label, values in zip(labels, _flags(rows.train).values.T, strict=True):
+    leaked = ~tested & cleaning.among(same, same[tested])
+    train, test = (rows.take(np.flatnonzero(it)) for it in (~tested & ~leaked, tested))
+    notes = [f"{leaked.sum()} training rows are also in the test part and were left out"] if leaked.any() else []
+    assert isinstance(train.targets, Flags)
+    for label, values in zip(labels, train.targets.values.T, strict=True):
         yes, no = int((values == 1).sum()), int((values == 0).sum())
         if not yes or not no:
             raise DataError(f"of the training rows {yes} have the label {label!r} and {no} do not; both are needed")
         notes.append(f"{label}: {yes} yes, {no} no, {len(train) - yes - no} unknown, to train")
-    return Rows(rows.train, rows.test, tuple(notes))
+    return Rows(train, test, tuple(notes))
 
 
-def _rows(source: Source, labels: Sequence[str]) -> list[Row]:
-    records = [_opening(it, source.text) for it in tables.read(source.file)[: source.rows]]
-    wanted = {label: column.partition("=") for label, column in source.flags.items()}
-    tables.columns(records, [source.text, *(it[0] for it in wanted.values() if it[1])], file=source.file)
+class _Reading:
+    """One pass over every file: the texts go to disk, what is known of each row stays."""
 
-    def value(record: tables.Record, label: str, number: int) -> float:
-        if label in source.without:
-            return 0.0
-        if label not in wanted:
-            return math.nan
-        column, equals, yes = wanted[label]
-        if equals:
-            return float(tables.text(record, column, file=source.file, number=number) == yes)
-        if record.get(column) in (None, ""):
-            return math.nan
-        found = tables.number(record, column, file=source.file, number=number)
-        if found not in (0, 1):
-            raise DataError(f"{source.file}, row {number}: {column!r} is {found:g}, neither 0 nor 1")
-        return found
+    def __init__(self, spec: Flagged, labels: tuple[str, ...]) -> None:
+        self.spec = spec
+        self.labels = labels
+        self.same, self.tested, self.values = array("Q"), array("b"), array("f")
+        self.sources: list[str] = []
 
-    return [
-        Row(
-            tables.text(record, source.text, file=source.file, number=number),
-            source.name,
-            tuple(value(record, label, number) for label in labels),
-        )
-        for number, record in enumerate(records, 1)
-    ]
+    def all(self) -> Examples:
+        """Every row."""
+        texts = spooled(text for source in self.spec.sources for text in self._texts(source))
+        values = np.frombuffer(self.values, np.float32).reshape(len(texts), len(self.labels))
+        return Examples({"text": texts.column()}, Flags(values, self.labels), {"source": strings(self.sources)})
+
+    def _texts(self, source: Source) -> Iterator[str]:
+        said = [column.partition("=") for column in source.flags.values()]
+        for number, found in enumerate(islice(tables.stream(source.file), source.rows), 1):
+            record = _opening(found, source.text)
+            if number == 1:
+                tables.columns([record], [source.text, *(it[0] for it in said if it[1])], file=source.file)
+            text = tables.text(record, source.text, file=source.file, number=number)
+            self.same.append(cleaning.hashed(cleaning.same(text)))
+            held = split.held_out(text, self.spec.test_share) if source.part == "both" else source.part == "test"
+            self.tested.append(held)
+            self.values.extend(_value(source, label, record, number) for label in self.labels)
+            self.sources.append(source.name)
+            yield text
+
+
+def _value(source: Source, label: str, record: tables.Record, number: int) -> float:
+    """1, 0 or NaN."""
+    if label in source.without:
+        return 0.0
+    if label not in source.flags:
+        return math.nan
+    column, equals, yes = source.flags[label].partition("=")
+    if equals:
+        return float(tables.text(record, column, file=source.file, number=number) == yes)
+    if record.get(column) in (None, ""):
+        return math.nan
+    found = tables.number(record, column, file=source.file, number=number)
+    if found not in (0, 1):
+        raise DataError(f"{source.file}, row {number}: {column!r} is {found:g}, neither 0 nor 1")
+    return found
 
 
 def _opening(record: tables.Record, column: str) -> tables.Record:
     turns = record.get(column)
     return record | {column: turns[0]} if isinstance(turns, list) and turns else record
-
-
-def _examples(rows: Sequence[Row], labels: tuple[str, ...]) -> Examples:
-    return Examples(
-        {"text": strings([it.text for it in rows])},
-        Flags(np.array([it.values for it in rows], np.float32), labels),
-        {"source": strings([it.source for it in rows])},
-    )
-
-
-def _flags(examples: Examples) -> Flags:
-    assert isinstance(examples.targets, Flags)
-    return examples.targets

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+import numpy as np
+
+from training.contract import Array
 from training.data.cleaning import same
 from training.data.tables import Record
 from training.errors import DataError
@@ -18,15 +22,19 @@ def held_out(key: str, share: float) -> bool:
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8]) < share * 2**64
 
 
-def parts(records: Sequence[Record], share: float, key: Callable[[Record], str]) -> list[str]:
-    """`train` or `test` for each record: what its `split` column says, or the hash of its `key`."""
-    splits = [str(it.get("split") or "") for it in records]
-    if not any(splits):
-        return ["test" if held_out(key(it), share) else "train" for it in records]
-    for number, part in enumerate(splits, 1):
+def said(record: Record) -> str:
+    """What its `split` column says, if it has one."""
+    return sys.intern(str(record.get("split") or ""))
+
+
+def tested(says: Sequence[str], held: Array) -> Array:
+    """Whether each row is to test with, bool [n]: what its `split` column says or, where no row has that, its hash."""
+    if not any(says):
+        return held
+    for number, part in enumerate(says, 1):
         if part not in {"train", "test"}:
             raise DataError(f"row {number}: the column 'split' may say train or test, not {part!r}")
-    return splits
+    return np.array([it == "test" for it in says])
 
 
 def apart(train: Sequence[T], test: Sequence[T], key: Callable[[T], str]) -> tuple[list[T], int]:

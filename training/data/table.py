@@ -29,10 +29,11 @@ def load(spec: Table) -> Rows:
         tables.columns(others, [spec.label, *kinds], file=spec.test)
         test = _arrays(others, kinds, spec, spec.test)
         seen = {_key(it) for it in others}
-        train = _taken(known, [at for at, key in enumerate(keys) if key not in seen])  # no row is in both
+        train = _taken(known, np.flatnonzero([key not in seen for key in keys]))  # no row is in both
     else:
-        parts = split.parts(records, spec.test_share, _key)
-        train, test = (_taken(known, [at for at, it in enumerate(parts) if it == part]) for part in ("train", "test"))
+        held = np.array([split.held_out(it, spec.test_share) for it in keys])
+        tested = split.tested([split.said(it) for it in records], held)
+        train, test = (_taken(known, np.flatnonzero(it)) for it in (~tested, tested))
     labels = _labels(train[spec.label], test[spec.label], spec)
     for name, numeric in kinds.items():
         if numeric and np.isnan(train[name]).all():
@@ -82,8 +83,8 @@ def _key(record: tables.Record) -> str:
     return "\0".join(str(value) for name, value in record.items() if name != "split")
 
 
-def _taken(arrays: Mapping[str, Array], chosen: Sequence[int]) -> dict[str, Array]:
-    return {name: array[np.array(chosen, np.int64)] for name, array in arrays.items()}
+def _taken(arrays: Mapping[str, Array], chosen: Array) -> dict[str, Array]:
+    return {name: array[chosen] for name, array in arrays.items()}
 
 
 def _labels(train: Array, test: Array, spec: Table) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -19,35 +19,46 @@ _DELIMITERS = MappingProxyType({".csv": ",", ".tsv": "\t", ".txt": " "})
 
 
 def read(file: str, header: Sequence[str] = (), *, encoding: str = files.UTF_8) -> list[Record]:
-    """Every record: column → value. `header` names the columns of a file of lines that does not. Raises DataError."""
+    """Every record of `stream`."""
+    return [*stream(file, header, encoding=encoding)]
+
+
+def stream(file: str, header: Sequence[str] = (), *, encoding: str = files.UTF_8) -> Iterator[Record]:
+    """One record after the other: column → value. `header` names the columns of a file of lines that does not. Raises
+    DataError, also on the way."""
+    empty = True
+    for record in _records(file, header, encoding):
+        empty = False
+        yield record
+    if empty:
+        raise DataError(f"{file} has no rows")
+
+
+def _records(file: str, header: Sequence[str], encoding: str) -> Iterable[Record]:
     from training.data import arrow  # it knows how to do without pyarrow until there is something to read
 
     path = Path(file)
     kind = files.suffix(path)
     if file.startswith(arrow.HUB):
-        records = arrow.hub(file)
-    elif path.is_dir():
-        records = arrow.saved(path)
-    elif kind == ".parquet":
-        records = arrow.parquet(path)
-    elif kind in _DELIMITERS:
-        records = [*_lines(path, header, _DELIMITERS[kind], encoding)]
-    elif kind in {".jsonl", ".ndjson"}:
-        records = [*_objects(path, encoding)]
-    elif kind == ".json":
-        records = _list(path, encoding)
-    else:
-        raise DataError(
-            f"{path}: rows are read from .csv, .tsv, .txt, .json and .jsonl files, .gz or not, .parquet, a folder that "
-            "save_to_disk has left, or hf:NAME"
-        )
-    if not records:
-        raise DataError(f"{file} has no rows")
-    return records
+        return arrow.hub(file)
+    if path.is_dir():
+        return arrow.saved(path)
+    if kind == ".parquet":
+        return arrow.parquet(path)
+    if kind in _DELIMITERS:
+        return _lines(path, header, _DELIMITERS[kind], encoding)
+    if kind in {".jsonl", ".ndjson"}:
+        return _objects(path, encoding)
+    if kind == ".json":
+        return _list(path, encoding)
+    raise DataError(
+        f"{path}: rows are read from .csv, .tsv, .txt, .json and .jsonl files, .gz or not, .parquet, a folder that "
+        "save_to_disk has left, or hf:NAME"
+    )
 
 
 def columns(records: Sequence[Record], wanted: Sequence[str], *, file: str) -> None:
-    """Raise DataError unless all of these columns are there."""
+    """Raise DataError unless all of these columns are there, in the first record."""
     there = set(records[0])
     if missing := sorted(set(wanted) - there):
         raise DataError(f"{file} has no column {missing[0]!r}; it has {', '.join(sorted(there))}")

@@ -168,7 +168,8 @@ def served(bundle: Artifact, inputs: Inputs, *, batch_max: int | None = None) ->
 
 
 async def _ask(runtime: Predictor, inputs: Inputs) -> dict[str, Array]:
-    reply = await runtime.infer(InferRequest(dict(inputs), deadline_s=SystemClock().now_s() + _CALL_S_MAX))
+    arrays = {name: np.asarray(it) for name, it in inputs.items()}
+    reply = await runtime.infer(InferRequest(arrays, deadline_s=SystemClock().now_s() + _CALL_S_MAX))
     return dict(reply.outputs)
 
 
