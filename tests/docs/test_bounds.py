@@ -283,6 +283,13 @@ ROWS = {
             f"{HTTP2}::test_streams_that_are_opened_and_reset_are_counted",
         ],
     ),
+    "an engine's frames of HTTP/2 that bring nothing": Row(
+        f"{http2.SERVER_IDLE_FRAMES_MAX:,}, {http2.IDLE_FRAMES_PER_S}, {http2.SERVER_IDLE_FRAMES_EACH}",
+        [
+            f"{HTTP2}::test_a_server_may_not_say_what_brings_nothing_for_ever",
+            f"{HTTP2}::test_calls_that_end_early_all_at_once_do_not_trip_the_bound",
+        ],
+    ),
     "streams that ended early": Row(
         f"{http2.LEFT_MAX:,}; {fields.KNOWN_MAX}",
         [

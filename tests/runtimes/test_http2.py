@@ -271,8 +271,7 @@ ENDS: dict[str, tuple[bytes, Code]] = {
     "data on an idle stream": (data(1, b"x"), Code.PROTOCOL_ERROR),
     "a reset of an idle stream": (rst_stream(1, 0), Code.PROTOCOL_ERROR),
     "a window update of an idle stream": (window_update(1, 1), Code.PROTOCOL_ERROR),
-    "data behind a reset": (OPEN + rst_stream(1, 8) + data(1, b"x"), Code.STREAM_CLOSED),
-    "a header behind a reset": (OPEN + rst_stream(1, 8) + header(1), Code.STREAM_CLOSED),
+    "a stream that is opened again": (OPEN + rst_stream(1, 8) + header(1), Code.STREAM_CLOSED),
     "a reset of another size": (OPEN + frame(RST_STREAM, 0, 1, bytes(3)), Code.FRAME_SIZE_ERROR),
     "a ping of another size": (frame(PING, 0, 0, bytes(6)), Code.FRAME_SIZE_ERROR),
     "settings of another size": (frame(SETTINGS, 0, 0, bytes(3)), Code.FRAME_SIZE_ERROR),
@@ -358,6 +357,8 @@ def wrong(*fields: tuple[str, str], without: str = "") -> bytes:
 
 
 STREAM_ENDS: dict[str, tuple[bytes, Code]] = {
+    "data behind a reset": (OPEN + rst_stream(1, 8) + data(1, b"x"), Code.STREAM_CLOSED),
+    "trailers behind a reset": (OPEN + rst_stream(1, 8) + header(1, [("t", "1")], flags=WHOLE), Code.STREAM_CLOSED),
     "data behind the end": (OVER + data(1, b"x"), Code.STREAM_CLOSED),
     "a header behind the end": (OVER + OVER, Code.STREAM_CLOSED),
     "a window update by nothing": (OPEN + window_update(1, 0), Code.PROTOCOL_ERROR),
@@ -440,7 +441,95 @@ def test_of_streams_that_ended_early_the_last_are_remembered() -> None:
     side.said()
     assert answers(side.hear(data(ids[-1], b"x"), data(ids[1], b"x"))) == []
     assert len(side.connection._left) == http2.LEFT_MAX
-    assert code(side.hear(data(ids[0], b"x"))[-1]) is Code.STREAM_CLOSED
+    (said,) = answers(side.hear(data(ids[0], b"x")))
+    assert (said.kind, said.stream, code(said)) == (RST_STREAM, ids[0], Code.STREAM_CLOSED)
+    assert not side.connection.fault
+
+
+# ---- what comes behind the end -----------------------------------------------------------------------------
+
+EXPIRED = header(1, [*RESPONSE, ("grpc-status", "4")], flags=WHOLE)
+
+
+def ask(side: Side) -> Heard:
+    """A client's next call."""
+    stream = Heard(side.connection, side.connection.next_stream)
+    side.connection.add(stream)
+    stream.send_fields(b"")
+    stream.send_data(b"question", end=True)
+    side.connection.out.flush()
+    side.said()
+    return stream
+
+
+def of(stream: int, sent: bytes) -> bytes:
+    """The same frames, of another stream."""
+    return b"".join(frame(it.kind, it.flags, stream, it.payload) for it in frames(sent))
+
+
+#: What gRPC's C core says once a call's deadline has passed: its status, that it needs no more, and a second status.
+LATE = EXPIRED + rst_stream(1, Code.NO_ERROR) + EXPIRED
+
+
+@pytest.mark.parametrize(
+    "late",
+    [EXPIRED, data(1, b"x"), data(1, b"x", end=True), rst_stream(1, 8) + EXPIRED],
+    ids=["a header", "data", "an end", "another reset"],
+)
+def test_what_a_server_says_behind_the_end_of_a_call_is_nothing_to_the_others(late: bytes) -> None:
+    side = Side(client=True)
+    other = ask(side)
+    assert answers(side.hear(EXPIRED + rst_stream(1, Code.NO_ERROR) + late)) == []
+    side.hear(header(other.id, RESPONSE), data(other.id, b"answer"), header(other.id, [("t", "1")], flags=WHOLE))
+    assert (other.data, other.ended, other.broken) == (b"answer", True, None)
+
+
+def test_a_header_that_comes_too_late_is_read_for_those_behind_it() -> None:
+    """It may have changed the table."""
+    side = Side(client=True)
+    other = ask(side)
+    entry = b"\x40\x01a\x01b"
+    side.hear(EXPIRED, rst_stream(1, Code.NO_ERROR), frame(HEADERS, WHOLE, 1, entry))
+    side.hear(frame(HEADERS, WHOLE, other.id, encoded([(b":status", b"200")]) + b"\xbe"))
+    assert other.fields[0].regular == {b"a": b"b"}
+
+
+def test_data_that_comes_too_late_is_given_back_to_the_connection_s_window() -> None:
+    side = Side(client=True)
+    side.hear(LATE)
+    chunk = bytes(FRAME_BYTES_MAX)
+    said = [it for _ in range(http2.AHEAD_OF_ALL_BYTES // len(chunk)) for it in side.hear(data(1, chunk))]
+    assert sum(int.from_bytes(it.payload, "big") for it in said) > http2.AHEAD_OF_ALL_BYTES // 2
+    assert {it.kind for it in said} == {WINDOW_UPDATE}
+
+
+@pytest.mark.parametrize("left", [False, True], ids=["expired", "left"])
+def test_calls_that_end_early_all_at_once_do_not_trip_the_bound(left: bool) -> None:
+    side = Side(client=True)
+    calls = [ask(side) for _ in range(4_096)]
+    late = window_update(1, 8) + window_update(1, 8) + LATE
+    for _ in range(3):
+        for call in calls:
+            if left:
+                call.reset(Code.CANCEL)
+            side.hear(of(call.id, late))
+        assert not side.connection.fault
+        calls = [ask(side) for _ in range(4_096)]
+
+
+@pytest.mark.parametrize(
+    "late",
+    [EXPIRED, data(1, b"x"), rst_stream(1, 8), window_update(1, 1), header(3, [(":status", "103")])],
+    ids=["headers", "data", "resets", "windows", "interim answers"],
+)
+def test_a_server_may_not_say_what_brings_nothing_for_ever(late: bytes) -> None:
+    side = Side(client=True)
+    ask(side)
+    side.hear(LATE)
+    side.hear(late * (http2.SERVER_IDLE_FRAMES_MAX // 4))
+    assert not side.connection.fault
+    side.hear(late * http2.SERVER_IDLE_FRAMES_MAX)
+    assert "bring nothing" in side.connection.fault
 
 
 # ---- goodbyes ----------------------------------------------------------------------------------------------

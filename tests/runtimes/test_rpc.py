@@ -326,6 +326,23 @@ async def test_an_odd_answer_is_an_error_of_its_own(tmp_path: Path, what: str) -
         assert await ask(on) == b"hello", "the next call is none the worse"
 
 
+async def test_a_call_that_is_too_late_for_its_server_harms_no_other(tmp_path: Path) -> None:
+    """Triton says how it ended, that nothing more is wanted, and once more how it ended."""
+    expired = trailers((b"grpc-status", b"4"))
+
+    def script(stream: int) -> bytes:
+        late = ended(stream, expired) + rst_stream(stream, Code.NO_ERROR) + ended(stream, expired)
+        return late + answer(1) if stream > 1 else b""
+
+    server = Scripted(script)
+    async with server.serving(tmp_path) as address, channel(address) as on:
+        first = asyncio.create_task(ask(on))
+        await server.hears(HEADERS)
+        assert (await failed(ask(on))).status is Status.DEADLINE_EXCEEDED
+        assert await first == b"hello"
+        assert server.connections == 1
+
+
 @pytest.mark.parametrize("greeting", [b"HTTP/1.1 400 Bad Request\r\n\r\n", frame(PING, 0, 0, bytes(8)), b""])
 async def test_a_server_that_does_not_speak_http_2_cannot_be_reached(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, greeting: bytes
