@@ -81,9 +81,6 @@ class Catalogue:
         """Raises NotFound, Forbidden."""
         return _up(self._named(model, version, principal))
 
-    def exists(self, model: str) -> bool:
-        return self.pipeline.route.get(model) is not None
-
     def metadata(self, model: str, version: str, principal: Principal) -> Json:
         """Raises NotFound, Forbidden, EngineUnavailable; Unsupported if it speaks neither tensors nor text."""
         facts = self._facts(model, version, principal)

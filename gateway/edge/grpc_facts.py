@@ -10,7 +10,7 @@ from google.protobuf.message import DecodeError
 
 from gateway.call import Principal
 from gateway.edge.catalogue import Catalogue
-from gateway.errors import BadRequest
+from gateway.errors import BadRequest, NotFound
 from runtimes.dialect import messages
 from runtimes.rpc.messages import Body
 
@@ -38,8 +38,10 @@ def _server_metadata(catalogue: Catalogue, principal: Principal, body: Body) -> 
 
 def _model_ready(catalogue: Catalogue, principal: Principal, body: Body) -> bytes:
     asked = decoded(messages.ModelReadyRequest, body)
-    # Triton's answer for what it does not know, over gRPC; over HTTP its status tells as much.
-    up = catalogue.exists(asked.name) and catalogue.model_ready(asked.name, asked.version, principal)
+    try:
+        up = catalogue.model_ready(asked.name, asked.version, principal)
+    except NotFound:
+        up = False  # Triton's answer for what it does not know, over gRPC; over HTTP its status tells as much
     return encoded(messages.ModelReadyResponse(ready=up))
 
 

@@ -201,6 +201,13 @@ WRONG = {
 }
 
 
+async def test_a_version_that_there_is_not_is_not_ready(site: Site) -> None:
+    for name, version in (("classifier", "9"), ("nobody", "")):
+        asked = service_pb2.ModelReadyRequest(name=name, version=version)
+        assert not (await site.inference.ModelReady(asked, metadata=KEY)).ready
+    assert (await site.inference.ModelReady(service_pb2.ModelReadyRequest(name="classifier"), metadata=KEY)).ready
+
+
 @pytest.mark.parametrize("what", WRONG)
 async def test_what_is_wrong_has_a_status_of_its_own(site: Site, what: str) -> None:
     message, code, says = WRONG[what]
