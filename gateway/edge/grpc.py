@@ -44,8 +44,10 @@ Action = Callable[[Rpc], Awaitable[bytes | None]]
 INFER, STREAM = f"/{SERVICE}/ModelInfer", f"/{SERVICE}/ModelStreamInfer"
 #: Calls on one connection at once; further ones wait in its client.
 STREAMS_MAX = 1000
-#: Who watches the health at once: nobody needs a key for that.
-WATCHERS_MAX = 64
+#: Who watches the health at once, of all and on one connection: nobody needs a key for that.
+WATCHERS_MAX, WATCHERS_EACH_MAX = 64, 4
+#: Of a message that needs no key.
+OPEN_BYTES_MAX = 1_024
 #: How long a connection, or a stream between two requests, may lie idle, and how long a connection that is asked
 #: whether it still lives, which it is after so long a silence, may take to say so.
 IDLE_S_MAX = 300.0
@@ -118,6 +120,8 @@ class Grpc:
         """A call is known by its key before a byte of its message is read."""
         method = rpc.method
         action = self._open.get(method)
+        bytes_max = self.bounds.body_bytes_max if action is None else OPEN_BYTES_MAX
+        rpc.expect(bytes_max=bytes_max, number_max=None if method == STREAM else 1)
         if action is None:
             if method not in ANSWERS and method not in (INFER, STREAM):
                 raise Unsupported(f"{method[: MESSAGE_CHARS_MAX // 2]} is not served here.")
@@ -166,7 +170,7 @@ class Grpc:
         late = f"The message did not arrive within {self.bounds.body_s_max:g} s."
         message = await _read(rpc, self.bounds.body_s_max, late)
         if message is None:
-            raise BadRequest("The call brings no message.")
+            raise Unsupported("The call brings no message, and its method takes one.")
         return message
 
     # ---- what there is
@@ -187,7 +191,11 @@ class Grpc:
         body, told = await self._message(rpc), ""
         if self.watchers >= WATCHERS_MAX:
             raise TooManyConnections(f"{WATCHERS_MAX} watch the health already; check it instead.")
+        if rpc.share.watchers >= WATCHERS_EACH_MAX:
+            said = f"{WATCHERS_EACH_MAX} watch the health on this connection already; check it instead."
+            raise TooManyConnections(said)
         self.watchers += 1
+        rpc.share.watchers += 1
         try:
             while True:
                 status = grpc_facts.health(self.catalogue, body)
@@ -197,6 +205,7 @@ class Grpc:
                 await self.clock.sleep(LOOK_S)
         finally:
             self.watchers -= 1
+            rpc.share.watchers -= 1
 
     async def _told(self, method: str, principal: Principal, rpc: Rpc) -> bytes:
         return ANSWERS[method](self.catalogue, principal, await self._message(rpc))

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol, cast
 
 from gateway.call import Bounds
 from gateway.edge.connection import UNREAD_BYTES_MAX
-from gateway.edge.grpc_call import Rpc
+from gateway.edge.grpc_call import Rpc, Share
 from gateway.edge.server import BACKLOG, CLOSE_S_MAX, LOOK_S
 from gateway.errors import GatewayError
 from runtimes.clock import Clock
@@ -104,6 +104,7 @@ class GrpcConnection(asyncio.Protocol):
     def __init__(self, server: GrpcServer) -> None:
         self._server = server
         self._now_s = server.loop.time
+        self.share = share = Share()
         self.transport: asyncio.Transport
         self._timer: asyncio.TimerHandle | None = None
         self._timer_s = 0.0
@@ -113,7 +114,7 @@ class GrpcConnection(asyncio.Protocol):
         self._header_s: float | None = self._heard_s
         """When the header began that is still coming, or the greeting; None if there is nothing of that kind."""
         self.http2 = Connection(
-            opened=lambda connection, id: Rpc(connection, id, server),
+            opened=lambda connection, id: Rpc(connection, id, server, share),
             write=self._write,
             now_s=self._now_s,
             streams_max=server.streams_max,

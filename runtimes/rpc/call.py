@@ -11,7 +11,7 @@ from runtimes.http2.fields import Fields
 from runtimes.http2.frames import Code
 from runtimes.http2.stream import Stream
 from runtimes.rpc.messages import Body, Messages, TooLong
-from runtimes.rpc.status import CONTENT_TYPE, OF_HTTP, Status, said
+from runtimes.rpc.status import OF_HTTP, Status, is_grpc, said
 
 #: What a reset means, by gRPC's own table; any other is UNAVAILABLE.
 OF_RESET: Mapping[int, Status] = MappingProxyType(
@@ -54,9 +54,7 @@ class Call(Stream):
 
     def take_fields(self, fields: Fields, *, ended: bool) -> None:
         status = fields.pseudo.get(b":status")
-        if status is not None and not (
-            status == b"200" and fields.regular.get(b"content-type", b"").startswith(CONTENT_TYPE)
-        ):
+        if status is not None and not (status == b"200" and is_grpc(fields.regular.get(b"content-type", b""))):
             self._fail(OF_HTTP.get(status, Status.UNKNOWN), f"it answered with HTTP status {status.decode('latin-1')}")
             self.leave()
         elif ended:

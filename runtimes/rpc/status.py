@@ -9,6 +9,7 @@ from types import MappingProxyType
 from urllib.parse import quote_from_bytes, unquote
 
 CONTENT_TYPE = b"application/grpc"
+_GRPC = re.compile(rb"application/grpc(?:\+proto)?(?:[\t ]*;.*)?", re.IGNORECASE)
 
 
 class Status(enum.IntEnum):
@@ -41,6 +42,12 @@ OF_HTTP: Mapping[bytes, Status] = MappingProxyType(
         **dict.fromkeys((b"429", b"502", b"503", b"504"), Status.UNAVAILABLE),
     }
 )
+
+
+def is_grpc(content_type: bytes) -> bool:
+    """With protobuf inside, and not what only has the same beginning, such as gRPC-Web."""
+    return _GRPC.fullmatch(content_type) is not None
+
 
 _TIMEOUT = re.compile(rb"([0-9]{1,8})([HMSmun])")
 _UNIT_S: Mapping[bytes, float] = MappingProxyType(

@@ -252,12 +252,23 @@ ROWS = {
         f"{inference.MODEL_CHARS_MAX} characters", [f"{GRPC}::test_what_is_wrong_has_a_status_of_its_own"]
     ),
     "connections of gRPC": Row(
-        f"{B.connections_max:,}; {B.connections_max:,}; {edge_grpc.STREAMS_MAX:,}; {edge_grpc.WATCHERS_MAX}",
+        f"{B.connections_max:,}; {B.connections_max:,}; {edge_grpc.STREAMS_MAX:,}; "
+        f"{edge_grpc.WATCHERS_MAX}, {edge_grpc.WATCHERS_EACH_MAX}",
         [
             f"{GRPC}::test_connections_are_bounded_and_then_free_again",
             f"{GRPC}::test_calls_of_all_connections_are_bounded",
             f"{GRPC}::test_calls_of_one_connection_are_bounded_and_the_others_wait",
             f"{GRPC}::test_watchers_are_bounded_because_they_need_no_key",
+            f"{GRPC}::test_one_connection_cannot_take_all_places_of_watchers",
+        ],
+    ),
+    "a message of gRPC": Row(
+        f"{mib(B.body_bytes_max)}; {kib(edge_grpc.OPEN_BYTES_MAX)}; "
+        f"{mib(grpc_call.LARGEST_UNREAD_MAX * B.body_bytes_max)}",
+        [
+            f"{GRPC}::test_what_is_wrong_has_a_status_of_its_own",
+            f"{GRPC_WIRE}::test_a_message_that_needs_no_key_is_short",
+            f"{GRPC_WIRE}::test_messages_that_do_not_end_hold_little_together",
         ],
     ),
     "a connection of gRPC, or a stream": Row(

@@ -147,7 +147,9 @@ async def test_a_message_that_does_not_come_is_not_waited_for(tmp_path: Path) ->
 
 
 async def test_a_call_without_a_message_is_refused(site: Site) -> None:
-    await refused(site.channel.stream_unary(f"/{SERVICE}/ModelInfer")(iter(()), metadata=KEY), "INVALID_ARGUMENT")
+    await refused(
+        site.channel.stream_unary(f"/{SERVICE}/ModelInfer")(iter(()), metadata=KEY), "UNIMPLEMENTED", "no message"
+    )
 
 
 async def test_the_key_may_come_as_anthropic_s_clients_send_it(site: Site) -> None:
@@ -366,6 +368,27 @@ async def test_watchers_are_bounded_because_they_need_no_key(site: Site, monkeyp
     async with asyncio.timeout(10):
         while site.door.watchers:
             await asyncio.sleep(0.01)
+
+
+async def test_one_connection_cannot_take_all_places_of_watchers(site: Site) -> None:
+    each = edge_grpc.WATCHERS_EACH_MAX
+    assert each < edge_grpc.WATCHERS_MAX
+    watches = [site.health.Watch(health_pb2.HealthCheckRequest()) for _ in range(each)]
+    for watch in watches:
+        await watch.read()
+    await refused(aiter(site.health.Watch(health_pb2.HealthCheckRequest())).__anext__(), "UNAVAILABLE", "check it")
+    # gRPC would share the connection with a channel that has the same options.
+    async with grpc.aio.insecure_channel(site.address, options=[("grpc.use_local_subchannel_pool", 1)]) as other:
+        stub: Any = health_pb2_grpc.HealthStub(other)
+        assert (await stub.Watch(health_pb2.HealthCheckRequest()).read()).status == SERVING
+    watches.pop().cancel()
+    async with asyncio.timeout(10):
+        while site.door.watchers >= each:
+            await asyncio.sleep(0.01)
+    watches.append(site.health.Watch(health_pb2.HealthCheckRequest()))
+    assert (await watches[-1].read()).status == SERVING
+    for watch in watches:
+        watch.cancel()
 
 
 async def test_a_stream_without_requests_is_ended(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

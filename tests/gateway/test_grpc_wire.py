@@ -16,6 +16,7 @@ from hpack import Decoder
 
 from gateway.call import Bounds
 from gateway.edge import grpc as edge_grpc
+from gateway.edge import grpc_call
 from gateway.edge.grpc_facts import SERVICE
 from runtimes.http2 import connection as http2
 from runtimes.http2.frames import (
@@ -45,6 +46,7 @@ LIVE = f"/{SERVICE}/ServerLive"
 INFER = f"/{SERVICE}/ModelInfer"
 STREAM = f"/{SERVICE}/ModelStreamInfer"
 WATCH = "/grpc.health.v1.Health/Watch"
+CHECK = "/grpc.health.v1.Health/Check"
 WHOLE = END_HEADERS | END_STREAM
 HELLO = framed(asked().SerializeToString())
 
@@ -131,7 +133,6 @@ async def is_well(site: Site) -> bool:
 
 
 NO_CALLS: dict[str, tuple[list[tuple[str, str]], str]] = {
-    "another protocol": ([("content-type", "text/plain")], "12"),
     "another method": ([(":method", "GET")], "12"),
     "a path that is not served": ([(":path", "/nothing")], "12"),
     "a path of any bytes": ([(":path", "/\x80\xff")], "12"),
@@ -153,6 +154,26 @@ async def test_what_is_no_call_is_refused_and_the_next_one_is_taken(site: Site, 
         assert (await peer.ending(1))["grpc-status"] == status
         peer.say(call(3, LIVE, flags=WHOLE))
         assert (await peer.ending(3))["grpc-status"] == "0"
+
+
+@pytest.mark.parametrize(
+    "kind", ["", "text/html", "application/grpc-web+proto", "application/grpcx", "application/grpc+json"]
+)
+async def test_what_is_not_grpc_is_told_so_in_http_s_words(site: Site, kind: str) -> None:
+    """With 200 it would look as if all were well."""
+    async with stranger(site) as peer:
+        fields = [(":method", "POST"), (":scheme", "http"), (":path", LIVE)] + [("content-type", kind)] * bool(kind)
+        peer.say(header(1, fields, flags=WHOLE))
+        found = await peer.ending(1)
+        assert (found[":status"], found["grpc-status"]) == ("415", "12")
+
+
+@pytest.mark.parametrize("kind", ["application/grpc", "application/grpc+proto", "Application/gRPC; charset=utf-8"])
+async def test_grpc_has_more_names_than_one(site: Site, kind: str) -> None:
+    async with stranger(site) as peer:
+        fields = [(":method", "POST"), (":scheme", "http"), (":path", LIVE), ("content-type", kind)]
+        peer.say(header(1, fields, flags=WHOLE))
+        assert (await peer.ending(1))["grpc-status"] == "0"
 
 
 async def test_who_has_no_key_costs_no_task_and_no_memory(site: Site) -> None:
@@ -185,6 +206,27 @@ async def test_a_message_that_breaks_off_is_refused(site: Site) -> None:
         assert (await peer.ending(3))["grpc-status"] == "3"
 
 
+@pytest.mark.parametrize("path", [INFER, WATCH, CHECK])
+async def test_a_second_message_where_there_is_one_is_refused(site: Site, path: str) -> None:
+    message = HELLO if path == INFER else framed(b"")
+    async with stranger(site) as peer:
+        peer.say(call(1, path), data(1, message * 2, end=True))
+        assert (await peer.ending(1))["grpc-status"] == "12"
+        peer.say(call(3), data(3, HELLO, end=True))
+        assert (await peer.ending(3))["grpc-status"] == "0"
+    await rests(site)
+
+
+async def test_a_second_message_ends_what_has_begun_with_the_first(site: Site) -> None:
+    async with stranger(site) as peer:
+        peer.say(call(1, WATCH), data(1, framed(b"")))
+        await peer.hears(DATA, 1)
+        peer.say(data(1, framed(b"")))
+        assert (await peer.ending(1))["grpc-status"] == "12"
+    await rests(site)
+    assert site.door.watchers == 0
+
+
 @pytest.mark.parametrize(
     ("coding", "message", "status"),
     [
@@ -199,6 +241,56 @@ async def test_messages_may_be_compressed_in_two_ways(site: Site, coding: str, m
     async with stranger(site) as peer:
         peer.say(call(1, INFER, ("grpc-encoding", coding)), data(1, b"\1" + framed(message)[1:], end=True))
         assert (await peer.ending(1))["grpc-status"] == status
+
+
+# ---- memory ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", [WATCH, CHECK])
+async def test_a_message_that_needs_no_key_is_short(site: Site, path: str) -> None:
+    limit = edge_grpc.OPEN_BYTES_MAX
+    bomb = zlib.compress(bytes(limit + 1), wbits=31)
+    async with stranger(site) as peer:
+        peer.say(call(1, path, key="wrong"), data(1, framed(bytes(limit + 1))[:5]))
+        assert (await peer.ending(1))["grpc-status"] == "8", "none of it is waited for"
+        peer.say(call(3, path, ("grpc-encoding", "gzip"), key="wrong"), data(3, b"\1" + framed(bomb)[1:], end=True))
+        assert (await peer.ending(3))["grpc-status"] == "8"
+        peer.say(call(5, CHECK, key="wrong"), data(5, framed(b"\x0a\x7f" + b"x" * 127), end=True))
+        assert (await peer.ending(5))["grpc-status"] == "5", "long enough for any name"
+
+
+def unread_bytes(site: Site) -> list[int]:
+    """Of each connection: what has come, and nobody has read."""
+    server = site.door._server
+    assert server is not None
+    return [it.share.unread_bytes for it in server.connections]
+
+
+async def test_messages_that_do_not_end_hold_little_together(site: Site) -> None:
+    """Each alone is no longer than it may be."""
+    limit = grpc_call.LARGEST_UNREAD_MAX * BOUNDS.body_bytes_max
+    part = framed(bytes(BOUNDS.body_bytes_max))[:16_384]
+    number = limit // len(part)
+    async with stranger(site) as patient, stranger(site) as peer:
+        patient.say(call(1), data(1, HELLO[:-1]))
+        for id in range(1, 2 * number, 2):
+            peer.say(call(id), data(id, part))
+        peer.say(frame(PING, 0, 0, bytes(8)))
+        while (said := await peer.next()) is not None and said.kind != PING:
+            assert said.kind not in (HEADERS, RST_STREAM)
+        assert max(unread_bytes(site)) == number * len(part)
+        last = 2 * number + 1
+        peer.say(call(last), data(last, part))
+        refusal = await peer.ending(last)
+        assert (refusal["grpc-status"], refusal["x-should-retry"]) == ("8", "true")
+        assert max(unread_bytes(site)) == number * len(part)
+        peer.say(*(rst_stream(id, Code.CANCEL) for id in range(1, 2 * number, 2)))
+        peer.say(call(last + 2), data(last + 2, HELLO, end=True))
+        assert (await peer.ending(last + 2))["grpc-status"] == "0", "there is room again"
+        patient.say(data(1, HELLO[-1:], end=True))
+        assert (await patient.ending(1))["grpc-status"] == "0", "other connections have their own"
+        assert unread_bytes(site) == [0, 0]
+    await rests(site)
 
 
 # ---- floods ------------------------------------------------------------------------------------------------
