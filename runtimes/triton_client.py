@@ -140,7 +140,7 @@ class Client:
         try:
             return await method.ask(message, timeout_s)
         except RpcError as error:
-            fault = fault_of(error.status, error.said, self._replica, names)
+            fault = fault_of(error.status, error.said, self._replica, names, broken=error.broken)
         except DecodeError:
             fault = Unavailable(f"{self._replica}: its server's answer cannot be read")
         # Outside of the clause: what the server said may quote the call, and would go along as the context.
@@ -249,8 +249,9 @@ def _strings(array: Array) -> Array:
 # ---- gRPC --------------------------------------------------------------------------------------------------
 
 
-def fault_of(status: Status, said: str, who: str, names: Iterable[str] = ()) -> RuntimeFault:
-    """The server's words are passed on only where they are about the request, to whoever made it."""
+def fault_of(status: Status, said: str, who: str, names: Iterable[str] = (), *, broken: bool = False) -> RuntimeFault:
+    """The server's words are passed on only where they are about the request, to whoever made it. Of a call that is
+    `broken` the words are ours."""
     match status:
         case Status.INVALID_ARGUMENT:
             said = said.removeprefix("[request id: <id_unknown>] ")[:SAID_CHARS_MAX]
@@ -263,6 +264,8 @@ def fault_of(status: Status, said: str, who: str, names: Iterable[str] = ()) -> 
             return Expired(f"{who} did not finish before the call's deadline")
         case Status.RESOURCE_EXHAUSTED:
             return Overloaded(f"{who}: its server takes no more at the moment")
+        case Status.UNAVAILABLE if broken:
+            return Unavailable(f"{who}: its connection broke amid the call: {said}")
         case Status.UNAVAILABLE:
             return Unavailable(f"{who}: its server cannot be reached, or does not have the model ready")
         case Status.NOT_FOUND:

@@ -25,13 +25,15 @@ CODES: Mapping[bytes, Status] = MappingProxyType({b"%d" % status: status for sta
 class RpcError(Exception):
     """A call ended in another status than OK."""
 
-    def __init__(self, status: Status, said: str, *, unseen: bool = False) -> None:
+    def __init__(self, status: Status, said: str, *, unseen: bool = False, broken: bool = False) -> None:
         super().__init__(f"{status.name}: {said}")
         self.status = status
         self.said = said
         """In the server's words, or in ours if it had none."""
         self.unseen = unseen
         """The server has not begun with it, so it may be sent again, RFC 9113 §8.7."""
+        self.broken = broken
+        """It was under way when its connection broke, or the server reset it."""
 
 
 class Call(Stream):
@@ -78,7 +80,8 @@ class Call(Stream):
     def cut(self, code: int, why: str) -> None:
         if not self.answer.done():
             status = OF_RESET.get(code, Status.UNAVAILABLE)
-            self.answer.set_exception(RpcError(status, why, unseen=code == Code.REFUSED_STREAM))
+            error = RpcError(status, why, unseen=code == Code.REFUSED_STREAM, broken=True)
+            self.answer.set_exception(error)
 
     def _end(self, fields: Fields) -> None:
         code = fields.regular.get(b"grpc-status", b"")

@@ -326,6 +326,17 @@ async def test_an_odd_answer_is_an_error_of_its_own(tmp_path: Path, what: str) -
         assert await ask(on) == b"hello", "the next call is none the worse"
 
 
+@pytest.mark.parametrize("broken", [rst_stream(1, Code.INTERNAL_ERROR), b"HTTP/1.1 400 Bad Request\r\n\r\n"])
+async def test_a_call_that_broke_is_told_from_one_that_reached_nobody(tmp_path: Path, broken: bytes) -> None:
+    server = Scripted(lambda _: broken)
+    async with server.serving(tmp_path) as address, channel(address) as on:
+        assert (await failed(ask(on))).broken
+        server.script = lambda id: ended(id, trailers((b"grpc-status", b"14")))
+        assert not (await failed(ask(on))).broken
+    async with channel(Address(path=str(tmp_path / "nobody"))) as on:
+        assert not (await failed(ask(on))).broken
+
+
 async def test_a_call_that_is_too_late_for_its_server_harms_no_other(tmp_path: Path) -> None:
     """Triton says how it ended, that nothing more is wanted, and once more how it ended."""
     expired = trailers((b"grpc-status", b"4"))

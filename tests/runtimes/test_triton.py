@@ -335,6 +335,20 @@ async def test_its_errors_are_ours(
     assert work(runtime) == (0, 0)
 
 
+async def test_a_connection_that_breaks_is_not_a_server_that_cannot_be_reached(
+    runtime: TritonRuntime, triton: FakeTriton
+) -> None:
+    triton.go_on.clear()
+    call = asyncio.create_task(infer(runtime, "a"))
+    await triton.begun.wait()
+    (wire,) = runtime._client._channel._wires
+    wire.close()
+    with pytest.raises(Unavailable, match="cls-0: its connection broke amid the call: the connection was closed"):
+        await call
+    triton.go_on.set()
+    assert (await infer(runtime, "a")).outputs
+
+
 @pytest.mark.parametrize(
     ("said", "param"),
     [
