@@ -59,8 +59,9 @@ IDLE_FRAMES_MAX, IDLE_FRAMES_PER_S, IDLE_FRAMES_EACH = 1_000, 20, 4
 SERVER_IDLE_FRAMES_MAX, SERVER_IDLE_FRAMES_EACH = 65_536, 32
 #: Streams that the peer may reset before they end, likewise.
 RESETS_MAX, RESETS_PER_S = 1_000, 100
-#: Streams that have ended here early, of which something may still be on its way.
-LEFT_MAX = 1_000
+#: Streams that have ended here early, of which something may still be on its way; and the frames of data of each that
+#: cost nothing, for what was sent ahead may be as many, and some that are not full.
+LEFT_MAX, LATE_FRAMES_MAX = 1_000, AHEAD_BYTES_MAX // FRAME_BYTES_MAX + 4
 
 
 class Connection:
@@ -89,7 +90,8 @@ class Connection:
         self._resets = Budget(burst=RESETS_MAX, per_s=RESETS_PER_S)
         self._ahead_bytes = 0
         """Received, and not given back to the peer's window."""
-        self._left: dict[int, None] = {}
+        self._left: dict[int, int] = {}
+        """How many frames of data may still come for nothing."""
         self._taken_until = STREAM_MOST
         """Streams beyond this are not taken."""
         self.streams: dict[int, Stream] = {}
@@ -225,7 +227,10 @@ class Connection:
             self._count_idle()
         stream = self.streams.get(id)
         if stream is None:
-            self._late(id)
+            if self._left.get(id):
+                self._left[id] -= 1
+            else:
+                self._late(id)
         elif stream.ended_there:
             raise StreamFault(Code.STREAM_CLOSED, "data behind the end of a stream")
         elif not stream.begun:
@@ -380,7 +385,7 @@ class Connection:
             self.streams.pop(stream.id, None)
 
     def _leave(self, id: int, code: Code) -> None:
-        self._left[id] = None
+        self._left[id] = LATE_FRAMES_MAX
         if len(self._left) > LEFT_MAX:
             del self._left[next(iter(self._left))]
         self.out.put(rst_stream(id, code))

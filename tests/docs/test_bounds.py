@@ -302,9 +302,11 @@ ROWS = {
         ],
     ),
     "streams that ended early": Row(
-        f"{http2.LEFT_MAX:,}; {fields.KNOWN_MAX}",
+        f"{http2.LEFT_MAX:,}; {http2.LATE_FRAMES_MAX}; {fields.KNOWN_MAX}",
         [
             f"{HTTP2}::test_of_streams_that_ended_early_the_last_are_remembered",
+            f"{HTTP2}::test_refused_calls_with_long_messages_do_not_cost_the_connection",
+            f"{HTTP2}::test_frames_that_bring_nothing_are_put_up_with_only_for_so_long",
             f"{HTTP2}::test_few_header_blocks_are_remembered",
         ],
     ),

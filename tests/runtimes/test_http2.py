@@ -446,6 +446,19 @@ def test_of_streams_that_ended_early_the_last_are_remembered() -> None:
     assert not side.connection.fault
 
 
+def test_refused_calls_with_long_messages_do_not_cost_the_connection() -> None:
+    """Each may have sent a whole window by the time that it hears of it."""
+    side = Side(streams_max=400)
+    ids = range(1, 801, 2)
+    for id in ids:
+        side.hear(header(id))
+        side.heard[id].send_fields(b"no", end=True)
+    side.connection.out.flush()
+    for id in ids:
+        side.hear(data(id, bytes(1_000)) * (http2_stream.AHEAD_BYTES_MAX // FRAME_BYTES_MAX), data(id, b"x", end=True))
+    assert not side.connection.fault
+
+
 # ---- what comes behind the end -----------------------------------------------------------------------------
 
 EXPIRED = header(1, [*RESPONSE, ("grpc-status", "4")], flags=WHOLE)
