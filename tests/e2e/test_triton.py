@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from runtimes.artifact import Shelf
-from runtimes.contract import InferRequest, Invalid, Predictor, Site
+from runtimes.clock import SystemClock
+from runtimes.contract import Expired, InferReply, InferRequest, Invalid, Predictor, Site
 from runtimes.onnx import Onnx
 from runtimes.triton import Triton
 from runtimes.triton_command import SHARED_MEMORY, memory_prefix
@@ -94,6 +95,20 @@ async def test_what_only_the_model_can_refuse_names_its_input_too(
     with pytest.raises(Invalid) as refused:
         await triton.infer(InferRequest(inputs, math.inf))
     assert refused.value.param == param
+
+
+async def test_calls_that_are_too_late_fail_no_others(triton: Predictor) -> None:
+    """Triton says more of them, behind their end, than one would think."""
+    clock, text = SystemClock(), {"text": np.array(TEXTS, object)}
+    others = [asyncio.create_task(triton.infer(InferRequest(text, math.inf))) for _ in range(16)]
+    for _ in range(4):
+        late_s = clock.now_s() + 0.02
+        late = (triton.infer(InferRequest(text, late_s)) for _ in range(64))
+        found = await asyncio.gather(*late, return_exceptions=True)
+        assert {type(it) for it in found} <= {Expired, InferReply}
+        assert Expired in map(type, found)
+    for it in others:
+        assert len((await it).outputs["label"]) == len(TEXTS)
 
 
 async def test_calls_are_metered_to_the_token(triton_gateway: GatewayProcess, key: Key) -> None:
