@@ -31,10 +31,10 @@ GRACE_S = 0.1
 #: A refusal waits for so long for the message that nobody will read: grpcio's asyncio streams take an answer that is
 #: there before they have sent anything for a failure of their own.
 REFUSE_S_MAX = 0.05
-
-
 #: Messages of one connection that nobody has read, whole or not, may take as much as so many of the largest.
 LARGEST_UNREAD_MAX = 8
+#: What each takes here beside its bytes.
+PIECE_BYTES = 128
 
 
 class Share:
@@ -135,7 +135,7 @@ class Rpc(Stream):
                 raise self._fault
             return None
         compressed, body = self._arrived.popleft()
-        self._hold(-PREFIX.size - len(body))
+        self._hold(-PREFIX.size - len(body) - PIECE_BYTES)
         if not self._arrived:
             self.refill()
             self.connection.out.flush()
@@ -236,6 +236,7 @@ class Rpc(Stream):
             found = self._messages.feed(data)
         except TooLong:
             self._fault = TooLarge(f"The message is larger than {self._bytes_max} bytes.")
+        self._hold(len(found) * PIECE_BYTES)
         self._came += len(found)
         if self._number_max is not None and self._came > self._number_max:
             self._reject(Unsupported("The call brings more messages than its method takes."))

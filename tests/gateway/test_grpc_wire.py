@@ -293,6 +293,21 @@ async def test_messages_that_do_not_end_hold_little_together(site: Site) -> None
     await rests(site)
 
 
+async def test_many_messages_without_content_are_not_held_for_nothing(tmp_path: Path) -> None:
+    """They are five bytes each on the wire, and more here."""
+    empty = framed(b"") * 3_000
+    assert 3 * len(empty) < grpc_call.LARGEST_UNREAD_MAX * BOUNDS.body_bytes_max < 6_000 * grpc_call.PIECE_BYTES
+    async with open_site(tmp_path, chunk("he"), asyncio.Event()) as site, stranger(site) as peer:
+        for id in (1, 3, 5):
+            peer.say(call(id, STREAM), data(id, framed(generation().SerializeToString())))
+            await peer.hears(DATA, id)
+        peer.say(data(1, empty), data(3, empty), data(5, empty))
+        while not (said := await peer.hears(HEADERS)).flags & END_STREAM:
+            pass
+        assert said.stream == 5
+    await rests(site)
+
+
 # ---- floods ------------------------------------------------------------------------------------------------
 
 
