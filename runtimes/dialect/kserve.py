@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from runtimes.contract import InferReply, InferRequest, Invalid, Predictor, Tensor
-from runtimes.dialect.elements import Encoded, Message, Part, Wanted, require_datatype
+from runtimes.dialect.elements import Encoded, Message, Part, Wanted, quoted, require_datatype
 from runtimes.dialect.tensors import array, listed, raw, texts
 
 if TYPE_CHECKING:
@@ -94,8 +94,8 @@ def _admitted(part: Part, declared: dict[str, Tensor]) -> Array:
         size not in (-1, given) for size, given in zip(tensor.shape, shape, strict=True)
     ):
         raise Invalid(
-            f"input `{part.name}` has the shape {list(part.shape)}; the model takes {list(tensor.shape)}, -1 being any "
-            "size.",
+            f"input `{part.name}` has the shape {quoted(list(part.shape))}; the model takes {list(tensor.shape)}, "
+            "-1 being any size.",
             param=part.name,
         )
     found = array(part).reshape(shape)

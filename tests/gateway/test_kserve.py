@@ -307,6 +307,9 @@ WRONG = {
     "a stream that is none": ({"text_input": "a", "stream": "yes"}, "`stream` must be true or false"),
     "a stream in one piece": ({"text_input": "a", "stream": True}, "ask `generate_stream`"),
     "a number that is none": ({"text_input": "a", "max_tokens": "many"}, "`max_tokens` must be a number"),
+    "a string that is no number": ({"text_input": "a", "temperature": "nan"}, "`temperature` must be a finite number"),
+    "a string without end": ({"text_input": "a", "parameters": {"top_p": "-inf"}}, "`top_p` must be a finite number"),
+    "very many values": ({"text_input": "a", "parameters": {"stop": [[]] * 4096}}, "more than 4096 values"),
     "less than nothing": ({"text_input": "a", "max_tokens": -1}, "`max_tokens` must be from 0"),
     "more than any number": ({"text_input": "a", "parameters": {"max_tokens": 10**400}}, "`max_tokens` must be from 0"),
     "another model": ({"text_input": "a", "model": "classifier"}, "`model` is not taken here"),
@@ -321,6 +324,15 @@ WRONG = {
 async def test_a_generation_that_can_t_be_asked_for_is_refused(site: Site, what: str) -> None:
     body, says = WRONG[what]
     refused(await site.post("/models/team/llm:1/generate", body), 400, says)
+
+
+@pytest.mark.parametrize(("given", "says"), [("{", "`sampling_parameters` is not valid JSON"), ("5", "object")])
+async def test_sampling_parameters_that_are_none_are_named(site: Site, given: str, says: str) -> None:
+    inputs = [
+        {"name": name, "datatype": "BYTES", "shape": [1], "data": [text]}
+        for name, text in (("text_input", "a"), ("sampling_parameters", given))
+    ]
+    refused(await site.post("/models/team/llm:1/infer", {"inputs": inputs}), 400, says)
 
 
 async def test_a_model_that_answers_only_openai_s_routes_says_so(site: Site) -> None:
