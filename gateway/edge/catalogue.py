@@ -91,8 +91,8 @@ class Catalogue:
             "name": model,
             "versions": [facts.version],
             "platform": facts.platform,
-            "inputs": [{"name": it.name, "datatype": it.datatype, "shape": list(it.shape)} for it in facts.inputs],
-            "outputs": [{"name": it.name, "datatype": it.datatype, "shape": list(it.shape)} for it in facts.outputs],
+            "inputs": [{"name": it.name, "datatype": it.datatype, "shape": list(it.told)} for it in facts.inputs],
+            "outputs": [{"name": it.name, "datatype": it.datatype, "shape": list(it.told)} for it in facts.outputs],
         }
 
     def config(self, model: str, version: str, principal: Principal) -> Json:
@@ -204,4 +204,4 @@ def _facts(it: Target | Alias, replica: Replica) -> Facts:
 
 def _tensor(tensor: Tensor) -> Json:
     kind = "STRING" if tensor.datatype == "BYTES" else tensor.datatype
-    return {"name": tensor.name, "data_type": f"TYPE_{kind}", "dims": list(tensor.shape)}
+    return {"name": tensor.name, "data_type": f"TYPE_{kind}", "dims": list(tensor.told)}

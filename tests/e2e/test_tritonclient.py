@@ -156,7 +156,7 @@ async def test_a_model_s_metadata_say_what_it_takes_and_gives(triton: Client) ->
     assert inputs["text"] == ("BYTES", [-1])
     assert inputs["input_ids"] == ("INT64", [-1, -1])
     assert outputs["scores"] == ("FP32", [-1, 3])
-    assert outputs["label"] == ("BYTES", [-1])
+    assert outputs["label"] == ("BYTES", [-1, 1])
     assert (found["platform"], len(found["versions"])) == ("onnxruntime_onnx", 1)
 
 

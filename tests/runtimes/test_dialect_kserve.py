@@ -32,6 +32,7 @@ from runtimes.dialect.elements import (
     Encoded,
     Message,
     Part,
+    Wanted,
     joined,
 )
 from runtimes.dialect.kserve import Tensors
@@ -191,6 +192,22 @@ def test_tensors_are_cut_out_of_a_message_as_protobuf_reads_them(data: st.DataOb
 def test_a_column_of_texts_is_a_list_of_texts() -> None:
     message = Message("", (Part("text", "BYTES", (2, 1), raw=joined(["a", "b"])),), (), {})
     assert understood(message).inputs["text"].tolist() == ["a", "b"]
+
+
+def test_what_has_one_element_a_row_is_told_as_a_column() -> None:
+    written: list[Encoded] = []
+
+    def write(outputs: list[Encoded], model: str, version: str) -> bytes:
+        written.extend(outputs)
+        return b""
+
+    texts = np.array(["a", "b"], object)
+    for shape in (2, 1), (2,):
+        message = Message("", (Part("text", "BYTES", shape, raw=joined(texts)),), (Wanted("text"), Wanted("BOOL")), {})
+        asked = Tensors(message, write).parse(b"", predictor=Everything(), deadline_s=0, flow="")
+        reply = InferReply({"text": asked.request.inputs["text"], "BOOL": np.ones((2, 2), bool)}, 1)
+        asked.answer(reply, model="m", predictor=Everything(), id="", created_s=0)
+    assert [it.shape for it in written] == [(2, 1), (2, 2)] * 2
 
 
 def test_bytes_that_are_no_text_stay_bytes() -> None:
