@@ -71,7 +71,10 @@ def raw(found: Array, datatype: Datatype) -> bytes:
 
 
 def listed(found: Array, datatype: Datatype) -> list[Any]:
-    """An output for JSON. Raises Invalid if it holds bytes that are no text, which JSON can't say."""
+    """An output for JSON. Raises Invalid if it holds what JSON can't say: bytes that are no text, numbers that are not
+    finite."""
+    if datatype.startswith("FP") and not np.isfinite(found).all():
+        raise Invalid("an output holds NaN or infinity, which JSON has no number for; ask for it as binary data.")
     flat: list[Any] = found.ravel().tolist()
     if datatype != "BYTES":
         return flat

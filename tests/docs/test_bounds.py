@@ -31,7 +31,7 @@ from gateway import (
     workers,
 )
 from gateway.config import Model, Server
-from gateway.edge import admin, connection, grpc_call, inference, request, server, texts
+from gateway.edge import admin, coding, connection, grpc_call, inference, request, server, texts
 from gateway.edge import grpc as edge_grpc
 from runtimes import Spec, batch, onnx, process, remote, remote_shelf, triton_client, vllm, wav, wire
 from runtimes import connection as upstream
@@ -254,8 +254,9 @@ ROWS = {
         ],
     ),
     "a compressed body": Row(
-        f"as long as a plain one, {mib(B.body_bytes_max)}",
+        f"as long as a plain one, {mib(B.body_bytes_max)}; {coding.MEMBERS_MAX}",
         [
+            f"{KSERVE}::test_many_members_that_become_a_long_body_are_refused",
             f"{KSERVE}::test_a_short_body_that_becomes_a_long_one_is_refused",
             f"{GRPC}::test_a_short_message_that_becomes_a_long_one_is_refused",
         ],

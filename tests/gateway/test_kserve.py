@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
+from gateway.edge.coding import MEMBERS_MAX
 from gateway.edge.kserve import KServe
 from gateway.edge.schema import OIP
 from gateway.edge.server import Server
@@ -241,6 +242,23 @@ async def test_a_compressed_body_is_read(site: Site, coding: str) -> None:
     assert "content-encoding" not in answer.headers, "a short answer goes as it is"
 
 
+@pytest.mark.parametrize("pieces", [1, 10, MEMBERS_MAX])
+async def test_gzip_may_come_in_several_members_and_by_its_old_name(site: Site, pieces: int) -> None:
+    text = json.dumps(INFER).encode().ljust(MEMBERS_MAX)
+    size = -(-len(text) // pieces)
+    body = b"".join(gzip.compress(text[at : at + size]) for at in range(0, len(text), size))
+    for coding in ("gzip", "x-gzip", "X-GZIP"):
+        answer = await site.post("/models/classifier/infer", body, content_encoding=coding)
+        assert answer.status_code == 200, answer.text
+
+
+async def test_many_members_that_become_a_long_body_are_refused(site: Site) -> None:
+    piece = gzip.compress(bytes(BOUNDS.body_bytes_max // 4))
+    refused(await site.post("/models/classifier/infer", piece * 5, content_encoding="gzip"), 413, "decompressed")
+    empty = gzip.compress(b"") * (MEMBERS_MAX + 1)
+    refused(await site.post("/models/classifier/infer", empty, content_encoding="gzip"), 400, "256 members")
+
+
 @pytest.mark.parametrize("coding", COMPRESS)
 async def test_a_short_body_that_becomes_a_long_one_is_refused(site: Site, coding: str) -> None:
     bomb = COMPRESS[coding](bytes(50_000_000))
@@ -254,7 +272,8 @@ async def test_a_short_body_that_becomes_a_long_one_is_refused(site: Site, codin
         (b"not compressed", "gzip", "not valid gzip"),
         (zlib.compress(b"{}"), "gzip", "not valid gzip"),
         (gzip.compress(b"{}")[:-9], "gzip", "one whole gzip stream"),
-        (gzip.compress(b"{}") + b"more", "gzip", "one whole gzip stream"),
+        (gzip.compress(b"{}") + b"more", "gzip", "not valid gzip"),
+        (zlib.compress(b"{}") * 2, "deflate", "one whole deflate stream"),
         (b"{}", "br", "'br' is not taken"),
         (b"{}", "gzip, gzip", "is not taken"),
     ],

@@ -305,6 +305,15 @@ def test_an_output_that_is_no_text_goes_as_bytes_only() -> None:
         listed(np.array([b"\xff"], object), "BYTES")
 
 
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("datatype", ["FP16", "FP32", "FP64"])
+def test_an_output_that_is_no_finite_number_goes_as_bytes_only(number: float, datatype: Any) -> None:
+    found = np.array([0, number], DTYPES[datatype])
+    with pytest.raises(Invalid, match=r"NaN or infinity, .* as binary data"):
+        listed(found, datatype)
+    assert raw(found, datatype) == found.tobytes()
+
+
 # ---- what is refused ---------------------------------------------------------------------------------------
 
 
