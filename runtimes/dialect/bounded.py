@@ -22,12 +22,15 @@ class Census(NamedTuple):
     commas: int
 
 
-def census(json: msgspec.Raw | bytes) -> Census:
-    """Of well-formed JSON; what stands within its strings is not counted."""
+def census(json: msgspec.Raw | bytes, *, most: int) -> Census:
+    """Of well-formed JSON, but not much further than `most` of both together; what stands within its strings is not
+    counted."""
     view, lists, commas = memoryview(json), 0, 0
     for piece in unquoted(view):
         lists += piece.count(b"[") + piece.count(b"{")
         commas += piece.count(b",")
+        if lists + commas > most:
+            break
     return Census(lists, commas)
 
 
@@ -49,14 +52,14 @@ def require_values(what: str, json: msgspec.Raw | bytes, *, param: str | None = 
     """Raises Invalid if so much is in it that it must not be decoded."""
     if len(memoryview(json)) <= JSON_VALUES_MAX:
         return
-    if sum(census(json)) > JSON_VALUES_MAX:
+    if sum(census(json, most=JSON_VALUES_MAX)) > JSON_VALUES_MAX:
         raise Invalid(f"{what}: more than {JSON_VALUES_MAX} values are not taken.", param=param)
 
 
 def few(element: Any, count_max: int) -> Any:
     """The type of a list of `element` that decodes no more of them than one too many. See `listed`."""
     fields = [(f"at_{index}", element | msgspec.UnsetType, msgspec.UNSET) for index in range(count_max + 1)]
-    return msgspec.defstruct("Few", fields, array_like=True, frozen=True)
+    return msgspec.defstruct("Few", fields, array_like=True, frozen=True, gc=False)
 
 
 def listed(what: str, found: Any) -> list[Any]:

@@ -114,12 +114,13 @@ def quoted(said: object) -> str:
 def shaped(name: str, sizes: Sequence[int]) -> tuple[int, ...]:
     """An input's shape, by which a call is reckoned before anything else of it is looked at. Raises Invalid for one
     that can't be."""
+    least, most = min(sizes, default=0), max(sizes, default=0)
     # Before they are told: Python writes out no integer of thousands of digits.
-    if any(not -SIZE_MAX <= size <= SIZE_MAX for size in sizes):
+    if least < -SIZE_MAX or most > SIZE_MAX:
         raise Invalid(f"input `{name}`: a size in its shape is beyond ±2^63.", param=name)
     if len(sizes) > RANK_MAX:
         raise Invalid(f"input `{name}` has {len(sizes)} axes; at most {RANK_MAX} are taken.", param=name)
-    if any(size < 0 for size in sizes):
+    if least < 0:
         raise Invalid(f"input `{name}` has the shape {quoted(list(sizes))}; no size is negative.", param=name)
     if math.prod(max(size, 1) for size in sizes) > ELEMENTS_MAX:
         raise Invalid(
@@ -243,7 +244,7 @@ def _decoded(part: Part, data: msgspec.Raw) -> list[Any]:
     datatype = require_datatype(part)
     most = STRINGS_MAX if datatype == "BYTES" else VALUES_MAX
     if len(memoryview(data)) > STRINGS_MAX:
-        lists, commas = census(data)
+        lists, commas = census(data, most=most + LISTS_MAX)
         if commas >= most or lists > LISTS_MAX:
             raise Invalid(
                 f"input `{part.name}` brings more than {most} elements, or more than {LISTS_MAX} lists of them; send "

@@ -22,7 +22,14 @@ from runtimes.dialect.elements import (
 )
 from runtimes.dialect.kserve_rest import ELSEWHERE
 from runtimes.dialect.messages import ModelInferRequest, ModelInferResponse
-from runtimes.dialect.protobuf import RAW_INPUT_CONTENTS, UNCOUNTED_BYTES_MAX, fields, require_modest, require_number
+from runtimes.dialect.protobuf import (
+    FIELDS_MAX,
+    RAW_INPUT_CONTENTS,
+    UNCOUNTED_BYTES_MAX,
+    fields,
+    require_modest,
+    too_many,
+)
 
 #: Where each datatype's elements are, if they come as a typed list. FP16 has none.
 CONTENTS: Mapping[str, str] = MappingProxyType(
@@ -87,7 +94,8 @@ def cut(body: bytes | bytearray) -> tuple[bytes, list[memoryview]]:
             raws.append(view[begin:end])
         else:
             kept.append(view[start:end])
-        require_number(len(raws) + len(kept))
+        if len(raws) + len(kept) > FIELDS_MAX:
+            raise too_many(FIELDS_MAX)
     return b"".join(kept), raws
 
 

@@ -63,10 +63,13 @@ class Output(msgspec.Struct):
     parameters: OutputParameters = OutputParameters()
 
 
+INPUTS, OUTPUTS = few(Input, NAMED_MAX), few(Output, NAMED_MAX)
+
+
 class Inference(msgspec.Struct):
-    inputs: few(Input, NAMED_MAX)  # type: ignore[valid-type]
+    inputs: INPUTS  # type: ignore[valid-type]
     id: str = ""
-    outputs: few(Output, NAMED_MAX) = few(Output, NAMED_MAX)()  # type: ignore[valid-type]
+    outputs: OUTPUTS = OUTPUTS()  # type: ignore[valid-type]
     parameters: msgspec.Raw = msgspec.Raw(b"{}")
 
 
@@ -128,9 +131,8 @@ def write(outputs: Sequence[Encoded], *, id: str, model: str, version: str) -> A
 def _part(given: Input, body: bytes, at: int) -> tuple[Part, int]:
     """The input, and where the next one's bytes begin."""
     name, parameters = require_name("input", given.name), given.parameters
-    for parameter in ELSEWHERE:
-        if getattr(parameters, parameter) != NOTHING:
-            raise Invalid(f"input `{name}`: `{parameter}` is not served; send the tensor itself.", param=name)
+    if parameter := _elsewhere(parameters):
+        raise Invalid(f"input `{name}`: `{parameter}` is not served; send the tensor itself.", param=name)
     shape = shaped(name, _sizes(name, given.shape))
     if parameters.binary_data_size == NOTHING:
         if given.data == NOTHING:
@@ -146,6 +148,11 @@ def _part(given: Input, body: bytes, at: int) -> tuple[Part, int]:
             param=name,
         )
     return Part(name, given.datatype, shape, raw=memoryview(body)[at : at + size]), at + size
+
+
+def _elsewhere(parameters: Elsewhere) -> str | None:
+    """What it names that is not here."""
+    return next((name for name in ELSEWHERE if getattr(parameters, name) != NOTHING), None)
 
 
 def _sizes(name: str, shape: msgspec.Raw) -> list[int]:
@@ -180,9 +187,8 @@ def _from_base64(part: Part) -> Part:
 
 def _wanted(output: Output, binary: bool) -> Wanted:
     name, parameters = require_name("output", output.name), output.parameters
-    for parameter in ELSEWHERE:
-        if getattr(parameters, parameter) != NOTHING:
-            raise Invalid(f"output `{name}`: `{parameter}` is not served; leave it out.", param=name)
+    if parameter := _elsewhere(parameters):
+        raise Invalid(f"output `{name}`: `{parameter}` is not served; leave it out.", param=name)
     if parameters.binary_data != NOTHING:
         binary = parameters.binary_data == TRUE
     best = 0 if parameters.classification == NOTHING else _number(parameters.classification)

@@ -54,13 +54,11 @@ def fields(body: bytes | bytearray, at: int, stop: int) -> Iterator[tuple[int, i
         yield tag, start, begin, at
 
 
-def require_number(count: int, count_max: int = FIELDS_MAX) -> None:
-    """Of fields. Raises Invalid."""
-    if count > count_max:
-        raise Invalid(
-            f"The message has more than {count_max} inputs, outputs, parameters and elements that come one by one; "
-            "send fewer, and tensors as raw_input_contents."
-        )
+def too_many(fields_max: int) -> Invalid:
+    return Invalid(
+        f"The message has more than {fields_max} inputs, outputs, parameters and elements that come one by one; send "
+        "fewer, and tensors as raw_input_contents."
+    )
 
 
 def require_modest(message: bytes) -> None:
@@ -71,7 +69,8 @@ def require_modest(message: bytes) -> None:
         at, stop, inner = unseen.pop()
         for tag, _, begin, end in fields(message, at, stop):
             count += 1
-            require_number(count, NESTED_FIELDS_MAX)
+            if count > NESTED_FIELDS_MAX:
+                raise too_many(NESTED_FIELDS_MAX)
             if tag not in inner:
                 continue
             if inner[tag] is not None:
@@ -90,6 +89,8 @@ CONTINUED = bytes(range(128, 256))
 
 def _varint(body: bytes | bytearray, at: int) -> tuple[int, int]:
     """The number there, and where the next byte is; one beyond the body if it does not end in time."""
+    if at < len(body) and body[at] < 0x80:  # as nearly all are
+        return body[at], at + 1
     number = 0
     for index, byte in enumerate(body[at : at + VARINT_BYTES]):
         number |= (byte & 0x7F) << 7 * index
