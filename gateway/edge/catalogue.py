@@ -148,12 +148,14 @@ class Catalogue:
             "name": target.name,
             "version": _version(target, up[0]) if up else "",
             # Row by row, as Triton counts; who generates has no rows.
+            "last_inference": int(per.last_at_s * 1e3),
             "inference_count": per.items or served,
             "execution_count": served,
             "inference_stats": {
                 "success": {"count": served, "ns": int(per.total_s.sum * 1e9)},
                 "fail": {"count": sum(calls.values()) - served, "ns": 0},
                 "queue": {"count": sum(per.queue_s.counts), "ns": int(per.queue_s.sum * 1e9)},
+                "compute_infer": {"count": per.computed, "ns": int(per.compute_s * 1e9)},
             },
         }
 

@@ -113,6 +113,17 @@ async def test_a_model_that_the_key_may_not_use_is_told_nothing_of(site: Site) -
     assert [it["name"] for it in stats] == ["llm"]
 
 
+async def test_statistics_say_when_a_model_was_last_asked_and_how_long_it_computed(site: Site) -> None:
+    before = (await site.get("/models/classifier/stats")).json()["model_stats"][0]
+    assert (before["last_inference"], before["inference_stats"]["compute_infer"]) == (0, {"count": 0, "ns": 0})
+    for _ in range(2):
+        await site.post("/models/classifier/infer", INFER)
+    *_, last = await site.stages.records()
+    after = (await site.get("/models/classifier/stats")).json()["model_stats"][0]
+    assert after["last_inference"] == int(last.at_s * 1000)
+    assert after["inference_stats"]["compute_infer"] == {"count": 2, "ns": 500_000_000}
+
+
 async def test_an_unknown_version_is_a_404(site: Site) -> None:
     refused(await site.get("/models/classifier/versions/9"), 404, "no version '9'")
     refused(await site.post("/models/classifier/versions/9/infer", INFER), 404, "no version '9'")
