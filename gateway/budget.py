@@ -103,9 +103,8 @@ def _refusal(
     limit, spent, cost = amount_text(limit_nano), amount_text(spent_nano), amount_text(cost_nano)
     if cost_nano > limit_nano:
         return QuotaTooSmall(
-            f"This call may cost {cost} {currency} (its input and max_tokens for every choice), more than the whole "
-            f"budget of {name}, {limit} {currency} a {period}; lower max_tokens or n, or send less.",
-            param="max_tokens",
+            f"This call may cost {cost} {currency}, more than the whole budget of {name}, {limit} {currency} a "
+            f"{period}; send less, or lower max_tokens or n if it generates.",
         )
     if spent_nano + cost_nano <= limit_nano:
         return QuotaExceeded(

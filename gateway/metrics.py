@@ -50,6 +50,10 @@ class PerModel:
         self.first_byte_s = Histogram(FIRST_BYTE_S)
         self.token_s = Histogram(TOKEN_S)
         self.total_s = Histogram(TOTAL_S)
+        self.last_at_s = 0.0
+        """When the last call came that went to an engine."""
+        self.computed, self.compute_s = 0, 0.0
+        """Calls whose runtime said how long it computed, and how long."""
 
 
 class Metrics(Collector):
@@ -74,6 +78,10 @@ class Metrics(Collector):
             per.tokens_out += call.tokens_out
             per.items += call.items
             per.cost_nano += call.cost_nano
+            per.last_at_s = call.at_s
+            if call.compute_s:
+                per.computed += 1
+                per.compute_s += call.compute_s
         if call.first_byte_s:
             per.first_byte_s.observe(call.first_byte_s)
             if call.stream and call.tokens_out > 1:

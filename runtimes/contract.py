@@ -112,6 +112,14 @@ class Tensor(msgspec.Struct, frozen=True):
     datatype: Datatype
     shape: tuple[int, ...]
     """-1 where any length will do; the first axis is the batch's."""
+    column: bool = False
+    """Each row has one element, and no axis for it here. On the Open Inference Protocol it has one, as in Triton, where
+    no row is without axes."""
+
+    @property
+    def told(self) -> tuple[int, ...]:
+        """Its shape on the Open Inference Protocol."""
+        return (*self.shape, 1) if self.column else self.shape
 
 
 class InferRequest(msgspec.Struct, frozen=True):

@@ -76,6 +76,8 @@ class Session:
         self._inspect()
         if self.task == "classify":
             self.outputs += (Tensor("label", "BYTES", (-1,)),)
+        if self.reading.batched:
+            self.inputs, self.outputs = _columns(self.inputs), _columns(self.outputs)
 
     def check(self, inputs: Mapping[str, Array], outputs: Sequence[str] = ()) -> None:
         """Raise Invalid, naming the tensor, unless these can be worked on. Cheap: reads shapes, types and ids."""
@@ -117,3 +119,7 @@ class Session:
             raise Rejected(
                 f"{self._who}: the graph scores {output.shape[1]} labels, the manifest has {len(self.labels)}"
             )
+
+
+def _columns(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(Tensor(it.name, it.datatype, it.shape, column=len(it.shape) == 1) for it in tensors)

@@ -51,7 +51,7 @@ class Tensors:
                 if size != expected:
                     raise self._misshapen(name, array)
             if tensor.datatype == "BYTES" and not all(isinstance(it, str) for it in array.flat):
-                raise Invalid(f"`{name}` must hold strings", param=name)
+                raise Invalid(f"`{name}` must hold strings, and holds bytes that are not valid UTF-8", param=name)
         if self.batched and len(rows := {len(array) for array in inputs.values()}) > 1:
             raise Invalid(f"{self._who} got inputs of {sorted(rows)} rows; give all the same", param=min(inputs))
 

@@ -184,8 +184,8 @@ def described(metadata: Any, config: Any, *, task: str, labels: tuple[str, ...])
 def _tensor(said: Any, columns: Iterable[str]) -> Tensor:
     if said.datatype not in tensors.DTYPES:
         raise ValueError(f"`{said.name}` holds {said.datatype}, which Headrace cannot pass on")
-    shape = tuple(said.shape)
-    return Tensor(said.name, said.datatype, shape[:-1] if said.name in columns else shape)
+    shape, column = tuple(said.shape), said.name in columns
+    return Tensor(said.name, said.datatype, shape[:-1] if column else shape, column)
 
 
 # ---- arrays on the wire ------------------------------------------------------------------------------------

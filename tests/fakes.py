@@ -230,7 +230,7 @@ class FakePredictor:
         self.task = task
         self.labels = labels
         self.thresholds: dict[str, float] = {}
-        self.inputs: tuple[Tensor, ...] = (Tensor("text", "BYTES", (-1,)),)
+        self.inputs: tuple[Tensor, ...] = (Tensor("text", "BYTES", (-1,), column=True),)
         self.outputs: tuple[Tensor, ...] = (Tensor("scores", "FP32", (-1, len(labels))),)
         self.platform = "fake"
         self.version = "1"

@@ -24,13 +24,14 @@ EVERYTHING: Mapping[str, Any] = {
 
 
 class Everything:
-    """A Predictor's facts. All inputs but `text` [n] are [n, 2]."""
+    """A Predictor's facts. All inputs but `text`, a column, are [n, 2]."""
 
     task = "predict"
     labels: tuple[str, ...] = ()
     thresholds: Mapping[str, float] = {}
     inputs = tuple(
-        Tensor(name, "BYTES" if name == "text" else name, (-1,) if name == "text" else (-1, 2)) for name in EVERYTHING
+        Tensor("text", "BYTES", (-1,), column=True) if name == "text" else Tensor(name, name, (-1, 2))
+        for name in EVERYTHING
     )
     outputs = inputs
     platform = "test"

@@ -88,8 +88,8 @@ class Catalogue:
             "name": model,
             "versions": [facts.version],
             "platform": facts.platform,
-            "inputs": [{"name": it.name, "datatype": it.datatype, "shape": list(it.shape)} for it in facts.inputs],
-            "outputs": [{"name": it.name, "datatype": it.datatype, "shape": list(it.shape)} for it in facts.outputs],
+            "inputs": [{"name": it.name, "datatype": it.datatype, "shape": list(it.told)} for it in facts.inputs],
+            "outputs": [{"name": it.name, "datatype": it.datatype, "shape": list(it.told)} for it in facts.outputs],
         }
 
     def config(self, model: str, version: str, principal: Principal) -> Json:
@@ -145,12 +145,14 @@ class Catalogue:
             "name": target.name,
             "version": _version(target, up[0]) if up else "",
             # Row by row, as Triton counts; who generates has no rows.
+            "last_inference": int(per.last_at_s * 1e3),
             "inference_count": per.items or served,
             "execution_count": served,
             "inference_stats": {
                 "success": {"count": served, "ns": int(per.total_s.sum * 1e9)},
                 "fail": {"count": sum(calls.values()) - served, "ns": 0},
                 "queue": {"count": sum(per.queue_s.counts), "ns": int(per.queue_s.sum * 1e9)},
+                "compute_infer": {"count": per.computed, "ns": int(per.compute_s * 1e9)},
             },
         }
 
@@ -201,4 +203,4 @@ def _facts(it: Target | Alias, replica: Replica) -> Facts:
 
 def _tensor(tensor: Tensor) -> Json:
     kind = "STRING" if tensor.datatype == "BYTES" else tensor.datatype
-    return {"name": tensor.name, "data_type": f"TYPE_{kind}", "dims": list(tensor.shape)}
+    return {"name": tensor.name, "data_type": f"TYPE_{kind}", "dims": list(tensor.told)}

@@ -15,6 +15,10 @@ from gateway.errors import BadRequest, TooLarge
 
 #: Of `wbits` (https://docs.python.org/3/library/zlib.html): gzip's framing, and zlib's, which is what `deflate` means.
 FRAMINGS: Mapping[str, int] = MappingProxyType({"gzip": 31, "deflate": 15})
+#: Names of old that mean the same (RFC 9110 §8.4.1.3).
+ALIASES: Mapping[str, str] = MappingProxyType({"x-gzip": "gzip"})
+#: Of one gzip body (RFC 1952 §2.2), as from `cat` of several files, or from those who compress block by block.
+MEMBERS_MAX = 256
 #: Numbers hardly get smaller, and JSON does so at once.
 LEVEL = 1
 #: Answers shorter than this go as they are.
@@ -24,6 +28,7 @@ COMPRESSED_BYTES_MIN = 1024
 async def decompressed(body: bytes, coding: bytes | None, *, bytes_max: int) -> bytes:
     """`coding` is the request's `content-encoding`. Raises BadRequest, TooLarge."""
     name = (coding or b"identity").decode("latin-1").strip().lower()
+    name = ALIASES.get(name, name)
     if name == "identity":
         return body
     if name not in FRAMINGS:
@@ -40,16 +45,22 @@ async def compressed(body: bytes, accepted: bytes | None) -> tuple[bytes, bytes]
 
 
 def _decompress(body: bytes, name: str, bytes_max: int) -> bytes:
-    stream = zlib.decompressobj(FRAMINGS[name])
-    try:
-        plain = stream.decompress(body, bytes_max + 1)
-    except zlib.error:
-        raise BadRequest(f"The request's body is not valid {name}.") from None
-    if len(plain) > bytes_max:
-        raise TooLarge(f"The request's body is larger than {bytes_max} bytes once decompressed.")
-    if not stream.eof or stream.unused_data:
-        raise BadRequest(f"The request's body is not one whole {name} stream.")
-    return plain
+    found: list[bytes] = []
+    left, rest = bytes_max, body
+    for _ in range(MEMBERS_MAX if name == "gzip" else 1):
+        stream = zlib.decompressobj(FRAMINGS[name])
+        try:
+            found.append(stream.decompress(rest, left + 1))
+        except zlib.error:
+            raise BadRequest(f"The request's body is not valid {name}.") from None
+        left, rest = left - len(found[-1]), stream.unused_data
+        if left < 0:
+            raise TooLarge(f"The request's body is larger than {bytes_max} bytes once decompressed.")
+        if not stream.eof:
+            raise BadRequest(f"The request's body is not one whole {name} stream.")
+        if not rest:
+            return b"".join(found)
+    raise BadRequest(f"The request's body is not one whole {name} stream, or has more than {MEMBERS_MAX} members.")
 
 
 def _compress(body: bytes, name: str) -> bytes:
@@ -67,6 +78,6 @@ def _weighted(item: str) -> tuple[str, float]:
     name, _, parameters = item.partition(";")
     _, _, weight = parameters.partition("q=")
     try:
-        return name.strip(), float(weight) if weight else 1.0
+        return ALIASES.get(name.strip(), name.strip()), float(weight) if weight else 1.0
     except ValueError:
         return name.strip(), 0.0

@@ -496,7 +496,8 @@ class Connection(asyncio.Protocol):
         or its client would take this for the answer."""
         self._refusal = error
         self._reading = None
-        request = Request(self, method=b"", target=b"", headers=[], fields={}, keep_alive=False, chunked=False)
+        # As much as is known of its path, which says in whose shape it is told.
+        request = Request(self, method=b"", target=self._target, headers=[], fields={}, keep_alive=False, chunked=False)
         if self.running is None and not self._waiting:
             request.refuse(error)
         else:

@@ -6,6 +6,7 @@ import asyncio
 from itertools import accumulate
 
 from gateway.errors import BadRequest
+from runtimes.dialect.bounded import unquoted
 
 
 async def require_depth(body: bytes, depth_max: int) -> None:
@@ -16,24 +17,17 @@ async def require_depth(body: bytes, depth_max: int) -> None:
     """
     if body.count(b"[") + body.count(b"{") <= depth_max:
         return
-    start = depth = in_string = 0
-    while start < len(body):
-        piece = body[start : start + PIECE_BYTES]
-        if (len(piece) - len(piece.rstrip(b"\\"))) % 2:  # never between a backslash and what it escapes
-            piece = body[start : start + PIECE_BYTES + 1]
-        start += len(piece)
-        texts = piece.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')
-        brackets = b"".join(texts[in_string::2]).translate(STEPS, NOT_BRACKETS)
-        in_string = (in_string + len(texts) - 1) % 2
+    depth = 0
+    for index, outside in enumerate(unquoted(memoryview(body))):
+        if index:
+            await asyncio.sleep(0)
+        brackets = outside.translate(STEPS, NOT_BRACKETS)
         depths = list(accumulate(memoryview(brackets).cast("b"), initial=depth))
         if max(depths) > depth_max:
             raise BadRequest(f"The request's JSON nests deeper than {depth_max} levels.")
         depth = depths[-1]
-        if start < len(body):
-            await asyncio.sleep(0)
 
 
-PIECE_BYTES = 64 * 1024
 NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 #: One level down is +1, one level up is -1, as signed bytes.
 STEPS = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")

@@ -54,16 +54,17 @@ class Translation(Protocol):
     def parse(self, body: bytes, *, predictor: Predictor, deadline_s: float, flow: str) -> Asked | Series: ...
 
 
-def decoded(decoder: msgspec.json.Decoder[T], body: bytes) -> T:
-    """The body as the decoder's type. Raises Invalid that names the parameter and quotes no value of it."""
+def decoded(decoder: msgspec.json.Decoder[T], body: bytes, *, what: str = "The body", param: str | None = None) -> T:
+    """The body, or `what` else it is, as the decoder's type. Raises Invalid that names the parameter and quotes no
+    value of it."""
     try:
         return decoder.decode(body)
     except msgspec.ValidationError as error:
-        raise Invalid(f"{error}.", param=_parameter(str(error))) from None
+        raise Invalid(f"{error}.", param=param or _parameter(str(error))) from None
     except (msgspec.DecodeError, UnicodeDecodeError):
-        raise Invalid("The body is not valid JSON in UTF-8. Send one JSON object.") from None
+        raise Invalid(f"{what} is not valid JSON in UTF-8. Send one JSON object.", param=param) from None
     except RecursionError:
-        raise Invalid("The body is nested too deeply. Send flatter JSON.") from None
+        raise Invalid(f"{what} is nested too deeply. Send flatter JSON.", param=param) from None
 
 
 def rows(given: TextOrTokens, *, param: str, rows_max: int) -> list[str] | list[list[int]]:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, get_args
 import msgspec
 
 from runtimes.contract import Datatype, Invalid
+from runtimes.dialect.bounded import census
 
 WIDTHS: Mapping[str, int] = MappingProxyType(
     {
@@ -27,10 +28,18 @@ NAMED_MAX = 256
 """Inputs of one message; its outputs; the parameters of either, or of all of it."""
 RANK_MAX = 16
 """Axes of a tensor."""
+NAME_CHARS_MAX = 256
+"""Of an input or an output."""
+QUOTED_CHARS_MAX = 100
+"""Of whatever else was sent and an error repeats."""
+SIZE_MAX = 1 << 63
+"""Along one axis; whatever is beyond is not even told."""
 ELEMENTS_MAX = 1 << 31
 """Elements of a tensor, an empty axis counted as one."""
 VALUES_MAX = 1 << 20
 """Elements of a tensor that come one by one, as JSON or protobuf's lists; as bytes they come all at once."""
+LISTS_MAX = 1 << 17
+"""Lists in which the elements of a tensor come in JSON, if they are nested."""
 STRINGS_MAX = 1 << 16
 """Elements of a tensor of BYTES."""
 
@@ -87,21 +96,41 @@ def require_few(what: str, given: Sized) -> None:
         raise Invalid(f"{len(given)} {what} are given; at most {NAMED_MAX} are taken.", param=what)
 
 
+def require_name(what: str, name: str) -> str:
+    """The name of an input or an output, which errors quote. Raises Invalid."""
+    if len(name) > NAME_CHARS_MAX:
+        raise Invalid(
+            f"{what} `{quoted(name)}` is none of the model's: no name is longer than {NAME_CHARS_MAX} characters."
+        )
+    return name
+
+
+def quoted(said: object) -> str:
+    """What a client sent, as much of it as an error repeats."""
+    text = str(said)
+    return text if len(text) <= QUOTED_CHARS_MAX else f"{text[: QUOTED_CHARS_MAX - 1]}…"
+
+
 def shaped(name: str, sizes: Sequence[int]) -> tuple[int, ...]:
     """An input's shape, by which a call is reckoned before anything else of it is looked at. Raises Invalid for one
     that can't be."""
+    least, most = min(sizes, default=0), max(sizes, default=0)
+    # Before they are told: Python writes out no integer of thousands of digits.
+    if least < -SIZE_MAX or most > SIZE_MAX:
+        raise Invalid(f"input `{name}`: a size in its shape is beyond ±2^63.", param=name)
     if len(sizes) > RANK_MAX:
         raise Invalid(f"input `{name}` has {len(sizes)} axes; at most {RANK_MAX} are taken.", param=name)
-    if any(size < 0 for size in sizes):
-        raise Invalid(f"input `{name}` has the shape {list(sizes)}; no size is negative.", param=name)
+    if least < 0:
+        raise Invalid(f"input `{name}` has the shape {quoted(list(sizes))}; no size is negative.", param=name)
     if math.prod(max(size, 1) for size in sizes) > ELEMENTS_MAX:
-        raise Invalid(f"input `{name}` has the shape {list(sizes)}, of more than {ELEMENTS_MAX} elements.", param=name)
+        raise Invalid(
+            f"input `{name}` has the shape {quoted(list(sizes))}, of more than {ELEMENTS_MAX} elements.", param=name
+        )
     return tuple(sizes)
 
 
-def classes(name: str, parameters: Mapping[str, Any]) -> int:
+def classes(name: str, found: object) -> int:
     """Of an output: what its parameter `classification` says. Raises Invalid."""
-    found = parameters.get("classification", 0)
     if not isinstance(found, int) or isinstance(found, bool) or found < 0:
         raise Invalid(f"output `{name}`: `classification` must be a number of classes.", param=name)
     return found
@@ -115,7 +144,9 @@ def require_datatype(part: Part) -> Datatype:
     if part.datatype == "BF16":
         raise Invalid(f"input `{part.name}` is BF16, which is not served; send FP32.", param=part.name)
     known = ", ".join(DATATYPES)
-    raise Invalid(f"input `{part.name}` has an unknown datatype; known are {known}.", param=part.name)
+    raise Invalid(
+        f"input `{part.name}` has an unknown datatype, {quoted(part.datatype)}; known are {known}.", param=part.name
+    )
 
 
 DATATYPES: tuple[Datatype, ...] = get_args(Datatype)
@@ -131,8 +162,8 @@ def require_size(part: Part, expected: int) -> bytes | memoryview:
     assert part.raw is not None
     if len(part.raw) != expected:
         raise Invalid(
-            f"input `{part.name}` brings {len(part.raw)} bytes; {part.datatype} of the shape {list(part.shape)} "
-            f"takes {expected}.",
+            f"input `{part.name}` brings {len(part.raw)} bytes; {part.datatype} of the shape "
+            f"{quoted(list(part.shape))} takes {expected}.",
             param=part.name,
         )
     return part.raw
@@ -147,10 +178,10 @@ def values(part: Part) -> Sequence[Any]:
         raise Invalid(f"input `{part.name}` has {elements} elements; at most {most} are taken{hint}.", param=part.name)
     if part.raw is not None:
         return _strings(part, elements) if part.datatype == "BYTES" else _flags(part, elements)
-    found = _decoded(part) if isinstance(part.values, msgspec.Raw) else part.values
+    found = _decoded(part, part.values) if isinstance(part.values, msgspec.Raw) else part.values
     if len(found) != elements:
         raise Invalid(
-            f"input `{part.name}` brings {len(found)} elements; the shape {list(part.shape)} has {elements}.",
+            f"input `{part.name}` brings {len(found)} elements; the shape {quoted(list(part.shape))} has {elements}.",
             param=part.name,
         )
     return found
@@ -163,6 +194,10 @@ def joined(strings: Iterable[bytes | str]) -> bytes:
         text = string.encode() if isinstance(string, str) else string
         parts += (len(text).to_bytes(4, "little"), text)
     return b"".join(parts)
+
+
+def too_large(part: Part) -> Invalid:
+    return Invalid(f"input `{part.name}` holds a number that {part.datatype} can't.", param=part.name)
 
 
 def _strings(part: Part, elements: int) -> list[bytes]:
@@ -204,14 +239,18 @@ _FLAT: Mapping[str, msgspec.json.Decoder[Any]] = MappingProxyType(
 )
 
 
-def _decoded(part: Part) -> list[Any]:
+def _decoded(part: Part, data: msgspec.Raw) -> list[Any]:
     """Flat, or nested as the shape is."""
-    data = memoryview(part.values)  # type: ignore[arg-type]  # its type stubs do not say that it is a buffer
     datatype = require_datatype(part)
-    if datatype != "BYTES" and bytes(data).count(b",") >= VALUES_MAX:
-        raise Invalid(
-            f"input `{part.name}` brings more than {VALUES_MAX} elements; send them as binary data.", param=part.name
-        )
+    most = STRINGS_MAX if datatype == "BYTES" else VALUES_MAX
+    if len(memoryview(data)) > STRINGS_MAX:
+        lists, commas = census(data, most=most + LISTS_MAX)
+        if commas >= most or lists > LISTS_MAX:
+            raise Invalid(
+                f"input `{part.name}` brings more than {most} elements, or more than {LISTS_MAX} lists of them; send "
+                "them as binary data.",
+                param=part.name,
+            )
     flat = _FLAT[datatype]
     try:
         try:
@@ -222,7 +261,9 @@ def _decoded(part: Part) -> list[Any]:
             found = msgspec.convert(_flattened(part, nested) if is_nested else nested, flat.type)
     except UnicodeDecodeError:
         raise Invalid(f"input `{part.name}` is not valid UTF-8.", param=part.name) from None
-    except (msgspec.MsgspecError, RecursionError):
+    except (msgspec.MsgspecError, RecursionError) as error:
+        if "out of range" in str(error):
+            raise too_large(part) from None
         raise Invalid(
             f"input `{part.name}` must bring a list of {part.datatype} elements, flat or nested as its shape.",
             param=part.name,
@@ -235,8 +276,8 @@ def _flattened(part: Part, nested: list[Any]) -> list[Any]:
     for size in part.shape:
         if not all(isinstance(row, list) and len(row) == size for row in rows):
             raise Invalid(
-                f"input `{part.name}` is ragged, or not of the shape {list(part.shape)}; rows of an axis have one "
-                "length.",
+                f"input `{part.name}` is ragged, or not of the shape {quoted(list(part.shape))}; rows of an axis "
+                "have one length.",
                 param=part.name,
             )
         rows = [element for row in rows for element in row]

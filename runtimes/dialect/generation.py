@@ -15,7 +15,8 @@ import msgspec
 
 from runtimes.contract import Invalid, Tensor
 from runtimes.dialect import decoded
-from runtimes.dialect.elements import Message, Part, count, require_datatype, values
+from runtimes.dialect.bounded import require_values
+from runtimes.dialect.elements import Message, Part, count, quoted, require_datatype, values
 
 INPUTS = (
     Tensor("text_input", "BYTES", (1,)),
@@ -54,6 +55,7 @@ class Said(NamedTuple):
 
 def from_json(body: bytes) -> Generation:
     """Triton's generate extension: inputs and parameters are fields of one object. Raises Invalid."""
+    require_values("The body", body)
     fields = decoded(_FIELDS, body)
     id, parameters = fields.pop("id", ""), fields.pop("parameters", {})
     if not isinstance(id, str):
@@ -83,7 +85,9 @@ def from_message(message: Message) -> Generation:
             raise Invalid("output `text_output` has no classes; leave `classification` out.", param=wanted.name)
     sampling = fields.pop("sampling_parameters", None)
     if sampling is not None:
-        given: dict[str, Any] = decoded(_FIELDS, sampling.encode())
+        json, what = sampling.encode(), "`sampling_parameters`"
+        require_values(what, json, param="sampling_parameters")
+        given: dict[str, Any] = decoded(_FIELDS, json, what=what, param="sampling_parameters")
         fields |= given
     return _asked(message.id, {**fields, **message.parameters})
 
@@ -137,15 +141,15 @@ def _asked(id: str, fields: dict[str, Any]) -> Generation:
 
 def _number(name: str, value: Any) -> Any:
     """Triton's clients send numbers as strings now and then; engines want them as numbers."""
-    if isinstance(value, float) and not math.isfinite(value):
-        raise Invalid(f"`{name}` must be a finite number.", param=name)
     kind = NUMBERS.get(RENAMED.get(name, name))
-    if kind is None or value is None:
-        return value
-    try:
-        return msgspec.convert(value, kind, strict=False)
-    except msgspec.ValidationError:
-        raise Invalid(f"`{name}` must be a number.", param=name) from None
+    if kind is not None and value is not None:
+        try:
+            value = msgspec.convert(value, kind, strict=False)
+        except msgspec.ValidationError:
+            raise Invalid(f"`{name}` must be a number.", param=name) from None
+    if isinstance(value, float) and not math.isfinite(value):
+        raise Invalid(f"`{quoted(name)}` must be a finite number.", param=quoted(name))
+    return value
 
 
 #: As OpenAI's routes have it.

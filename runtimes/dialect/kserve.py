@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from runtimes.contract import InferReply, InferRequest, Invalid, Predictor, Tensor
-from runtimes.dialect.elements import Encoded, Message, Part, Wanted, require_datatype
+from runtimes.dialect.elements import Encoded, Message, Part, Wanted, quoted, require_datatype
 from runtimes.dialect.tensors import array, listed, raw, texts
 
 if TYPE_CHECKING:
@@ -68,10 +68,12 @@ class Asked:
         self.write = write
 
     def answer(self, reply: InferReply, *, model: str, predictor: Predictor, id: str, created_s: int) -> bytes:
-        datatypes = {tensor.name: tensor.datatype for tensor in predictor.outputs}
+        given = {tensor.name: tensor for tensor in predictor.outputs}
         outputs = []
         for name, binary, classes in self.outputs:
-            found, datatype = reply.outputs[name], datatypes[name]
+            found, datatype = reply.outputs[name], given[name].datatype
+            if given[name].column:
+                found = found[:, np.newaxis]
             if classes:
                 found, datatype = _best(found, classes, predictor.labels), "BYTES"
             outputs.append(Encoded(name, datatype, found.shape, (raw if binary else listed)(found, datatype)))
@@ -88,14 +90,14 @@ def _admitted(part: Part, declared: dict[str, Tensor]) -> Array:
     if datatype != tensor.datatype:
         raise Invalid(f"input `{part.name}` is {datatype}; the model takes {tensor.datatype}.", param=part.name)
     shape = part.shape
-    if datatype == "BYTES" and shape[-1:] == (1,) and len(shape) == len(tensor.shape) + 1:
-        shape = shape[:-1]  # Triton's clients send a batch of strings so, one to a row
+    if tensor.column and shape[-1:] == (1,) and len(shape) == len(tensor.told):
+        shape = shape[:-1]
     if len(shape) != len(tensor.shape) or any(
         size not in (-1, given) for size, given in zip(tensor.shape, shape, strict=True)
     ):
         raise Invalid(
-            f"input `{part.name}` has the shape {list(part.shape)}; the model takes {list(tensor.shape)}, -1 being any "
-            "size.",
+            f"input `{part.name}` has the shape {quoted(list(part.shape))}; the model takes {list(tensor.told)}, "
+            "-1 being any size.",
             param=part.name,
         )
     found = array(part).reshape(shape)

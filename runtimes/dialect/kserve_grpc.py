@@ -10,7 +10,6 @@ from google.protobuf.message import DecodeError
 
 from runtimes.contract import Invalid
 from runtimes.dialect.elements import (
-    NAMED_MAX,
     Encoded,
     Message,
     Part,
@@ -18,10 +17,19 @@ from runtimes.dialect.elements import (
     classes,
     require_datatype,
     require_few,
+    require_name,
     shaped,
 )
 from runtimes.dialect.kserve_rest import ELSEWHERE
 from runtimes.dialect.messages import ModelInferRequest, ModelInferResponse
+from runtimes.dialect.protobuf import (
+    FIELDS_MAX,
+    RAW_INPUT_CONTENTS,
+    UNCOUNTED_BYTES_MAX,
+    fields,
+    require_modest,
+    too_many,
+)
 
 #: Where each datatype's elements are, if they come as a typed list. FP16 has none.
 CONTENTS: Mapping[str, str] = MappingProxyType(
@@ -38,12 +46,6 @@ CONTENTS: Mapping[str, str] = MappingProxyType(
 )
 
 
-#: Of protobuf's encoding: what precedes bytes and messages, and, with that, the field that tensors come in.
-LENGTH_DELIMITED = 2
-RAW_INPUT_CONTENTS = 7 << 3 | LENGTH_DELIMITED
-VARINT_BYTES = 10
-
-
 class Asked(NamedTuple):
     """A request, and whom it is for."""
 
@@ -57,6 +59,8 @@ class Asked(NamedTuple):
 def read(body: bytes | bytearray) -> Asked:
     """Raises Invalid."""
     rest, raws = cut(body)
+    if len(rest) > UNCOUNTED_BYTES_MAX:
+        require_modest(rest)
     try:
         asked = ModelInferRequest.FromString(rest)
     except DecodeError:
@@ -83,48 +87,30 @@ def write(outputs: Sequence[Encoded], *, id: str, model: str, version: str, fina
 
 def cut(body: bytes | bytearray) -> tuple[bytes, list[memoryview]]:
     """A ModelInferRequest without its raw_input_contents, and those, where they lie: protobuf would copy them twice,
-    and they may be long. From what no sender writes on, and after very many, it stays whole, for protobuf to judge."""
-    view, kept, raws, at = memoryview(body), list[memoryview](), list[memoryview](), 0
-    while at < len(body):
-        tag, begin = _varint(body, at)
-        size, begin = _varint(body, begin)
-        end = begin + size
-        if tag & 7 != LENGTH_DELIMITED or end > len(body) or len(kept) + len(raws) > 4 * NAMED_MAX:
-            kept.append(view[at:])
-            break
+    and they may be long. Raises Invalid."""
+    view, kept, raws = memoryview(body), list[memoryview](), list[memoryview]()
+    for tag, start, begin, end in fields(body, 0, len(body)):
         if tag == RAW_INPUT_CONTENTS:
             raws.append(view[begin:end])
         else:
-            kept.append(view[at:end])
-        at = end
+            kept.append(view[start:end])
+        if len(raws) + len(kept) > FIELDS_MAX:
+            raise too_many(FIELDS_MAX)
     return b"".join(kept), raws
 
 
-def _varint(body: bytes | bytearray, at: int) -> tuple[int, int]:
-    """The number there, and where the next byte is; one beyond the body if it does not end in time."""
-    number = 0
-    for index, byte in enumerate(body[at : at + VARINT_BYTES]):
-        number |= (byte & 0x7F) << 7 * index
-        if byte < 0x80:
-            return number, at + index + 1
-    return 0, len(body) + 1
-
-
 def _message(asked: Any, raws: list[memoryview]) -> Message:
-    """`raws` are those that were cut out."""
     require_few("inputs", asked.inputs)
     require_few("outputs", asked.outputs)
-    number = len(raws) + len(asked.raw_input_contents)
-    if number not in (0, len(asked.inputs)):
-        raise Invalid(f"{number} raw_input_contents were sent for {len(asked.inputs)} inputs; send one for each.")
-    contents = [*raws, *asked.raw_input_contents]
-    parts = tuple(_part(given, contents[index] if contents else None) for index, given in enumerate(asked.inputs))
+    if len(raws) not in (0, len(asked.inputs)):
+        raise Invalid(f"{len(raws)} raw_input_contents were sent for {len(asked.inputs)} inputs; send one for each.")
+    parts = tuple(_part(given, raws[index] if raws else None) for index, given in enumerate(asked.inputs))
     outputs = tuple(_wanted(output) for output in asked.outputs)
     return Message(asked.id, parts, outputs, _plain(asked.parameters), binary=True)
 
 
 def _part(given: Any, raw: bytes | memoryview | None) -> Part:
-    name = given.name
+    name = require_name("input", given.name)
     for parameter in ELSEWHERE:
         if parameter in given.parameters:
             raise Invalid(f"input `{name}`: `{parameter}` is not served; send the tensor itself.", param=name)
@@ -144,11 +130,11 @@ def _part(given: Any, raw: bytes | memoryview | None) -> Part:
 
 
 def _wanted(output: Any) -> Wanted:
-    name = output.name
+    name = require_name("output", output.name)
     for parameter in ELSEWHERE:
         if parameter in output.parameters:
             raise Invalid(f"output `{name}`: `{parameter}` is not served; leave it out.", param=name)
-    return Wanted(name, binary=True, classes=classes(name, _plain(output.parameters)))
+    return Wanted(name, binary=True, classes=classes(name, _plain(output.parameters).get("classification", 0)))
 
 
 def _plain(parameters: Any) -> dict[str, Any]:

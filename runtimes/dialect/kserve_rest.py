@@ -11,34 +11,74 @@ import msgspec
 
 from runtimes.contract import Invalid
 from runtimes.dialect import decoded
-from runtimes.dialect.elements import Encoded, Message, Part, Wanted, classes, require_few, shaped, values
+from runtimes.dialect.bounded import few, listed, require_values
+from runtimes.dialect.elements import (
+    NAMED_MAX,
+    RANK_MAX,
+    Encoded,
+    Message,
+    Part,
+    Wanted,
+    classes,
+    require_few,
+    require_name,
+    shaped,
+    values,
+)
 
 NOTHING = msgspec.Raw(b"")
+
+
+# What nobody reads is skipped, not decoded, and what may be long is decoded once it has been counted.
+
+
+class Elsewhere(msgspec.Struct, frozen=True):
+    """What the gateway could do only by reading its clients' memory, or the engine's."""
+
+    shared_memory_region: msgspec.Raw = NOTHING
+    shared_memory_offset: msgspec.Raw = NOTHING
+    shared_memory_byte_size: msgspec.Raw = NOTHING
+
+
+class InputParameters(Elsewhere, frozen=True):
+    binary_data_size: msgspec.Raw = NOTHING
+    content_type: msgspec.Raw = NOTHING
+
+
+class OutputParameters(Elsewhere, frozen=True):
+    binary_data: msgspec.Raw = NOTHING
+    classification: msgspec.Raw = NOTHING
 
 
 class Input(msgspec.Struct):
     name: str
     datatype: str
-    shape: list[int]
+    shape: msgspec.Raw
     data: msgspec.Raw = NOTHING
-    parameters: dict[str, Any] = {}
+    parameters: InputParameters = InputParameters()
 
 
 class Output(msgspec.Struct):
     name: str
-    parameters: dict[str, Any] = {}
+    parameters: OutputParameters = OutputParameters()
+
+
+INPUTS, OUTPUTS = few(Input, NAMED_MAX), few(Output, NAMED_MAX)
 
 
 class Inference(msgspec.Struct):
-    inputs: list[Input]
+    inputs: INPUTS  # type: ignore[valid-type]
     id: str = ""
-    outputs: list[Output] = []
-    parameters: dict[str, Any] = {}
+    outputs: OUTPUTS = OUTPUTS()  # type: ignore[valid-type]
+    parameters: msgspec.Raw = msgspec.Raw(b"{}")
 
 
 INFERENCE = msgspec.json.Decoder(Inference)
-#: What the gateway could do only by reading its clients' memory, or the engine's.
-ELSEWHERE = ("shared_memory_region", "shared_memory_offset", "shared_memory_byte_size")
+SHAPE = msgspec.json.Decoder(list[int])
+NUMBER = msgspec.json.Decoder(int)
+PARAMETERS = msgspec.json.Decoder(dict[str, Any])
+ELSEWHERE = Elsewhere.__struct_fields__
+TRUE, BASE64 = msgspec.Raw(b"true"), msgspec.Raw(b'"base64"')
 
 
 def read(body: bytes, json_bytes: int | None) -> Message:
@@ -47,19 +87,23 @@ def read(body: bytes, json_bytes: int | None) -> Message:
         raise Invalid(
             f"Inference-Header-Content-Length says {json_bytes} bytes of JSON; the whole body has {len(body)}."
         )
-    asked = decoded(INFERENCE, body if json_bytes is None else body[:json_bytes])
-    for what, given in ("inputs", asked.inputs), ("outputs", asked.outputs), ("parameters", asked.parameters):
-        require_few(what, given)
-    at = len(body) if json_bytes is None else json_bytes
+    if json_bytes is None:
+        asked, at = decoded(INFERENCE, body), len(body)
+    else:
+        what = f"The {json_bytes} bytes that Inference-Header-Content-Length says are JSON,"
+        asked, at = decoded(INFERENCE, body[:json_bytes], what=what), json_bytes
+    require_values("parameters", asked.parameters, param="parameters")
+    parameters = decoded(PARAMETERS, bytes(asked.parameters), what="`parameters`", param="parameters")
+    require_few("parameters", parameters)
     parts = []
-    for it in asked.inputs:
+    for it in listed("inputs", asked.inputs):
         part, at = _part(it, body, at)
-        parts.append(_from_base64(part) if it.parameters.get("content_type") == "base64" else part)
+        parts.append(_from_base64(part) if it.parameters.content_type == BASE64 else part)
     if at != len(body):
         raise Invalid(f"The body has {len(body) - at} bytes behind its JSON that are none of its inputs'.")
-    binary = asked.parameters.get("binary_data_output") is True
-    outputs = tuple(_wanted(output, binary) for output in asked.outputs)
-    return Message(asked.id, tuple(parts), outputs, asked.parameters, binary)
+    binary = parameters.get("binary_data_output") is True
+    outputs = tuple(_wanted(output, binary) for output in listed("outputs", asked.outputs))
+    return Message(asked.id, tuple(parts), outputs, parameters, binary)
 
 
 class Answer(NamedTuple):
@@ -86,24 +130,46 @@ def write(outputs: Sequence[Encoded], *, id: str, model: str, version: str) -> A
 
 def _part(given: Input, body: bytes, at: int) -> tuple[Part, int]:
     """The input, and where the next one's bytes begin."""
-    name, parameters = given.name, given.parameters
-    for parameter in ELSEWHERE:
-        if parameter in parameters:
-            raise Invalid(f"input `{name}`: `{parameter}` is not served; send the tensor itself.", param=name)
-    size = parameters.get("binary_data_size")
-    if size is None:
+    name, parameters = require_name("input", given.name), given.parameters
+    if parameter := _elsewhere(parameters):
+        raise Invalid(f"input `{name}`: `{parameter}` is not served; send the tensor itself.", param=name)
+    shape = shaped(name, _sizes(name, given.shape))
+    if parameters.binary_data_size == NOTHING:
         if given.data == NOTHING:
             raise Invalid(f"input `{name}` brings neither `data` nor `binary_data_size`.", param=name)
-        return Part(name, given.datatype, shaped(name, given.shape), values=given.data), at
+        return Part(name, given.datatype, shape, values=given.data), at
     if given.data != NOTHING:
         raise Invalid(f"input `{name}` brings both `data` and `binary_data_size`; send one of them.", param=name)
-    if not isinstance(size, int) or isinstance(size, bool) or not 0 <= size <= len(body) - at:
+    size = _number(parameters.binary_data_size)
+    if not 0 <= size <= len(body) - at:
         raise Invalid(
             f"input `{name}`: `binary_data_size` must be a number of bytes that follow the JSON; {len(body) - at} are "
             "left of them.",
             param=name,
         )
-    return Part(name, given.datatype, shaped(name, given.shape), raw=memoryview(body)[at : at + size]), at + size
+    return Part(name, given.datatype, shape, raw=memoryview(body)[at : at + size]), at + size
+
+
+def _elsewhere(parameters: Elsewhere) -> str | None:
+    """What it names that is not here."""
+    return next((name for name in ELSEWHERE if getattr(parameters, name) != NOTHING), None)
+
+
+def _sizes(name: str, shape: msgspec.Raw) -> list[int]:
+    if bytes(shape).count(b",") >= RANK_MAX:
+        raise Invalid(f"input `{name}` has more than {RANK_MAX} axes.", param=name)
+    try:
+        return SHAPE.decode(shape)
+    except msgspec.MsgspecError:
+        raise Invalid(f"input `{name}`: `shape` must be a list of whole numbers.", param=name) from None
+
+
+def _number(json: msgspec.Raw) -> int:
+    """-1 for what is no whole number."""
+    try:
+        return NUMBER.decode(json)
+    except msgspec.MsgspecError:
+        return -1
 
 
 def _from_base64(part: Part) -> Part:
@@ -120,8 +186,10 @@ def _from_base64(part: Part) -> Part:
 
 
 def _wanted(output: Output, binary: bool) -> Wanted:
-    name, parameters = output.name, output.parameters
-    for parameter in ELSEWHERE:
-        if parameter in parameters:
-            raise Invalid(f"output `{name}`: `{parameter}` is not served; leave it out.", param=name)
-    return Wanted(name, parameters.get("binary_data", binary) is True, classes(name, parameters))
+    name, parameters = require_name("output", output.name), output.parameters
+    if parameter := _elsewhere(parameters):
+        raise Invalid(f"output `{name}`: `{parameter}` is not served; leave it out.", param=name)
+    if parameters.binary_data != NOTHING:
+        binary = parameters.binary_data == TRUE
+    best = 0 if parameters.classification == NOTHING else _number(parameters.classification)
+    return Wanted(name, binary, classes(name, best))

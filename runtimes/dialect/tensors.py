@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 
 from runtimes.contract import Datatype, Invalid
-from runtimes.dialect.elements import WIDTHS, Part, count, joined, require_datatype, require_size, values
+from runtimes.dialect.elements import WIDTHS, Part, count, joined, require_datatype, require_size, too_large, values
 
 if TYPE_CHECKING:
     from runtimes.contract import Array
@@ -43,9 +43,9 @@ def array(part: Part) -> Array:
         with np.errstate(over="ignore"):
             numbers = np.array(elements, DTYPES[datatype])
     except OverflowError:
-        raise _too_large(part) from None
+        raise too_large(part) from None
     if datatype.startswith("FP") and isinstance(part.values, msgspec.Raw) and not np.isfinite(numbers).all():
-        raise _too_large(part)
+        raise too_large(part)
     return numbers.reshape(part.shape)
 
 
@@ -71,7 +71,10 @@ def raw(found: Array, datatype: Datatype) -> bytes:
 
 
 def listed(found: Array, datatype: Datatype) -> list[Any]:
-    """An output for JSON. Raises Invalid if it holds bytes that are no text, which JSON can't say."""
+    """An output for JSON. Raises Invalid if it holds what JSON can't say: bytes that are no text, numbers that are not
+    finite."""
+    if datatype.startswith("FP") and not np.isfinite(found).all():
+        raise Invalid("an output holds NaN or infinity, which JSON has no number for; ask for it as binary data.")
     flat: list[Any] = found.ravel().tolist()
     if datatype != "BYTES":
         return flat
@@ -79,7 +82,3 @@ def listed(found: Array, datatype: Datatype) -> list[Any]:
         return [element.decode() if isinstance(element, bytes) else element for element in flat]
     except UnicodeDecodeError:
         raise Invalid("an output holds bytes that are not UTF-8; ask for it as binary data.") from None
-
-
-def _too_large(part: Part) -> Invalid:
-    return Invalid(f"input `{part.name}` holds a number that {part.datatype} can't.", param=part.name)

@@ -31,11 +31,11 @@ from gateway import (
     workers,
 )
 from gateway.config import Model, Server
-from gateway.edge import admin, connection, grpc_call, inference, request, server, texts
+from gateway.edge import admin, coding, connection, grpc_call, inference, request, server, texts
 from gateway.edge import grpc as edge_grpc
 from runtimes import Spec, batch, onnx, process, remote, remote_shelf, triton_client, vllm, wav, wire
 from runtimes import connection as upstream
-from runtimes.dialect import elements, entries
+from runtimes.dialect import bounded, elements, entries, protobuf
 from runtimes.http2 import connection as http2
 from runtimes.http2 import fields, reader
 from runtimes.http2 import stream as http2_stream
@@ -68,7 +68,7 @@ def mib(size: float) -> str:
 B = call.Bounds()
 CONNECTION, OPENAI = "gateway/test_connection.py", "gateway/test_openai.py"
 JOURNAL, WIRE, METER = "gateway/test_journal.py", "runtimes/test_wire.py", "gateway/test_meter.py"
-DIALECT = "runtimes/test_dialect_openai.py"
+DIALECT, OIP = "runtimes/test_dialect_openai.py", "runtimes/test_dialect_kserve.py"
 KSERVE, GRPC, GRPC_WIRE = "gateway/test_kserve.py", "gateway/test_grpc.py", "gateway/test_grpc_wire.py"
 HTTP2, RPC = "runtimes/test_http2.py", "runtimes/test_rpc.py"
 RETRIES, SLOW = "gateway/test_retries.py", "e2e/test_slow_clients.py"
@@ -231,8 +231,20 @@ ROWS = {
     ),
     "a message's tensors, or parameters": Row(
         f"{elements.NAMED_MAX}; {elements.RANK_MAX}, 2^{elements.ELEMENTS_MAX.bit_length() - 1}; "
-        f"2^{elements.VALUES_MAX.bit_length() - 1}; {elements.STRINGS_MAX:,}",
-        ["runtimes/test_dialect_kserve.py::test_what_can_t_be_understood_is_refused_by_name"],
+        f"2^{elements.VALUES_MAX.bit_length() - 1}; {elements.STRINGS_MAX:,}; "
+        f"2^{elements.LISTS_MAX.bit_length() - 1}; {elements.NAME_CHARS_MAX} characters; {elements.QUOTED_CHARS_MAX}",
+        [
+            f"{OIP}::test_what_can_t_be_understood_is_refused_by_name",
+            f"{OIP}::test_a_body_takes_no_more_than_its_own_size_beside_it_before_it_is_refused",
+        ],
+    ),
+    "lists, objects and commas of JSON": Row(
+        f"{bounded.JSON_VALUES_MAX:,}; {protobuf.FIELDS_MAX:,}; {protobuf.NESTED_FIELDS_MAX:,}; "
+        f"2^{elements.VALUES_MAX.bit_length() - 1}",
+        [
+            f"{OIP}::test_a_body_takes_no_more_than_its_own_size_beside_it_before_it_is_refused",
+            f"{OIP}::test_a_message_is_counted_before_anything_is_made_of_it",
+        ],
     ),
     "a sound": Row(
         f"{wav.CHUNKS_MAX}; {wav.CHANNELS_MAX}; its graph's",
@@ -242,8 +254,9 @@ ROWS = {
         ],
     ),
     "a compressed body": Row(
-        f"as long as a plain one, {mib(B.body_bytes_max)}",
+        f"as long as a plain one, {mib(B.body_bytes_max)}; {coding.MEMBERS_MAX}",
         [
+            f"{KSERVE}::test_many_members_that_become_a_long_body_are_refused",
             f"{KSERVE}::test_a_short_body_that_becomes_a_long_one_is_refused",
             f"{GRPC}::test_a_short_message_that_becomes_a_long_one_is_refused",
         ],
@@ -424,7 +437,7 @@ OF_VALUES = {
     "_FILES_MAX", "_JSON_BYTES_MAX", "JOIN_BYTES_MAX", "LOOK_S_MAX", "ENVIRONMENT_KEPT", "_PROMPTS_MAX", "READY_S_MAX",
     "REOPEN_S_MAX", "SOCKET_BYTES_MAX", "_MOVES_MAX", "_MANIFEST_BYTES_MAX", "CHARS_PER_TOKEN_MAX",
     "_HEADER_BYTES_MAX", "_CONFIG_BYTES_MAX", "LOAD_S_MAX",
-    "FRAME_BYTES_MAX", "LENGTH_DIGITS_MAX",
+    "FRAME_BYTES_MAX", "LENGTH_DIGITS_MAX", "SIZE_MAX", "UNCOUNTED_BYTES_MAX",
 }  # fmt: skip
 
 

@@ -4,8 +4,7 @@ a model and headers, not who serves: a Triton and a Headrace must give it the sa
     python oip_script.py HTTP_ADDRESS GRPC_ADDRESS MODEL [NAME:VALUE ...]
 
 Not compared, because each server has its own: words of errors, names of versions, of server and platform, inputs and
-outputs beyond those asked for here, labels that a classification's columns may have. A column of strings, [n, 1],
-counts as a list of them, [n].
+outputs beyond those asked for here, labels that a classification's columns may have.
 """
 
 from __future__ import annotations
@@ -83,7 +82,7 @@ def seen(result: Any) -> dict[str, Any]:
         "id": told.get("id", ""),
         "scores": None if scores is None else scores.astype(float).tolist(),
         "datatype": None if scores is None else str(scores.dtype),
-        "labels": None if labels is None else [as_text(it) for it in labels.flat],
+        "labels": None if labels is None else [as_text(it) for it in labels[:, 0]],
     }
 
 
@@ -95,7 +94,7 @@ def described(tensors: list[dict[str, Any]], kind: str, shape: str) -> dict[str,
     """Of those that this script knows."""
     known = {it["name"]: it for it in tensors if it["name"] in ("text", "input_ids", "scores", "logits", "label")}
     sizes = {name: [*map(int, it[shape])] for name, it in known.items()}
-    return {name: [it[kind], *([] if "label" in name or name == "text" else sizes[name])] for name, it in known.items()}
+    return {name: [it[kind], *sizes[name]] for name, it in known.items()}
 
 
 # ---- what there is

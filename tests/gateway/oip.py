@@ -41,7 +41,9 @@ async def parts(folder: Path, *frames: Frame) -> AsyncIterator[Parts]:
     """Models `classifier`, `llm` (which streams `frames`) `team/llm:1`, and others."""
     clock = SystemClock()
     models: dict[str, list[Any]] = {
-        "classifier": [FakePredictor(task="classify", answer=InferReply({"scores": SCORES}, 3), labels=("a", "b"))],
+        "classifier": [
+            FakePredictor(task="classify", answer=InferReply({"scores": SCORES}, 3, compute_s=0.25), labels=("a", "b"))
+        ],
         "broken": [FakePredictor(task="classify", answer=Unavailable("it is gone"), labels=("a", "b"))],
         "pooling": [FakeGenerator(WHOLE, routes=frozenset({"/v1/embeddings"}))],
         "llm": [FakeGenerator(events(*(frames or STREAM)))],

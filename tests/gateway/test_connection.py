@@ -197,6 +197,27 @@ async def test_a_header_too_large_is_a_431(peer: Peer, request_: bytes) -> None:
     assert await peer.refused() == 431
 
 
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"GET /v2 HTTP/1.1\r\n\r\n",
+        b"GET /v2/models/a HTTP/1.1\r\nhost: a b\r\n\r\n",
+        b"GET /v2/health/live HTTP/1.1\r\nhost: a\r\nx: " + b"a" * 5_000_000,
+        b"GET /v2/health/live HTTP/1.1\r\nhost: a\r\nno field\r\n\r\n",
+        b"POST /v2/models/a/infer HTTP/1.1\r\nhost: a\r\ncontent-length: 2\r\ntransfer-encoding: chunked\r\n\r\n",
+    ],
+    ids=["no host", "a malformed host", "too long", "no field", "two lengths"],
+)
+async def test_a_request_that_is_refused_under_v2_is_told_in_that_protocol_s_shape(peer: Peer, request_: bytes) -> None:
+    peer.send(request_)
+    status, body = await peer.answer()
+    assert status in (400, 431)
+    told = json.loads(body)
+    assert [*told] == ["error"]
+    assert isinstance(told["error"], str)
+    assert await peer.closed()
+
+
 async def test_a_refusal_can_be_read_while_still_sending(peer: Peer) -> None:
     peer.send(b"GET / HTTP/1.1\r\nhost: a\r\nx: " + b"a" * 5_000_000)
     assert await peer.refused() == 431

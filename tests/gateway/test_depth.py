@@ -47,7 +47,7 @@ async def test_deep_json_is_refused(body: bytes) -> None:
 
 @pytest.mark.parametrize("shift", range(0, 8))
 async def test_strings_are_told_from_brackets_across_pieces(shift: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.edge.depth.PIECE_BYTES", 8)
+    monkeypatch.setattr("runtimes.dialect.bounded.PIECE_BYTES", 8)
     shallow = b" " * shift + b"[" + b'"\\\\\\"[[[", "\\\\", {"\\"]": "["}, ' * 30 + b"1]"
     json.loads(shallow)
     await require_depth(shallow, 2)

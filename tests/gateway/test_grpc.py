@@ -411,9 +411,9 @@ async def test_an_idle_connection_is_closed(tmp_path: Path, monkeypatch: pytest.
 
 
 async def test_a_long_message_is_cut(site: Site) -> None:
-    inputs = [TEXT | {"name": "x" * 5_000}]
+    named = service_pb2.ModelMetadataRequest(name="x" * 5_000)
     with pytest.raises(grpc.aio.AioRpcError) as found:
-        await site.inference.ModelInfer(asked(inputs=inputs), metadata=KEY)
+        await site.inference.ModelMetadata(named, metadata=KEY)
     assert len(found.value.details() or "") == edge_grpc.MESSAGE_CHARS_MAX
 
 

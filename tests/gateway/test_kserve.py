@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
+from gateway.edge.coding import MEMBERS_MAX
 from gateway.edge.kserve import KServe
 from gateway.edge.schema import OIP
 from gateway.edge.server import Server
@@ -110,6 +111,17 @@ async def test_a_model_that_the_key_may_not_use_is_told_nothing_of(site: Site) -
     assert [it["name"] for it in index] == ["llm"]
     stats = (await site.get("/models/stats", key="narrow")).json()["model_stats"]
     assert [it["name"] for it in stats] == ["llm"]
+
+
+async def test_statistics_say_when_a_model_was_last_asked_and_how_long_it_computed(site: Site) -> None:
+    before = (await site.get("/models/classifier/stats")).json()["model_stats"][0]
+    assert (before["last_inference"], before["inference_stats"]["compute_infer"]) == (0, {"count": 0, "ns": 0})
+    for _ in range(2):
+        await site.post("/models/classifier/infer", INFER)
+    *_, last = await site.stages.records()
+    after = (await site.get("/models/classifier/stats")).json()["model_stats"][0]
+    assert after["last_inference"] == int(last.at_s * 1000)
+    assert after["inference_stats"]["compute_infer"] == {"count": 2, "ns": 500_000_000}
 
 
 async def test_an_unknown_version_is_a_404(site: Site) -> None:
@@ -241,6 +253,23 @@ async def test_a_compressed_body_is_read(site: Site, coding: str) -> None:
     assert "content-encoding" not in answer.headers, "a short answer goes as it is"
 
 
+@pytest.mark.parametrize("pieces", [1, 10, MEMBERS_MAX])
+async def test_gzip_may_come_in_several_members_and_by_its_old_name(site: Site, pieces: int) -> None:
+    text = json.dumps(INFER).encode().ljust(MEMBERS_MAX)
+    size = -(-len(text) // pieces)
+    body = b"".join(gzip.compress(text[at : at + size]) for at in range(0, len(text), size))
+    for coding in ("gzip", "x-gzip", "X-GZIP"):
+        answer = await site.post("/models/classifier/infer", body, content_encoding=coding)
+        assert answer.status_code == 200, answer.text
+
+
+async def test_many_members_that_become_a_long_body_are_refused(site: Site) -> None:
+    piece = gzip.compress(bytes(BOUNDS.body_bytes_max // 4))
+    refused(await site.post("/models/classifier/infer", piece * 5, content_encoding="gzip"), 413, "decompressed")
+    empty = gzip.compress(b"") * (MEMBERS_MAX + 1)
+    refused(await site.post("/models/classifier/infer", empty, content_encoding="gzip"), 400, "256 members")
+
+
 @pytest.mark.parametrize("coding", COMPRESS)
 async def test_a_short_body_that_becomes_a_long_one_is_refused(site: Site, coding: str) -> None:
     bomb = COMPRESS[coding](bytes(50_000_000))
@@ -254,7 +283,8 @@ async def test_a_short_body_that_becomes_a_long_one_is_refused(site: Site, codin
         (b"not compressed", "gzip", "not valid gzip"),
         (zlib.compress(b"{}"), "gzip", "not valid gzip"),
         (gzip.compress(b"{}")[:-9], "gzip", "one whole gzip stream"),
-        (gzip.compress(b"{}") + b"more", "gzip", "one whole gzip stream"),
+        (gzip.compress(b"{}") + b"more", "gzip", "not valid gzip"),
+        (zlib.compress(b"{}") * 2, "deflate", "one whole deflate stream"),
         (b"{}", "br", "'br' is not taken"),
         (b"{}", "gzip, gzip", "is not taken"),
     ],
@@ -307,6 +337,9 @@ WRONG = {
     "a stream that is none": ({"text_input": "a", "stream": "yes"}, "`stream` must be true or false"),
     "a stream in one piece": ({"text_input": "a", "stream": True}, "ask `generate_stream`"),
     "a number that is none": ({"text_input": "a", "max_tokens": "many"}, "`max_tokens` must be a number"),
+    "a string that is no number": ({"text_input": "a", "temperature": "nan"}, "`temperature` must be a finite number"),
+    "a string without end": ({"text_input": "a", "parameters": {"top_p": "-inf"}}, "`top_p` must be a finite number"),
+    "very many values": ({"text_input": "a", "parameters": {"stop": [[]] * 4096}}, "more than 4096 values"),
     "less than nothing": ({"text_input": "a", "max_tokens": -1}, "`max_tokens` must be from 0"),
     "more than any number": ({"text_input": "a", "parameters": {"max_tokens": 10**400}}, "`max_tokens` must be from 0"),
     "another model": ({"text_input": "a", "model": "classifier"}, "`model` is not taken here"),
@@ -321,6 +354,15 @@ WRONG = {
 async def test_a_generation_that_can_t_be_asked_for_is_refused(site: Site, what: str) -> None:
     body, says = WRONG[what]
     refused(await site.post("/models/team/llm:1/generate", body), 400, says)
+
+
+@pytest.mark.parametrize(("given", "says"), [("{", "`sampling_parameters` is not valid JSON"), ("5", "object")])
+async def test_sampling_parameters_that_are_none_are_named(site: Site, given: str, says: str) -> None:
+    inputs = [
+        {"name": name, "datatype": "BYTES", "shape": [1], "data": [text]}
+        for name, text in (("text_input", "a"), ("sampling_parameters", given))
+    ]
+    refused(await site.post("/models/team/llm:1/infer", {"inputs": inputs}), 400, says)
 
 
 async def test_a_model_that_answers_only_openai_s_routes_says_so(site: Site) -> None:

@@ -59,7 +59,7 @@ def infer(folder: Path, inputs: Any, **changes: Any) -> InferReply:
 
 def test_it_says_that_it_takes_files(tmp_path: Path) -> None:
     session = opened(tmp_path)
-    assert session.inputs == (Tensor("audio", "BYTES", (-1,)),)
+    assert session.inputs == (Tensor("audio", "BYTES", (-1,), column=True),)
     assert [it.name for it in session.outputs] == ["scores", "label"]
 
 

@@ -3,7 +3,9 @@ refused with its name."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import tracemalloc
 from base64 import b64encode
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -21,8 +23,20 @@ from tritonclient.utils import deserialize_bytes_tensor, serialize_byte_tensor
 
 from runtimes.contract import InferReply, InferRequest, Invalid
 from runtimes.dialect import kserve_grpc, kserve_rest, messages
-from runtimes.dialect.elements import NAMED_MAX, RANK_MAX, STRINGS_MAX, VALUES_MAX, Encoded, Message, Part, joined
+from runtimes.dialect.elements import (
+    LISTS_MAX,
+    NAMED_MAX,
+    RANK_MAX,
+    STRINGS_MAX,
+    VALUES_MAX,
+    Encoded,
+    Message,
+    Part,
+    Wanted,
+    joined,
+)
 from runtimes.dialect.kserve import Tensors
+from runtimes.dialect.protobuf import FIELDS_MAX, NESTED_FIELDS_MAX
 from runtimes.dialect.tensors import DTYPES, array, listed, raw
 from tests.tensors import EVERYTHING, Everything, bodies, declared, requests
 
@@ -155,7 +169,14 @@ def test_tensors_are_cut_out_of_a_message_as_protobuf_reads_them(data: st.DataOb
     body = data.draw(st.sampled_from([*requests()]) | st.binary())
     at = data.draw(st.integers(0, len(body)))
     body = body[:at] + data.draw(st.binary(max_size=12) | st.just(b"\x3a\0") | st.just(b"\xba\0\0")) + body[at:]
-    rest, raws = kserve_grpc.cut(body)
+    try:
+        rest, raws = kserve_grpc.cut(body)
+    except Invalid:
+        with contextlib.suppress(DecodeError):
+            refused = messages.ModelInferRequest.FromString(body)
+            refused.DiscardUnknownFields()  # a group, which protobuf still reads
+            assert refused.ByteSize() < len(body)
+        return
     try:
         whole = messages.ModelInferRequest.FromString(body)
     except DecodeError:
@@ -163,14 +184,30 @@ def test_tensors_are_cut_out_of_a_message_as_protobuf_reads_them(data: st.DataOb
             messages.ModelInferRequest.FromString(rest)
         return
     found = messages.ModelInferRequest.FromString(rest)
-    assert [*raws, *found.raw_input_contents] == [*whole.raw_input_contents]
-    del found.raw_input_contents[:], whole.raw_input_contents[:]
+    assert raws == [*whole.raw_input_contents]
+    del whole.raw_input_contents[:]
     assert found == whole
 
 
 def test_a_column_of_texts_is_a_list_of_texts() -> None:
     message = Message("", (Part("text", "BYTES", (2, 1), raw=joined(["a", "b"])),), (), {})
     assert understood(message).inputs["text"].tolist() == ["a", "b"]
+
+
+def test_what_has_one_element_a_row_is_told_as_a_column() -> None:
+    written: list[Encoded] = []
+
+    def write(outputs: list[Encoded], model: str, version: str) -> bytes:
+        written.extend(outputs)
+        return b""
+
+    texts = np.array(["a", "b"], object)
+    for shape in (2, 1), (2,):
+        message = Message("", (Part("text", "BYTES", shape, raw=joined(texts)),), (Wanted("text"), Wanted("BOOL")), {})
+        asked = Tensors(message, write).parse(b"", predictor=Everything(), deadline_s=0, flow="")
+        reply = InferReply({"text": asked.request.inputs["text"], "BOOL": np.ones((2, 2), bool)}, 1)
+        asked.answer(reply, model="m", predictor=Everything(), id="", created_s=0)
+    assert [it.shape for it in written] == [(2, 1), (2, 2)] * 2
 
 
 def test_bytes_that_are_no_text_stay_bytes() -> None:
@@ -268,6 +305,15 @@ def test_an_output_that_is_no_text_goes_as_bytes_only() -> None:
         listed(np.array([b"\xff"], object), "BYTES")
 
 
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("datatype", ["FP16", "FP32", "FP64"])
+def test_an_output_that_is_no_finite_number_goes_as_bytes_only(number: float, datatype: Any) -> None:
+    found = np.array([0, number], DTYPES[datatype])
+    with pytest.raises(Invalid, match=r"NaN or infinity, .* as binary data"):
+        listed(found, datatype)
+    assert raw(found, datatype) == found.tobytes()
+
+
 # ---- what is refused ---------------------------------------------------------------------------------------
 
 
@@ -315,7 +361,8 @@ REFUSED: dict[str, tuple[Callable[[], InferRequest], str | None, str]] = {
     "inputs of another type": (body(b'{"inputs":5}'), "inputs", "array"),
     "a name of another type": (rest({"name": 5}), "inputs", "str"),
     "an unknown input": (rest({"name": "nobody"}), "nobody", "none of the model's"),
-    "an unknown datatype": (rest({"datatype": "INT128"}), "INT64", "unknown datatype"),
+    "an unknown datatype": (rest({"datatype": "INT128"}), "INT64", "unknown datatype, INT128; known"),
+    "a datatype without end": (rest({"datatype": "x" * 10_000}), "INT64", "unknown datatype, x{99}…; known"),
     "BF16": (rest({"datatype": "BF16"}), "INT64", "BF16"),
     "another datatype": (rest({"datatype": "INT32"}), "INT64", "INT32; the model takes INT64"),
     "another rank": (rest({"shape": [2]}), "INT64", r"\[2\]; the model takes \[-1, 2\]"),
@@ -324,8 +371,15 @@ REFUSED: dict[str, tuple[Callable[[], InferRequest], str | None, str]] = {
     "a size beyond all memory": (rest({"shape": [2**62, 2]}), "INT64", "more than"),
     "a product that overflows": (rest({"shape": [2**32, 2**32]}), "INT64", "more than"),
     "an empty axis beside a huge one": (rest({"shape": [0, 2**40]}), "INT64", "more than"),
-    "a size that is no integer": (rest({"shape": [1.5, 2]}), "inputs", "int"),
-    "a size beyond any integer": (rest({"shape": [10**400, 2]}), "INT64", "more than"),
+    "a size that is no integer": (rest({"shape": [1.5, 2]}), "INT64", "`shape` must be a list of whole numbers"),
+    "a shape that is no list": (rest({"shape": {"rows": 1}}), "INT64", "`shape` must be a list of whole numbers"),
+    "a size beyond any integer": (rest({"shape": [10**400, 2]}), "INT64", r"beyond ±2\^63"),
+    "a negative size beyond any": (rest({"shape": [-(10**400), 2]}), "INT64", r"beyond ±2\^63"),
+    "a name without end": (rest({"name": "x" * 10_000}), None, "no name is longer than 256"),
+    "an output's name without end": (
+        body(json.dumps({"inputs": [], "outputs": [{"name": "x" * 10_000}]}).encode()), None, "no name is longer"
+    ),
+    "gRPC's name without end": (asks(inputs=[declared("INT64") | {"name": "x" * 10_000}]), None, "no name is longer"),
     "very many inputs": (body(json.dumps({"inputs": [declared("INT64")] * MANY}).encode()), "inputs", "at most"),
     "very many outputs": (
         body(json.dumps({"inputs": [], "outputs": [{"name": "x"}] * MANY}).encode()), "outputs", "at most"
@@ -345,7 +399,10 @@ REFUSED: dict[str, tuple[Callable[[], InferRequest], str | None, str]] = {
         "parameters",
         "at most",
     ),
-    "gRPC's very many tensors": (asks(raw_input_contents=[b""] * 5 * MANY), None, f"{5 * MANY} raw_input_contents"),
+    "gRPC's very many tensors": (asks(raw_input_contents=[b""] * 5 * MANY), None, f"more than {FIELDS_MAX} inputs"),
+    "gRPC's groups, which nobody writes": (
+        lambda: understood(kserve_grpc.read(b"\x0b\x0c").message), None, "no inference.ModelInferRequest"
+    ),
     "gRPC's very many axes": (grpc(shape=[1] * (RANK_MAX + 1)), "INT64", "axes"),
     "very many axes": (rest({"shape": [1] * (RANK_MAX + 1)}), "INT64", "axes"),
     "too few elements": (rest({"data": [1]}), "INT64", "1 elements"),
@@ -368,7 +425,14 @@ REFUSED: dict[str, tuple[Callable[[], InferRequest], str | None, str]] = {
     "a number too large for FP32": (rest({"data": [1, 1e300]}, "FP32"), "FP32", "number that FP32 can't"),
     "a number too large for FP16": (rest({"data": [1, 1e6]}, "FP16"), "FP16", "number that FP16 can't"),
     "a number too large for any": (
-        body(b'{"inputs":[{"name":"FP64","datatype":"FP64","shape":[1,2],"data":[1,1e999]}]}'), "FP64", "list of FP64"
+        body(b'{"inputs":[{"name":"FP64","datatype":"FP64","shape":[1,2],"data":[1,1e999]}]}'), "FP64",
+        "number that FP64 can't",
+    ),
+    "an integer too large for any": (
+        rest({"data": [1, 10**400]}, "FP64"), "FP64", "number that FP64 can't"
+    ),
+    "a size of a tensor that is too large for any": (
+        body(b'{"inputs":[{"name":"FP64","datatype":"FP64","shape":[1%b]}]}' % (b"0" * 5000)), "FP64", "whole numbers"
     ),
     "a number as BOOL": (rest({"data": [1, 0]}, "BOOL"), "BOOL", "list of BOOL"),
     "a number as text": (rest({"data": ["a", 5]}, "text"), "text", "list of BYTES"),
@@ -412,7 +476,9 @@ REFUSED: dict[str, tuple[Callable[[], InferRequest], str | None, str]] = {
     "a number of bytes that is none": (binary("16"), "INT64", "must be a number of bytes"),
     "bytes that belong to nobody": (binary(16, tail=bytes(20)), None, "4 bytes behind its JSON"),
     "a JSON length beyond the body": (binary(16, json_bytes=10_000), None, "Inference-Header-Content-Length"),
-    "a JSON length amid the JSON": (binary(16, json_bytes=10), None, "not valid JSON"),
+    "a JSON length amid the JSON": (
+        binary(16, json_bytes=10), None, "10 bytes that Inference-Header-Content-Length .* not valid JSON"
+    ),
     "a JSON length amid the bytes": (binary(16, json_bytes=120), None, "not valid JSON"),
     "a JSON length of nothing": (binary(16, json_bytes=0), None, "not valid JSON"),
     "a string's length without its end": (strings(b"\5\0\0\0abcd"), "text", "ends within"),
@@ -460,3 +526,109 @@ def test_a_shape_that_can_t_be_is_refused_before_a_call_is_reckoned_by_it(size: 
         kserve_rest.read(json.dumps({"inputs": [asked | {"data": [1, 2]}]}).encode(), None)
     with pytest.raises(Invalid, match="shape"):
         kserve_grpc.read(messages.ModelInferRequest(inputs=[asked]).SerializeToString())
+
+
+# ---- what would take much more memory than it came in ------------------------------------------------------
+
+TEXT = b'{"name":"text","datatype":"BYTES","shape":[1],"data":["a"]%b}'
+
+
+def many(what: bytes, count: int) -> bytes:
+    return b",".join([what] * count)
+
+
+SWOLLEN: dict[str, tuple[bytes, str | None]] = {
+    # what there is much of: (the body, what is said of it; None if nobody reads it)
+    "a parameter": (b'{"parameters":{"a":[%b]},"inputs":[%b]}' % (many(b"[]", 500_000), TEXT % b""), "not taken"),
+    "parameters": (
+        b'{"parameters":{%b},"inputs":[]}' % b",".join(b'"%d":1' % index for index in range(100_000)), "not taken"
+    ),
+    "a field that nobody knows": (b'{"x":[%b],"inputs":[%b]}' % (many(b"[]", 500_000), TEXT % b""), None),
+    "an input's parameter that nobody knows": (
+        b'{"inputs":[%b]}' % (TEXT % b',"parameters":{"x":[%b]}') % many(b"[]", 500_000), None
+    ),
+    "an output's parameter that nobody knows": (
+        b'{"inputs":[%b],"outputs":[{"name":"text","parameters":{"x":[%b]}}]}' % (TEXT % b"", many(b"[]", 500_000)),
+        None,
+    ),
+    "inputs": (b'{"inputs":[%b]}' % many(b'{"name":"a","datatype":"a","shape":[]}', 50_000), "at most 256 inputs"),
+    "outputs": (b'{"inputs":[],"outputs":[%b]}' % many(b'{"name":"a"}', 100_000), "at most 256 outputs"),
+    "a shape": (
+        b'{"inputs":[{"name":"a","datatype":"INT64","shape":[%b],"data":[1]}]}' % many(b"1", 500_000), "16 axes"
+    ),
+    "lists for a text": (
+        b'{"inputs":[{"name":"text","datatype":"BYTES","shape":[1],"data":[%b]}]}' % many(b"[]", 500_000),
+        f"more than {STRINGS_MAX} elements",
+    ),
+    "texts for one": (
+        b'{"inputs":[{"name":"text","datatype":"BYTES","shape":[1],"data":[%b]}]}' % many(b'""', 500_000),
+        f"more than {STRINGS_MAX} elements",
+    ),
+    "lists for numbers": (
+        b'{"inputs":[{"name":"INT64","datatype":"INT64","shape":[1,2],"data":[%b]}]}' % many(b"[]", 500_000),
+        f"more than {LISTS_MAX} lists",
+    ),
+    "classes": (
+        b'{"inputs":[],"outputs":[{"name":"text","parameters":{"classification":[%b]}}]}' % many(b"[]", 500_000),
+        "number of classes",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", SWOLLEN)
+def test_a_body_takes_no_more_than_its_own_size_beside_it_before_it_is_refused(what: str) -> None:
+    body, says = SWOLLEN[what]
+    tracemalloc.start()
+    try:
+        if says is None:
+            assert understood(kserve_rest.read(body, None)).inputs["text"].tolist() == ["a"]
+        else:
+            with pytest.raises(Invalid, match=says):
+                understood(kserve_rest.read(body, None))
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 1.25 * len(body) + 2**19  # one copy to look at, and a piece of 64 KiB taken apart
+
+
+def test_texts_may_be_as_many_as_are_taken_and_hold_what_they_like() -> None:
+    texts = ['[,"\\', "{,,,,"] * (STRINGS_MAX // 2)
+    for data in texts, [[it] for it in texts]:
+        given_ = {"name": "text", "datatype": "BYTES", "shape": [STRINGS_MAX, 1], "data": data}
+        body = json.dumps({"inputs": [given_]}).encode()
+        assert understood(kserve_rest.read(body, None)).inputs["text"].tolist() == texts
+
+
+def field(number: int, content: bytes) -> bytes:
+    size, length = len(content), b""
+    while size > 0x7F:
+        length, size = length + bytes((size & 0x7F | 0x80,)), size >> 7
+    return bytes((number << 3 | 2,)) + length + bytes((size,)) + content
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        *(field(number, b"") * (FIELDS_MAX + 1) for number in (4, 5, 6, 7)),
+        field(5, field(3, b"\x01" * (VALUES_MAX + 1))),
+        field(5, field(5, field(3, b"\x80\x01" * (VALUES_MAX + 1)))),
+        field(5, field(5, field(8, b"") * NESTED_FIELDS_MAX)),
+        field(5, field(4, b"") * NESTED_FIELDS_MAX),
+        field(5, b"\x18\x01" * NESTED_FIELDS_MAX),
+        field(6, field(2, b"") * NESTED_FIELDS_MAX),
+        b"".join(field(5, field(5, field(8, b"") * (NESTED_FIELDS_MAX // 2))) for _ in range(2)),
+    ],
+    ids=lambda body: f"{body[:12].hex()} of {len(body)}",
+)
+def test_a_message_is_counted_before_anything_is_made_of_it(body: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    messages.ModelInferRequest.FromString(body)  # protobuf itself would
+    monkeypatch.setattr(kserve_grpc, "ModelInferRequest", None)
+    with pytest.raises(Invalid, match="has more than"):
+        kserve_grpc.read(body)
+
+
+def test_a_message_may_have_as_many_strings_as_are_taken() -> None:
+    head = declared("text") | {"shape": [STRINGS_MAX]}
+    request = messages.ModelInferRequest(inputs=[head | {"contents": {"bytes_contents": [b"a"] * STRINGS_MAX}}])
+    asked = kserve_grpc.read(request.SerializeToString())
+    assert understood(asked.message).inputs["text"].tolist() == ["a"] * STRINGS_MAX

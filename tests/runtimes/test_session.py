@@ -78,7 +78,7 @@ def test_a_graph_says_itself_what_it_takes_and_gives(images: Session, words: Ses
     assert images.task == "predict"
     assert images.inputs == (Tensor("pixels", "FP32", (-1, -1, -1, 2)), Tensor("gain", "FP32", (-1, 1)))
     assert images.outputs == (Tensor("brightness", "FP32", (-1, 1)),)
-    assert words.inputs == (Tensor("ids", "INT64", (-1, -1)), Tensor("names", "BYTES", (-1,)))
+    assert words.inputs == (Tensor("ids", "INT64", (-1, -1)), Tensor("names", "BYTES", (-1,), column=True))
 
 
 def test_images_are_answered_and_cost_no_tokens(images: Session) -> None:
