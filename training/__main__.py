@@ -18,25 +18,33 @@ from training.console import AsJson, Where, shelf_at, state
 from training.errors import Interrupted, RecipeError, TrainingError, of_memory
 from training.progress import StderrHandler
 
-EXAMPLES = """
-Examples:
 
-    headrace-train run support-intent --set name=mine --set data.train=rows.csv
-    headrace-train run digits-cnn --resume
-    headrace-train compare mine@stable mine@0123456789ab
-    headrace-train promote mine@0123456789ab --as stable
-    headrace-train export mine ./mine --to triton
-"""
+def examples(*lines: str) -> str:
+    return "\nExamples:\n\n" + "".join(f"    headrace-train {line}\n" for line in lines)
+
+
 app = App(
     name="headrace-train",
     help="Make the artifacts that Headrace serves, measure them, promote them.",
-    help_epilogue=EXAMPLES,
+    help_format="plaintext",
+    help_epilogue=examples(
+        "run support-intent --set name=mine --set data.train=rows.csv",
+        "run digits-cnn --resume",
+        "compare mine@stable mine@0123456789ab",
+        "promote mine@0123456789ab --as stable",
+        "export mine ./mine --to triton",
+    ),
 )
-for command in (shelf_command.show, shelf_command.compare, shelf_command.promote, shelf_command.rollback):
-    app.command(command)
-app.command(exchange_command.export)
-app.command(exchange_command.import_, name="import")
-app.command(exchange_command.gc)
+for command, example in (
+    (shelf_command.show, "show support-intent@stable"),
+    (shelf_command.compare, "compare mine@stable mine@0123456789ab"),
+    (shelf_command.promote, "promote mine@0123456789ab --as stable"),
+    (shelf_command.rollback, "rollback mine"),
+    (exchange_command.export, "export mine ./mine --to triton"),
+    (exchange_command.import_, "import ./mine --name mine --as stable"),
+    (exchange_command.gc, "gc --yes"),
+):
+    app.command(command, name=example.partition(" ")[0], help_epilogue=examples(example))
 
 Settings = Annotated[
     tuple[str, ...],
@@ -44,7 +52,14 @@ Settings = Annotated[
 ]
 
 
-@app.command
+@app.command(
+    help_epilogue=examples(
+        "run support-intent --set name=mine --set data.train=rows.csv",
+        "run intent --from after",
+        "run digits-cnn --workers 2 --resume",
+        "run mine.toml --base mine@stable --set data.train=new.csv",
+    )
+)
 def run(
     recipe: str,
     /,
@@ -86,7 +101,7 @@ def run(
     shelf_command.print_manifest(manifest, place, as_json=json_)
 
 
-@app.command
+@app.command(help_epilogue=examples("tune support-intent --trials 30"))
 def tune(
     recipe: str,
     /,
@@ -113,7 +128,7 @@ def tune(
     print(" ".join(f"--set {field}={value}" for field, value in best.settings.items()))
 
 
-@app.command
+@app.command(help_epilogue=examples("recipes --json"))
 def recipes(*, json_: AsJson = False) -> None:
     """List the recipes that come with the package."""
     found = [catalogue.read(name) for name in catalogue.shipped()]
