@@ -32,6 +32,7 @@ def curves(metrics: Sequence[dict[str, Any]], names: Sequence[str], title: str) 
         points = [(it["epoch"], it[name]) for it in metrics if name in it]
         axes.plot(*zip(*points, strict=True), marker="o", markersize=2.5, label=name.replace("_", " "))
     axes.set_xlabel("epoch")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_title(title, loc="left")
     axes.legend(frameon=False)
     return _svg(figure)
@@ -138,7 +139,7 @@ def bars(names: Sequence[str], before: Sequence[float], after: Sequence[float], 
         axes.bar_label(drawn, fmt="%.3g", fontsize=7)
     axes.set_xticks(at, [it.replace("_", " ") for it in names])
     axes.set_title(title, loc="left")
-    axes.legend(frameon=False)
+    figure.legend(loc="outside right upper", frameon=False)  # not on a bar
     return _svg(figure)
 
 
