@@ -14,23 +14,28 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from training.distributed import STUCK_S_MAX, learn
 
-EVERYWHERE = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_TRAIN_METRICS_ENABLED": "0",
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(STUCK_S_MAX),
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-}
-ALONE = {
-    # It is what keeps Ray to loopback, on Linux too. `_node_ip_address="127.0.0.1"` becomes the host's own address, and
-    # with any other of loopback it listens everywhere.
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-    "GLOO_SOCKET_IFNAME": "lo",
-    "RAY_AUTH_MODE": "token",
-}
+EVERYWHERE = MappingProxyType(
+    {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_TRAIN_METRICS_ENABLED": "0",
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(STUCK_S_MAX),
+        "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    }
+)
+ALONE = MappingProxyType(
+    {
+        # It is what keeps Ray to loopback, on Linux too. `_node_ip_address="127.0.0.1"` becomes the host's own address,
+        # and with any other of loopback it listens everywhere.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "GLOO_SOCKET_IFNAME": "lo",
+        "RAY_AUTH_MODE": "token",
+    }
+)
 SENT = ("HEADRACE_DATA", "HF_HUB_OFFLINE")
 """What a process on another machine needs of our environment, in which there may be keys."""
 TOLD = "ERROR"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
 
 import numpy as np
@@ -58,27 +58,29 @@ class _Reading:
         return Examples({"text": texts.column()}, Flags(values, self.labels), {"source": strings(self.sources)})
 
     def _texts(self, source: Source) -> Iterator[str]:
-        said = [column.partition("=") for column in source.flags.values()]
+        said = {label: column.partition("=") for label, column in source.flags.items()}
         for number, found in enumerate(islice(tables.stream(source.file), source.rows), 1):
             record = _opening(found, source.text)
             if number == 1:
-                tables.columns([record], [source.text, *(it[0] for it in said if it[1])], file=source.file)
+                tables.columns([record], [source.text, *(it[0] for it in said.values() if it[1])], file=source.file)
             text = tables.text(record, source.text, file=source.file, number=number)
             self.same.append(cleaning.hashed(cleaning.same(text)))
             held = split.held_out(text, self.spec.test_share) if source.part == "both" else source.part == "test"
             self.tested.append(held)
-            self.values.extend(_value(source, label, record, number) for label in self.labels)
+            self.values.extend(_value(source, said, label, record, number) for label in self.labels)
             self.sources.append(source.name)
             yield text
 
 
-def _value(source: Source, label: str, record: tables.Record, number: int) -> float:
-    """1, 0 or NaN."""
+def _value(
+    source: Source, said: Mapping[str, tuple[str, str, str]], label: str, record: tables.Record, number: int
+) -> float:
+    """1, 0 or NaN; `said` has each of the source's flags in its two halves."""
     if label in source.without:
         return 0.0
-    if label not in source.flags:
+    if label not in said:
         return math.nan
-    column, equals, yes = source.flags[label].partition("=")
+    column, equals, yes = said[label]
     if equals:
         return float(tables.text(record, column, file=source.file, number=number) == yes)
     if record.get(column) in (None, ""):
