@@ -58,12 +58,12 @@ class Call(Job):
         if isinstance(batch.found, RuntimeFault):
             self.fail(batch.found)
             return
-        rows = [batch.rows[place] for place in places]
         self._batch_rows_max = max(self._batch_rows_max, len(batch.rows))
-        self._queue_s = max(self._queue_s, *(batch.taken_s - row.offered_s for row in rows))
+        # The first of them is the one that was in line first.
+        self._queue_s = max(self._queue_s, batch.taken_s - batch.rows[places[0]].offered_s)
         self._compute_s += batch.compute_s
-        self._answered += len(rows)
-        self._keep([row.index for row in rows], places, batch)
+        self._answered += len(places)
+        self._keep([batch.rows[place].index for place in places], places, batch)
         if self._answered >= self._awaited:
             self._wake()
 

@@ -8,7 +8,7 @@ import os
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import msgspec
@@ -95,8 +95,9 @@ class OnnxRuntime:
         self._lock = threading.Lock()
         """Held by whoever is in the batcher or `_free`: the event loop, or a worker."""
         self._workers: list[threading.Thread] = []
-        self._free: list[threading.Condition] = []
-        """Of workers that wait for rows. The last one to begin is the first to go on: its core is still warm."""
+        self._free: list[SimpleQueue[None]] = []
+        """What wakes each worker that waits for rows. The last one to begin is the first to go on: its core is still
+        warm."""
         self._stopping = False
         self._idle = asyncio.Event()
 
@@ -158,8 +159,12 @@ class OnnxRuntime:
         reading = session.reading
         rows_max = self._batcher.policy.rows_max * self._spec.workers
         call = Call(request, rows=reading.count(request.inputs))
+        if call.deadline_s <= self._clock.now_s():
+            raise self._expired()
+        with self._lock:
+            self._batcher.enter(call)
         start = tokens = 0
-        with self._entered(call):
+        try:
             for piece, is_long in reading.pieces(request.inputs, rows_max):
                 if is_long:
                     assert self._tokenizer is not None  # closing waits for the calls first
@@ -171,28 +176,19 @@ class OnnxRuntime:
                     for index, (content, cost, kind) in enumerate(rows)
                 ]
                 start += len(offered)
-                tokens += sum(row.length for row in offered)
+                tokens += sum(map(_length, offered))
                 # Neighbours in length share a batch with little padding; whose row is first is nobody's concern here.
                 offered.sort(key=_length)
                 self._offer(offered)
                 if start < call.rows:
                     await call.until(start - rows_max)
             await call.until(call.rows)
-        return call.reply(tokens if reading.counts_tokens else 0)
-
-    @contextmanager
-    def _entered(self, call: Call) -> Iterator[None]:
-        if call.deadline_s <= self._clock.now_s():
-            raise self._expired()
-        with self._lock:
-            self._batcher.enter(call)
-        try:
-            yield
         finally:
             with self._lock:
                 self._batcher.leave(call)
             if not self._batcher.jobs:
                 self._idle.set()
+        return call.reply(tokens if reading.counts_tokens else 0)
 
     def _offer(self, rows: Sequence[Row]) -> None:
         now_s = self._clock.now_s()
@@ -202,11 +198,11 @@ class OnnxRuntime:
 
     def _wake(self) -> None:
         if self._free:
-            self._free.pop().notify()
+            self._free.pop().put(None)
 
     def _serve(self, session: Session, loop: asyncio.AbstractEventLoop) -> None:
         """A worker's life: take a batch, run it, have the answers handed out."""
-        woken = threading.Condition(self._lock)
+        woken: SimpleQueue[None] = SimpleQueue()
         ran: tuple[list[Row], float] | None = None
         while True:
             now_s = self._clock.now_s()
@@ -217,21 +213,32 @@ class OnnxRuntime:
                 rows, late = self._batcher.take(now_s)
                 if rows and self._batcher.waiting:
                     self._wake()  # another worker, for the rest
-                if not rows and not late:
+                idle = not rows and not late
+                if idle:
                     if self._stopping:
                         return
                     due_s = self._batcher.due_s()
                     self._free.append(woken)
-                    woken.wait(None if due_s == math.inf else max(0.0, due_s - now_s))
-                    if woken in self._free:  # its time was up, and nobody has called it at that very moment
-                        self._free.remove(woken)
-                    continue
+            if idle:
+                self._wait(woken, None if due_s == math.inf else max(0.0, due_s - now_s))
+                continue
             if late:
                 loop.call_soon_threadsafe(self._fail, late)
             if rows:
                 answers = list(self._run(session, rows, now_s))
                 ran = rows, self._clock.now_s() - now_s
                 loop.call_soon_threadsafe(hand_out, answers)
+
+    def _wait(self, woken: SimpleQueue[None], s_max: float | None) -> None:
+        """For a call of `_wake`, or for its time to be up."""
+        try:
+            woken.get(timeout=s_max)
+        except Empty:
+            with self._lock:
+                if woken in self._free:
+                    self._free.remove(woken)
+                    return
+            woken.get()  # somebody has called it at that very moment
 
     def _run(self, session: Session, rows: list[Row], taken_s: float) -> Iterator[Batch]:
         """A batch's answers; if it fails, those of each call by itself, so that none fails for its neighbours."""

@@ -78,14 +78,14 @@ class Session:
             self.outputs += (Tensor("label", "BYTES", (-1,)),)
         if self.reading.batched:
             self.inputs, self.outputs = _columns(self.inputs), _columns(self.outputs)
+        self._given = frozenset(it.name for it in self.outputs)
 
     def check(self, inputs: Mapping[str, Array], outputs: Sequence[str] = ()) -> None:
         """Raise Invalid, naming the tensor, unless these can be worked on. Cheap: reads shapes, types and ids."""
         self.reading.check(inputs)
-        names = {it.name for it in self.outputs}
         for name in outputs:
-            if name not in names:
-                raise Invalid(f"`{name}` is no output of {self._who}, which has {sorted(names)}", param=name)
+            if name not in self._given:
+                raise Invalid(f"`{name}` is no output of {self._who}, which has {sorted(self._given)}", param=name)
 
     def run(self, contents: Sequence[Any]) -> dict[str, Array]:
         """One batch through the graph. Raises Invalid if it cannot be computed."""

@@ -97,12 +97,12 @@ class Text:
     def feed(self, contents: Sequence[Array]) -> dict[str, Array]:
         """What the graph reads of one batch: padded to its longest row."""
         ids = np.zeros((len(contents), max(map(len, contents))), np.int64)
-        mask = np.zeros_like(ids)
+        mask = np.zeros(ids.shape, np.int64)
         for index, row in enumerate(contents):
             ids[index, : len(row)] = row
             mask[index, : len(row)] = 1
         feed = {"input_ids": ids, "attention_mask": mask}
-        return feed | {"token_type_ids": np.zeros_like(ids)} if self._typed else feed
+        return feed | {"token_type_ids": np.zeros(ids.shape, np.int64)} if self._typed else feed
 
     def _ids(self, text: str) -> Array:
         # One text at a time, because a batch would spread over all cores, whatever `threads` says; as batches of one,
@@ -135,10 +135,10 @@ class Text:
         return list(self._tokenizer.encode_batch_fast([text[:chars_max]])[0].ids)
 
     def _check_text(self, text: Array) -> None:
-        if text.dtype != object or not all(isinstance(row, str) for row in text.flat):
-            raise Invalid(f"`text` must hold strings; got {text.dtype}", param="text")
         if text.ndim != 1 or not len(text):
             raise Invalid(f"`text` must have the shape [n], n ≥ 1; got {list(text.shape)}", param="text")
+        if text.dtype != object or set(map(type, text)) != {str}:
+            raise Invalid(f"`text` must hold strings; got {text.dtype}", param="text")
 
     def _check_tokens(self, ids: Array, mask: Array) -> None:
         for name, array in (("input_ids", ids), ("attention_mask", mask)):

@@ -15,7 +15,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any
 
-from gateway.call import Bounds, Principal
+from gateway.call import Bounds, Call, Principal
 from gateway.edge import grpc_facts
 from gateway.edge.catalogue import VERSION, Catalogue
 from gateway.edge.connection import UNREAD_BYTES_MAX
@@ -27,6 +27,7 @@ from gateway.edge.openai import presented_key, traceparent
 from gateway.edge.request import error_headers
 from gateway.edge.texts import Texts
 from gateway.errors import BadRequest, GatewayError, NotFound, RequestTimeout, TooManyConnections, Unsupported
+from gateway.meter import Answer
 from gateway.pipeline import Pipeline
 from runtimes.clock import Clock
 from runtimes.contract import Invalid
@@ -255,17 +256,14 @@ class Grpc:
             return kserve_grpc.write(outputs, id=asked.message.id, model=model, version=version, final=final)
 
         call = self.inference.tensors(caller, asked.model, asked.message, write, size=asked.size)
-        with self._under_way():
-            return (await self.inference.run(call, IN_ONE_PIECE)).body
+        return (await self._run(call)).body
 
     async def _in_one_piece(
         self, caller: Caller, asked: kserve_grpc.Asked, wants: Generation, *, final: bool | None
     ) -> bytes:
         self.catalogue.require_version(asked.model, asked.version, caller.principal)
         call = self.inference.generation(caller, asked.model, wants, stream=False)
-        with self._under_way():
-            said = whole(await self.inference.run(call, IN_ONE_PIECE))
-        return _text(call.model, wants, said, final=final)
+        return _text(call.model, wants, whole(await self._run(call)), final=final)
 
     async def _texts(self, caller: Caller, asked: kserve_grpc.Asked, wants: Generation, rpc: Rpc) -> None:
         self.catalogue.require_version(asked.model, asked.version, caller.principal)
@@ -285,13 +283,13 @@ class Grpc:
         said = texts.last if answer.events else whole(answer)
         await self._write(rpc, _part(_text(call.model, wants, said, final=True)))
 
-    @contextmanager
-    def _under_way(self) -> Iterator[None]:
+    async def _run(self, call: Call) -> Answer:
+        """Its answer in one piece."""
         task = asyncio.current_task()
         assert task is not None
         self.running.add(task)
         try:
-            yield
+            return await self.inference.run(call, IN_ONE_PIECE)
         finally:
             self.running.discard(task)
 

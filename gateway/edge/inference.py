@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from gateway.call import Call, CallIds, Principal
@@ -88,9 +89,9 @@ class Inference:
         raise error
 
     async def _recorded(self) -> None:
-        written = asyncio.Event()
-        self.pipeline.usage.when_recorded(written.set)
-        await written.wait()
+        written = asyncio.get_running_loop().create_future()
+        self.pipeline.usage.when_recorded(partial(_set, written))
+        await written
 
     def _call(self, caller: Caller, route: str, model: str, body: bytes) -> Call:
         if len(model) > MODEL_CHARS_MAX:  # it goes on record whatever it is
@@ -106,6 +107,11 @@ class Inference:
             deadline_s=caller.deadline_s,
             traceparent=caller.traceparent,
         )
+
+
+def _set(written: asyncio.Future[None]) -> None:
+    if not written.done():  # its call may have been cancelled meanwhile
+        written.set_result(None)
 
 
 class InOnePiece:

@@ -114,7 +114,8 @@ def quoted(said: object) -> str:
 def shaped(name: str, sizes: Sequence[int]) -> tuple[int, ...]:
     """An input's shape, by which a call is reckoned before anything else of it is looked at. Raises Invalid for one
     that can't be."""
-    least, most = min(sizes, default=0), max(sizes, default=0)
+    sizes = tuple(sizes)
+    least, most = min(sizes, default=1), max(sizes, default=1)
     # Before they are told: Python writes out no integer of thousands of digits.
     if least < -SIZE_MAX or most > SIZE_MAX:
         raise Invalid(f"input `{name}`: a size in its shape is beyond ±2^63.", param=name)
@@ -122,11 +123,11 @@ def shaped(name: str, sizes: Sequence[int]) -> tuple[int, ...]:
         raise Invalid(f"input `{name}` has {len(sizes)} axes; at most {RANK_MAX} are taken.", param=name)
     if least < 0:
         raise Invalid(f"input `{name}` has the shape {quoted(list(sizes))}; no size is negative.", param=name)
-    if math.prod(max(size, 1) for size in sizes) > ELEMENTS_MAX:
+    if math.prod(sizes if least else [max(size, 1) for size in sizes]) > ELEMENTS_MAX:
         raise Invalid(
             f"input `{name}` has the shape {quoted(list(sizes))}, of more than {ELEMENTS_MAX} elements.", param=name
         )
-    return tuple(sizes)
+    return sizes
 
 
 def classes(name: str, found: object) -> int:

@@ -38,7 +38,10 @@ class Tensors:
             inputs[part.name] = _admitted(part, declared)
         if not inputs:
             raise Invalid(f"no inputs are given; the model takes {_names(predictor.inputs)}.", param="inputs")
-        outputs = message.outputs or tuple(Wanted(tensor.name, message.binary) for tensor in predictor.outputs)
+        outputs = message.outputs
+        if not outputs:
+            every = [Wanted(tensor.name, message.binary) for tensor in predictor.outputs]
+            return Asked(InferRequest(inputs, deadline_s, flow), every, self.write)
         if len({wanted.name for wanted in outputs}) != len(outputs):
             raise Invalid("an output is asked for twice.", param="outputs")
         given = {tensor.name: tensor for tensor in predictor.outputs}
@@ -62,7 +65,7 @@ class Tensors:
 class Asked:
     """See runtimes.dialect.Asked."""
 
-    def __init__(self, request: InferRequest, outputs: tuple[Wanted, ...], write: Write) -> None:
+    def __init__(self, request: InferRequest, outputs: Sequence[Wanted], write: Write) -> None:
         self.request = request
         self.outputs = outputs
         self.write = write

@@ -40,10 +40,12 @@ def fields(body: bytes | bytearray, at: int, stop: int) -> Iterator[tuple[int, i
     for what is no message."""
     while at < stop:
         start = at
-        tag, begin = _varint(body, at)
+        # Nearly all of these numbers are one byte, which is not worth a call.
+        tag, begin = (body[at], at + 1) if body[at] < 0x80 else _varint(body, at)
         kind = tag & 7
         if kind == LENGTH_DELIMITED:
-            size, begin = _varint(body, begin)
+            short = begin < stop and body[begin] < 0x80
+            size, begin = (body[begin], begin + 1) if short else _varint(body, begin)
             at = begin + size
         elif kind == VARINT:
             _, at = _varint(body, begin)
@@ -89,8 +91,6 @@ CONTINUED = bytes(range(128, 256))
 
 def _varint(body: bytes | bytearray, at: int) -> tuple[int, int]:
     """The number there, and where the next byte is; one beyond the body if it does not end in time."""
-    if at < len(body) and body[at] < 0x80:  # as nearly all are
-        return body[at], at + 1
     number = 0
     for index, byte in enumerate(body[at : at + VARINT_BYTES]):
         number |= (byte & 0x7F) << 7 * index

@@ -161,7 +161,7 @@ def test_every_datatype_is_understood_on_both_wires(message: Message) -> None:
     for name, found in request.inputs.items():
         np.testing.assert_array_equal(found.ravel(), EVERYTHING[name])
         assert found.dtype == EVERYTHING[name].dtype
-    assert (request.deadline_s, request.flow, request.outputs) == (1, "acme", tuple(EVERYTHING))
+    assert (request.deadline_s, request.flow, request.outputs) == (1, "acme", ())  # all of them
 
 
 @given(st.data())
