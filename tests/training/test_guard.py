@@ -162,6 +162,13 @@ def test_the_threshold_is_where_f1_is_highest_within_the_false_alarms_allowed() 
     assert threshold(logits, wanted, 0.1) == 4.5
 
 
+def test_of_thresholds_that_the_rows_cannot_tell_apart_the_one_with_the_fewest_flagged_is_taken() -> None:
+    # 99 flagged rows, then one that is not, then the last flagged one: with it F1 is 0.99502, without it 0.99497.
+    wanted = np.array([True] * 99 + [False, True, False])
+    logits = np.arange(len(wanted), 0, -1.0)
+    assert threshold(logits, wanted, 1.0) == (logits[98] + logits[99]) / 2
+
+
 def test_categories_reach_a_client_of_moderations(classify: Make, sources: tuple[Source, ...], tmp_path: Path) -> None:
     recipe = classify(
         name="guard",

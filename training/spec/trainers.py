@@ -62,7 +62,8 @@ class Reject(Frozen, frozen=True, forbid_unknown_fields=True, tag="reject", tag_
 
 class Blend(Frozen, frozen=True, forbid_unknown_fields=True, tag="blend", tag_field="kind"):
     """For the model `blended-encoder`: for each flag a logistic regression on what is meant, one on how it is put, and
-    one that weighs the two by what they say of rows held out in turn. The threshold is where F1 is highest."""
+    one that weighs the two by what they say of rows held out in turn. The threshold is the highest one whose F1, on
+    those rows, cannot be told from the best."""
 
     meaning_c: Positive = 5.0
     """Inverse strength of the L2 penalty, as in scikit-learn."""
