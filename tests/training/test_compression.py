@@ -1,5 +1,6 @@
 """Numbers: rounding against the plainest way to do it, graphs against torch, files against what wrote them."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def session(graph: Graph) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(graph.content, options, providers=["CPUExecutionProvider"])
 
 
-def tokens(classifier: encoder.Classifier, texts: list[str]) -> list[np.ndarray[Any, np.dtype[np.int64]]]:
+def tokens(classifier: encoder.TextModel, texts: list[str]) -> list[np.ndarray[Any, np.dtype[np.int64]]]:
     """Ids and mask."""
     return [it.numpy() for it in classifier.feed({"text": strings(texts)})]
 
@@ -94,6 +95,18 @@ def test_the_exported_graph_answers_as_torch_at_every_shape(classifier: encoder.
     np.testing.assert_allclose(scores, want_scores.numpy(), atol=1e-5)
     np.testing.assert_allclose(logits, want_logits.numpy(), atol=1e-5)
     np.testing.assert_allclose(scores.sum(1), 1, atol=1e-5)
+
+
+def test_the_mask_is_what_the_encoder_makes_of_it_itself(embedder: encoder.Embedder) -> None:
+    ids, mask = (torch.from_numpy(it) for it in tokens(embedder, TEXTS[2]))
+    with torch.inference_mode():
+        hidden = embedder.encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+        [embedding] = embedder(ids, mask)
+    mean = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+    torch.testing.assert_close(embedding, torch.nn.functional.normalize(mean, dim=-1), rtol=0, atol=1e-6)
+    assert not {"Range", "Where"} & {
+        node.op_type for node in onnx.load_from_string(export(embedder).content).graph.node
+    }
 
 
 def test_exporting_a_model_does_not_change_its_answers(embedder: encoder.Embedder) -> None:
@@ -133,6 +146,32 @@ def test_int8_answers_a_row_alike_whatever_is_beside_it(classifier: encoder.Clas
         length = mask[row].sum()
         alone = {"input_ids": ids[row : row + 1, :length], "attention_mask": mask[row : row + 1, :length]}
         np.testing.assert_allclose(small.run(["logits"], alone)[0][0], answer, atol=1e-5)
+
+
+def test_a_graph_of_int8_has_its_weights_scaled_within_the_product(classifier: encoder.Classifier) -> None:
+    nodes = onnx.load_from_string(dynamic_int8.quantize(export(classifier)).content).graph.node
+    kinds = Counter(node.op_type for node in nodes)
+    assert kinds["MatMulIntegerToFloat"] >= 6
+    assert not kinds["MatMulInteger"]
+
+
+def test_int8_by_token_leaves_a_convolution_as_it_is() -> None:
+    helper, kind = onnx.helper, onnx.TensorProto.FLOAT
+    weight = np.random.default_rng(0).normal(size=(2, 3, 3)).astype(np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["given", "weight"], ["answer"])],
+        "conv",
+        [helper.make_tensor_value_info("given", kind, ["n", 3, "tokens"])],
+        [helper.make_tensor_value_info("answer", kind, ["n", 2, "left"])],
+        [onnx.numpy_helper.from_array(weight, "weight")],
+    )
+    whole = Graph(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
+    )
+    given = {"given": np.random.default_rng(1).normal(size=(1, 3, 9)).astype(np.float32)}
+    np.testing.assert_array_equal(
+        session(dynamic_int8.quantize(whole)).run(None, given)[0], session(whole).run(None, given)[0]
+    )
 
 
 def test_int8_scales_each_token_by_its_own_largest(classifier: encoder.Classifier) -> None:

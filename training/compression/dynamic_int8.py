@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -14,6 +15,8 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from training.contract import Graph
 
 _INT8_MAX = 127
+_OPERATORS = ["MatMul", "Gather"]
+"""Products with weights, Gemm among them, and tables. Not Conv: a filter reads more than one token at a time."""
 
 
 def quantize(graph: Graph) -> Graph:
@@ -24,7 +27,7 @@ def quantize(graph: Graph) -> Graph:
         whole.write_bytes(graph.content)
         # Symbolic shapes cannot be inferred through BERT's slice of its positions.
         quant_pre_process(whole, shaped, skip_symbolic_shape=True)
-        quantize_dynamic(shaped, small, per_channel=True, weight_type=QuantType.QInt8)
+        quantize_dynamic(shaped, small, op_types_to_quantize=_OPERATORS, per_channel=True, weight_type=QuantType.QInt8)
         proto = onnx.load(small)
         scale_by_token(proto.graph)
         onnx.checker.check_model(proto)
@@ -40,6 +43,9 @@ def scale_by_token(graph: onnx.GraphProto) -> None:
     )
     scales = {node.output[1] for node in graph.node if node.op_type == "DynamicQuantizeLinear"}
     products = {node.output[0]: node.input for node in graph.node if node.op_type == "Mul" and node.input[0] in scales}
+    whole_of = {node.output[0]: node for node in graph.node if node.op_type == "MatMulInteger"}
+    cast_of = {node.output[0]: node for node in graph.node if node.op_type == "Cast" and node.input[0] in whole_of}
+    gone = {*products, *whole_of, *cast_of}
     nodes = []
     for node in graph.node:
         if node.op_type == "DynamicQuantizeLinear":
@@ -54,19 +60,25 @@ def scale_by_token(graph: onnx.GraphProto) -> None:
                 _node("QuantizeLinear", [f"{scale}_steps", "int8_one", zero], whole),
             ]
         elif node.op_type == "Mul" and node.input[1] in products:
-            # One after the other: ONNX Runtime would fuse their product with the MatMulInteger, and then take the first
-            # token's scale for all.
-            scale, weight = products[node.input[1]]
+            # The weights' scale within ONNX Runtime's own product, and the tokens' behind it: there it would take the
+            # first token's for all.
+            scale, weight_scale = products[node.input[1]]
+            given, weight, zero, weight_zero = whole_of[cast_of[node.input[0]].input[0]].input
             by_weight = f"{node.output[0]}_by_weight"
             nodes += [
-                _node("Mul", [node.input[0], weight], by_weight),
+                _node(
+                    "MatMulIntegerToFloat",
+                    [given, weight, "int8_one", weight_scale, zero, weight_zero],
+                    by_weight,
+                    domain="com.microsoft",
+                ),
                 _node("Mul", [by_weight, scale], node.output[0]),
             ]
-        elif node.output[0] not in products:
+        elif node.output[0] not in gone:
             nodes.append(node)
     del graph.node[:]
     graph.node.extend(nodes)
 
 
-def _node(operator: str, inputs: list[str], output: str, **attributes: object) -> onnx.NodeProto:
+def _node(operator: str, inputs: list[str], output: str, **attributes: Any) -> onnx.NodeProto:
     return onnx.helper.make_node(operator, inputs, [output], name=output, **attributes)

@@ -82,8 +82,12 @@ class Embedder(TextModel):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
         """Token ids and mask [n, tokens] → embedding [n, width] of L2 norm one."""
-        hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
+        there = attention_mask.float()
+        # What the encoder would make of the mask itself, and the first type for all, in 66 nodes of the graph fewer.
+        away = (1.0 - there)[:, None, None] * torch.finfo(there.dtype).min
+        types = torch.zeros_like(input_ids)
+        hidden = self.encoder(input_ids=input_ids, attention_mask=away, token_type_ids=types).last_hidden_state
+        mask = there.unsqueeze(-1)
         mean = (hidden * mask).sum(1) / mask.sum(1).clamp(min=1.0)
         return (nn.functional.normalize(mean, dim=-1),)
 
