@@ -103,7 +103,7 @@ class Journal:
             self._recent.append(record)
         if not self._writing:
             self._writing = True
-            asyncio.get_running_loop().call_soon(self._write)
+            asyncio.get_running_loop().call_soon(self.flush)
 
     def when_written(self, then: Callable[[], None]) -> None:
         """Call back once all that was appended so far is on its way to the disk, at once if it is already."""
@@ -143,7 +143,7 @@ class Journal:
             del self.left[0]
 
     async def _fold_own(self) -> None:
-        self._write()
+        self.flush()
         while self.folded_bytes < self.written_bytes:
             if self._recent:
                 await self._fold_recent(self._recent, self.written_bytes)
@@ -154,7 +154,7 @@ class Journal:
                 self.folded_bytes += read_bytes
             if self.folded_bytes < SEGMENT_BYTES_MAX:
                 return  # what came meanwhile is the next fold's
-            self._write()
+            self.flush()
         if not self.unwritten:
             self._recent = []
         if self.folded_bytes > SEGMENT_BYTES_MAX:
@@ -210,7 +210,9 @@ class Journal:
         self.path = path
         self.folded_bytes = self.written_bytes = 0
 
-    def _write(self) -> None:
+    def flush(self) -> None:
+        """Write all that was appended so far, now. For who waits for one record alone; of those that share a turn each
+        would pay for a write."""
         self._writing = False
         if self.unwritten:
             try:

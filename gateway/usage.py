@@ -27,6 +27,10 @@ class Usage:
         """Call back once the records made so far can no longer be lost to a kill."""
         self.journal.when_written(then)
 
+    def flush(self) -> None:
+        """The records made so far can no longer be lost to a kill."""
+        self.journal.flush()
+
 
 class Recorded:
     """See Usage.record."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from gateway.call import Call, CallIds, Principal
@@ -83,15 +82,11 @@ class Inference:
             log.error("call %s ended in a fault of the gateway", call.id, exc_info=fault)
             error = GatewayError(f"The gateway failed; its log knows this call as {call.id}.")
         else:
-            await self._recorded()
+            # At once: waiting for the others of this turn would be two turns more, and there are seldom others.
+            self.pipeline.usage.flush()
             return answer
-        await self._recorded()
+        self.pipeline.usage.flush()
         raise error
-
-    async def _recorded(self) -> None:
-        written = asyncio.get_running_loop().create_future()
-        self.pipeline.usage.when_recorded(partial(_set, written))
-        await written
 
     def _call(self, caller: Caller, route: str, model: str, body: bytes) -> Call:
         if len(model) > MODEL_CHARS_MAX:  # it goes on record whatever it is
@@ -107,11 +102,6 @@ class Inference:
             deadline_s=caller.deadline_s,
             traceparent=caller.traceparent,
         )
-
-
-def _set(written: asyncio.Future[None]) -> None:
-    if not written.done():  # its call may have been cancelled meanwhile
-        written.set_result(None)
 
 
 class InOnePiece:
