@@ -112,7 +112,7 @@ def _plots(run: Run, rows: Rows, before: Measured, after: Measured) -> Iterable[
         yield plots.bars(
             compared, [before.scores[it] for it in compared], [after.scores[it] for it in compared], "Quality"
         )
-    if "size_ratio" in after.scores:
+    if after.scores.get("size_ratio", 1.0) != 1.0:  # something was made small
         multiples = ("size_ratio", "speedup_1", "speedup_8")
         yield plots.bars(multiples, [1.0] * 3, [after.scores[it] for it in multiples], "Size and speed, as multiples")
 
