@@ -9,7 +9,8 @@ compression.apply()→ Model | Graph | Weights
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Self
 
 import msgspec
@@ -20,8 +21,11 @@ Task = Literal["generate", "classify", "embed", "predict"]
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Inputs = Mapping[str, Array]
-"""Name → what a caller of the served model sends under it: strings, pixels, the bytes of a file… [n, …]. Strings may
-lie on disk, in what is indexed, counted and gone through as an array of them would be: `training.data.spool`."""
+"""Name → what a caller of the served model sends under it: strings, pixels, the bytes of a file… [n, …]. They may lie
+on disk, in what is indexed, counted and gone through as an array of them would be (`training.data.spool`, `pixels`);
+`np.asarray` reads all that was chosen, `pieces` some at a time."""
+
+_PIECE_BYTES = 1 << 20
 
 Scores = dict[str, float]
 """Measure → value; what each means is said by `training.evaluation`."""
@@ -177,7 +181,8 @@ class Rows(msgspec.Struct, frozen=True):
 def _digest(digest: Any, array: Array) -> None:
     digest.update(f"{array.dtype}{array.shape}".encode())
     if array.dtype != object:
-        digest.update(np.ascontiguousarray(array).data)
+        for piece in pieces(array):
+            digest.update(np.ascontiguousarray(piece).data)
     elif array.shape:
         # As msgpack has it of the whole list, which need not be in memory.
         digest.update(_list_head(len(array)))
@@ -229,3 +234,9 @@ def objects(values: Sequence[Any]) -> Array:
     for at, value in enumerate(values):
         array[at] = value
     return array
+
+
+def pieces(array: Array) -> Iterator[Array]:
+    """All rows of an array of numbers, in order, as arrays of a MB or so in memory."""
+    rows = max(1, _PIECE_BYTES // max(1, array.dtype.itemsize * math.prod(array.shape[1:])))
+    return (np.asarray(array[start : start + rows]) for start in range(0, len(array), rows))

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from runtimes.artifact import Shelf, verify
-from training import catalogue
+from training import catalogue, contract
 from training import recipe as recipes
 from training.compression import static_int8
 from training.contract import Classes, Examples, Graph, Rows
@@ -217,6 +217,17 @@ def model() -> cnn.ImageClassifier:
             module.running_mean.uniform_(-0.1, 0.1)
             module.running_var.uniform_(0.5, 1.5)
     return model
+
+
+@pytest.mark.parametrize("shape", [(50, 8, 8), (50, 8, 8, 3)], ids=["grey", "colours"])
+def test_pixels_are_scaled_as_all_of_them_are_spread(shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = np.random.default_rng(0).integers(0, 200, shape, np.uint8)
+    monkeypatch.setattr(contract, "_PIECE_BYTES", 1000)
+    made = cnn.build(PLAIN, rows_of(pixels, np.arange(50) % 2))
+    np.testing.assert_allclose(made.mean, pixels.mean((0, 1, 2)), rtol=1e-6)
+    np.testing.assert_allclose(made.std, pixels.std((0, 1, 2)), rtol=1e-6)
+    flat = cnn.build(PLAIN, rows_of(np.full_like(pixels, 77), np.arange(50) % 2))
+    assert set(flat.std.flatten().tolist()) == {1}
 
 
 def operators(graph: Graph) -> list[str]:

@@ -1,20 +1,29 @@
-"""Texts that lie on disk: they are what an array of them would be, and take no memory."""
+"""What lies on disk, texts, files and images: it is what an array of it would be, and takes no memory; and what a table
+takes."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from tests.sounds import pcm
+from tests.training.test_images import idx
+from training import contract
 from training.contract import Array, Classes, Examples, Rows, strings
-from training.data.spool import spooled
+from training.data.pixels import Pixels
+from training.data.spool import spooled, spooled_bytes
+from training.models import cnn
 from training.models.encoder import TextModel
 from training.spec import Recipe
-from training.spec.data import Text
+from training.spec.data import Audio, Images, Table, Text
+from training.spec.models import Cnn
 
 TEXTS = ["one", "zwei\n", "三", "\U0001f4e6", "a\ud800b", "one", "last"]
 
@@ -31,6 +40,25 @@ def test_spooled_texts_are_what_an_array_of_them_would_be() -> None:
     np.testing.assert_array_equal(np.concatenate([texts[:2], texts[5:]]), ["one", "zwei\n", "one", "last"])
 
 
+def test_spooled_files_are_bytes() -> None:
+    contents = [b"RIFF", b"", b"\xff\n"]
+    spooled = spooled_bytes(contents)
+    assert ([*spooled], spooled[-1], spooled[1:].tolist()) == (contents, b"\xff\n", contents[1:])
+    np.testing.assert_array_equal(np.asarray(spooled), np.array(contents, object))
+
+
+@pytest.mark.parametrize("shape", [(7, 4, 5), (7, 4, 5, 3)], ids=["grey", "colours"])
+def test_chosen_pixels_are_what_an_array_of_them_would_be(shape: tuple[int, ...]) -> None:
+    whole = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    pixels = Pixels(whole, np.arange(7))
+    assert (len(pixels), pixels.shape, pixels.dtype) == (7, whole.shape, whole.dtype)
+    np.testing.assert_array_equal([*pixels], whole)
+    for chosen in (np.array([4, 0, 0]), np.array([], np.int64), slice(2, 5), 3, np.int64(-1)):
+        np.testing.assert_array_equal(np.asarray(pixels[chosen]), whole[chosen])
+    np.testing.assert_array_equal(np.asarray(pixels[::-1][np.array([0, 2])]), whole[[6, 4]])
+    np.testing.assert_array_equal(np.concatenate([pixels[:2], pixels[5:]]), whole[[0, 1, 5, 6]])
+
+
 def test_no_texts_are_none() -> None:
     texts = spooled([])
     assert (len(texts), [*texts], np.asarray(texts).tolist()) == (0, [], [])
@@ -42,6 +70,16 @@ def test_the_fingerprint_is_that_of_the_same_rows_in_memory(count: int) -> None:
     targets = Classes(np.zeros(count, np.int64), ("a", "b"))
     one, other = (Examples({"text": it}, targets) for it in (spooled(texts).column(), strings(texts)))
     assert Rows(one, one).fingerprint == Rows(other, other).fingerprint
+
+
+def test_the_fingerprint_of_images_is_that_of_the_same_pixels_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = np.random.default_rng(0).integers(0, 256, (50, 6, 6), np.uint8)
+    targets = Classes(np.zeros(50, np.int64), ("a", "b"))
+    known = Examples({"image": whole}, targets)
+    wanted = Rows(known, known).fingerprint
+    monkeypatch.setattr(contract, "_PIECE_BYTES", 200)
+    mapped = Examples({"image": Pixels(whole, np.arange(50)).column()}, targets)
+    assert Rows(mapped, mapped).fingerprint == wanted
 
 
 def test_nothing_is_left_on_disk_when_reading_ends_or_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,6 +115,70 @@ def test_a_set_takes_less_memory_than_its_texts(tmp_path: Path) -> None:
     found, taken_kb = map(int, done.stdout.split())
     assert found == rows
     assert taken_kb < rows * width / 1024 / 4
+
+
+def most_bytes(load: Callable[[], object]) -> int:
+    """That numpy and Python had of memory at once, beyond what they had before."""
+    load()  # once, for what is imported on the way
+    tracemalloc.start()
+    try:
+        load()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.fixture
+def whole() -> Array:
+    """Images of 32 MB that differ and are soon packed."""
+    pixels = np.zeros((8000, 64, 64), np.uint8)
+    pixels[:, :8, 0] = np.random.default_rng(0).integers(0, 256, (8000, 8), np.uint8)
+    return pixels
+
+
+@pytest.mark.parametrize("packed", [True, False], ids=["gzip", "plain"])
+def test_images_are_read_measured_and_scaled_in_less_memory_than_they_fill(
+    tmp_path: Path, whole: Array, packed: bool
+) -> None:
+    spec = Images(train=idx(tmp_path, "train", whole, np.arange(8000, dtype=np.uint8) % 2, packed=packed))
+
+    def load() -> None:
+        rows = spec.load()
+        assert len(rows.train) + len(rows.test) == len(whole)
+        assert rows.fingerprint
+        cnn.build(Cnn(channels=(), pool_after=(), dense=()), rows)
+
+    assert most_bytes(load) < whole.nbytes / 2
+
+
+def test_pictures_are_read_in_less_memory_than_they_fill(tmp_path: Path) -> None:
+    for at in range(48):
+        (tmp_path / "ab"[at % 2]).mkdir(exist_ok=True)
+        Image.new("RGB", (256, 256), (at, 2 * at, 3 * at)).save(tmp_path / "ab"[at % 2] / f"{at}.png")
+    spec = Images(train=str(tmp_path), colour=True)
+    assert most_bytes(spec.load) < 48 * 256 * 256 * 3 / 4
+
+
+def test_sounds_are_read_in_less_memory_than_they_fill(tmp_path: Path) -> None:
+    for at in range(64):
+        (tmp_path / "ab"[at % 2]).mkdir(exist_ok=True)
+        (tmp_path / "ab"[at % 2] / f"{at}.wav").write_bytes(pcm([at] * 50_000, rate_hz=4000))
+    spec = Audio(train=str(tmp_path))
+    assert most_bytes(spec.load) < 64 * 100_000 / 4
+
+
+def test_a_table_is_read_in_a_few_bytes_a_number_and_a_category(tmp_path: Path) -> None:
+    rows, numbers, categories = 5000, 8, 4
+    chance = np.random.default_rng(0)
+    names = [f"column {at}" for at in range(numbers + categories)]
+    with (tmp_path / "rows.csv").open("w") as file:
+        file.write(",".join([*names, "label"]) + "\n")
+        for values in chance.normal(size=(rows, numbers)).tolist():
+            words = [f"a city of {it}" for it in chance.integers(0, 9, categories).tolist()]
+            file.write(",".join([*map(str, values), *words, "yes" if values[0] > 0 else "no"]) + "\n")
+    spec = Table(train=str(tmp_path / "rows.csv"))
+    # Beside the columns: a hash, the part and the label of each row, and room to grow.
+    assert most_bytes(spec.load) < 2 * rows * (4 * numbers + 8 * categories + 32)
 
 
 def test_rows_of_a_part_are_in_the_order_of_their_file(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from training.contract import Classes, Examples, Rows, strings
 from training.errors import DataError, RecipeError
 from training.evaluation import measures, scoring
 from training.model import predict
-from training.models import mlp
+from training.models import features, mlp
 from training.spec import Recipe
 from training.spec.data import Table
 from training.spec.floors import Boosting, Logistic
@@ -169,6 +169,24 @@ def test_numbers_are_scaled_by_the_training_rows_alone(tmp_path: Path) -> None:
     rows = load(tmp_path, "a,label,split\n0,p,train\n2,q,train\n1000,q,test\n")
     features = mlp.build(Mlp(), rows).features
     assert (features.mean.tolist(), features.deviation.tolist()) == ([1], [1])
+
+
+def test_numbers_are_scaled_alike_however_many_are_looked_at_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, spec = load(tmp_path, many()), Mlp(log=True, ratios=(("amount", "age"),))
+    whole = mlp.build(spec, rows).features
+    monkeypatch.setattr(features, "_ROWS_AT_ONCE", 7)
+    some = mlp.build(spec, rows).features
+    for name in ("median", "gaps", "mean", "deviation"):
+        np.testing.assert_allclose(getattr(some, name), getattr(whole, name), rtol=1e-6)
+    amounts = np.log1p(rows.train.inputs["amount"])
+    np.testing.assert_allclose((whole.mean[1], whole.deviation[1]), (amounts.mean(), amounts.std()), rtol=1e-5)
+
+
+def test_equal_categories_are_one_string_in_memory(tmp_path: Path) -> None:
+    cities = load(tmp_path, many()).train.inputs["city"]
+    assert len({id(it) for it in cities}) == 2
 
 
 def test_a_ratio_of_what_is_no_number_is_refused(tmp_path: Path) -> None:

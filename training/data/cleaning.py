@@ -56,9 +56,10 @@ def bare(text: str) -> str:
     return re.sub(r"[\W_]+", "", text.casefold())
 
 
-def hashed(text: str) -> int:
+def hashed(content: str | bytes) -> int:
     """64 bits."""
-    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest())
+    known = content.encode("utf-8", "surrogatepass") if isinstance(content, str) else content
+    return int.from_bytes(hashlib.blake2b(known, digest_size=8).digest())
 
 
 def among(values: Array, others: Array) -> Array:

@@ -1,18 +1,24 @@
-"""Images with one label each: IDX files, folders of PNG and JPEG files, scikit-learn's digits."""
+"""Images with one label each: IDX files, folders of PNG and JPEG files, scikit-learn's digits.
+
+Their pixels lie on disk from then on: an IDX file's where they are, all others' in a file without a name.
+"""
 
 from __future__ import annotations
 
 import gzip
 import hashlib
+import mmap
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from msgspec import Struct
 
-from training.contract import Array, Examples, Rows
-from training.data import labels, split
+from training.contract import Array, Examples, Rows, strings
+from training.data import cleaning, labels, split
+from training.data.pixels import Pixels
+from training.data.spool import mapped, unnamed
 from training.errors import DataError
 from training.spec.data import Images
 
@@ -20,38 +26,38 @@ _SUFFIXES = frozenset({".png", ".jpg", ".jpeg"})
 
 
 class Read(Struct, frozen=True):
-    """One part's images, uint8 [n, height, width] or [n, height, width, 3], and the label of each."""
+    """One part's images, and the label of each."""
 
-    pixels: Array
-    labels: list[str]
+    pixels: Pixels
+    labels: Array
 
-    def take(self, chosen: Sequence[int]) -> Read:
-        return Read(self.pixels[list(chosen)], [self.labels[at] for at in chosen])
+    def take(self, chosen: Array) -> Read:
+        return Read(self.pixels[chosen], self.labels[chosen])
 
 
 def load(spec: Images) -> Rows:
     """Read what the recipe names. An image that is in both parts stays in the test part only."""
     train = _read(spec.train, spec)
-    keys = _keys(train)
+    notes: tuple[str, ...] = ()
     if spec.test is not None:
         test = _read(spec.test, spec)
-        if train.pixels.shape[1:] != test.pixels.shape[1:]:
-            raise DataError(
-                f"{spec.train} has images of {_size(train.pixels[0])}, {spec.test} of {_size(test.pixels[0])}; "
-                "set data.side_px"
-            )
-        seen = set(_keys(test))
-        kept = [at for at, key in enumerate(keys) if key not in seen]
+        one, other = (it.pixels.shape[1:] for it in (train, test))
+        if one != other:
+            raise DataError(f"{spec.train} has images of {_size(one)}, {spec.test} of {_size(other)}; set data.side_px")
+        leaked = cleaning.among(_hashes(train), _hashes(test))
+        if leaked.any():
+            notes = (f"{leaked.sum()} training images are also in the test part and were left out",)
+        train = train.take(np.flatnonzero(~leaked))
     else:
-        kept = [at for at, key in enumerate(keys) if not split.held_out(key, spec.test_share)]
-        test = train.take([at for at, key in enumerate(keys) if split.held_out(key, spec.test_share)])
-    if not test.labels:
+        keys = (hashlib.sha256(it.tobytes()).hexdigest() for it in train.pixels)
+        tested = np.fromiter((split.held_out(it, spec.test_share) for it in keys), np.bool_)
+        train, test = (train.take(np.flatnonzero(it)) for it in (~tested, tested))
+    if not len(test.labels):
         raise DataError("there are no images to test with: set data.test, or give data.train more of them")
-    leaked = len(keys) - len(kept) if spec.test is not None else 0
-    train = train.take(kept)
     learnt, held = labels.classes(train.labels, test.labels)
-    notes = (f"{leaked} training images are also in the test part and were left out",) if leaked else ()
-    return Rows(Examples({"image": train.pixels}, learnt), Examples({"image": test.pixels}, held), notes)
+    return Rows(
+        Examples({"image": train.pixels.column()}, learnt), Examples({"image": test.pixels.column()}, held), notes
+    )
 
 
 def _read(source: str, spec: Images) -> Read:
@@ -67,12 +73,12 @@ def _read(source: str, spec: Images) -> Read:
     )
 
 
-def _keys(read: Read) -> list[str]:
-    return [hashlib.sha256(image.tobytes()).hexdigest() for image in read.pixels]
+def _hashes(read: Read) -> Array:
+    return np.fromiter((cleaning.hashed(it.tobytes()) for it in read.pixels), np.uint64)
 
 
-def _size(image: Array) -> str:
-    return "×".join(map(str, image.shape))
+def _size(shape: Sequence[int]) -> str:
+    return "×".join(map(str, shape))
 
 
 # ---- IDX ---------------------------------------------------------------------------------------------------
@@ -83,14 +89,11 @@ def _idx(images: Path, names: Path) -> Read:
     pixels, found = _array(images, axes=3), _array(names, axes=1)
     if len(pixels) != len(found):
         raise DataError(f"{images} has {len(pixels)} images, {names} {len(found)} labels")
-    return Read(pixels, [str(it) for it in found.tolist()])
+    return _whole(pixels, strings([str(it) for it in range(256)])[found])
 
 
 def _array(file: Path, *, axes: int) -> Array:
-    try:
-        content = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{file} cannot be read: {error}") from error
+    content = _content(file)
     head = 4 + 4 * axes
     if content[:4] != bytes((0, 0, 8, axes)) or len(content) < head:
         raise DataError(f"{file} is no IDX file of bytes in {axes} axes")
@@ -105,21 +108,55 @@ def _array(file: Path, *, axes: int) -> Array:
     return np.frombuffer(content, np.uint8, offset=head).reshape(sizes)
 
 
+def _content(file: Path) -> mmap.mmap | bytes:
+    """Mapped where it lies if it is not compressed."""
+    if file.suffix == ".gz":
+        with unnamed() as plain:
+            plain.writelines(_unpacked(file))
+            return mapped(plain)
+    try:
+        with file.open("rb") as opened:
+            return mapped(opened)
+    except OSError as error:
+        raise DataError(f"{file} cannot be read: {error}") from error
+
+
+def _unpacked(file: Path) -> Iterator[bytes]:
+    try:
+        with gzip.open(file) as packed:
+            while piece := packed.read(1 << 20):
+                yield piece
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{file} cannot be read: {error}") from error
+
+
 # ---- files -------------------------------------------------------------------------------------------------
 
 
 def _folder(folder: Path, spec: Images) -> Read:
-    files = sorted(it for it in folder.glob("*/*") if it.suffix.lower() in _SUFFIXES)
-    if not files:
-        raise DataError(f"{folder} has no PNG or JPEG file in a folder for its label")
-    images = [_image(file, spec) for file in files]
-    for file, image in zip(files, images, strict=True):
-        if image.shape != images[0].shape:
-            raise DataError(
-                f"{file} is of {_size(image)}, {files[0].name} of {_size(images[0])}: set data.side_px, "
-                "which resizes all of them"
-            )
-    return Read(np.stack(images), [file.parent.name for file in files])
+    names: list[str] = []
+    with unnamed() as spool:
+        for label, file in _files(folder):
+            image = _image(file, spec)
+            if not names:
+                first, shape = file.name, image.shape
+            if image.shape != shape:
+                raise DataError(
+                    f"{file} is of {_size(image.shape)}, {first} of {_size(shape)}: set data.side_px, "
+                    "which resizes all of them"
+                )
+            spool.write(image.tobytes())
+            names.append(label)
+        if not names:
+            raise DataError(f"{folder} has no PNG or JPEG file in a folder for its label")
+        return _whole(np.frombuffer(mapped(spool), np.uint8).reshape(len(names), *shape), strings(names))
+
+
+def _files(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Label and file, in order."""
+    for labelled in sorted(it for it in folder.iterdir() if it.is_dir()):
+        label = labelled.name
+        yield from ((label, it) for it in sorted(labelled.iterdir()) if it.suffix.lower() in _SUFFIXES)
 
 
 def _image(file: Path, spec: Images) -> Array:
@@ -140,4 +177,9 @@ def _digits() -> Read:
     from sklearn.datasets import load_digits
 
     found = load_digits()
-    return Read((found.images * (255 / 16)).round().astype(np.uint8), [str(it) for it in found.target.tolist()])
+    pixels = (found.images * (255 / 16)).round().astype(np.uint8)
+    return _whole(pixels, strings([str(it) for it in found.target.tolist()]))
+
+
+def _whole(pixels: Array, names: Array) -> Read:
+    return Read(Pixels(pixels, np.arange(len(pixels))), names)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from training.contract import Classes
 from training.errors import DataError
 
 
-def classes(train: Sequence[str], test: Sequence[str]) -> tuple[Classes, Classes]:
+def classes(train: Collection[str], test: Collection[str]) -> tuple[Classes, Classes]:
     """One label a row, of both parts; in alphabetical order. Raises DataError unless they can be learnt."""
     labels = tuple(sorted({*train}))
     if len(labels) < 2:

@@ -1,4 +1,7 @@
-"""Texts that lie on disk while they are used, so that a set of them may be larger than memory."""
+"""What lies on disk while it is used, so that a set may be larger than memory: texts, and the content of files.
+
+What is written goes into a file without a name: it is gone with the process, however that ends.
+"""
 
 from __future__ import annotations
 
@@ -7,30 +10,47 @@ import os
 import tempfile
 from array import array
 from collections.abc import Iterable, Iterator
-from typing import Any, cast
+from typing import IO, Any, cast
 
 import numpy as np
 
-from training.contract import Array, strings
+from training.contract import Array, objects
 
 
 def spooled(texts: Iterable[str]) -> Texts:
-    """All of them, written one after the other into a file without a name: it is gone with the process, however that
-    ends. Raises OSError if the disk is full."""
-    ends = array("q", [0])
+    """All of them, one after the other. Raises OSError if the disk is full."""
+    return Texts(*_written(text.encode("utf-8", "surrogatepass") for text in texts))
+
+
+def spooled_bytes(contents: Iterable[bytes]) -> Contents:
+    """The same, of bytes."""
+    return Contents(*_written(contents))
+
+
+def unnamed() -> IO[bytes]:
+    """A new file, gone when it is closed and mapped no more."""
     # Not where temporary files are by default: on many machines /tmp lies in memory.
-    folder = os.environ.get("TMPDIR", "/var/tmp")  # noqa: S108 - the file has no name
-    with tempfile.TemporaryFile(dir=folder) as file:
-        for text in texts:
-            ends.append(ends[-1] + file.write(text.encode("utf-8", "surrogatepass")))
-        file.flush()
-        # A mapping lives on after its file is closed; one of nothing is refused.
-        content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if ends[-1] else b""
-    return Texts(content, np.frombuffer(ends, np.int64), np.arange(len(ends) - 1))
+    return tempfile.TemporaryFile(dir=os.environ.get("TMPDIR", "/var/tmp"))  # noqa: S108 - the file has no name
 
 
-class Texts:
-    """Strings [n], read from disk as they are asked for. Indexing gives one string, or others of these, still on disk;
+def mapped(file: IO[bytes]) -> mmap.mmap | bytes:
+    """All that it holds, for reading; lives on after it is closed."""
+    file.flush()
+    # A mapping of nothing is refused.
+    return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if os.fstat(file.fileno()).st_size else b""
+
+
+def _written(contents: Iterable[bytes]) -> tuple[mmap.mmap | bytes, Array, Array]:
+    """The file that holds them, where each ends behind the one before, and which of them there are."""
+    ends = array("q", [0])
+    with unnamed() as file:
+        for content in contents:
+            ends.append(ends[-1] + file.write(content))
+        return mapped(file), np.frombuffer(ends, np.int64), np.arange(len(ends) - 1)
+
+
+class Contents:
+    """Bytes [n], read from disk as they are asked for. Indexing gives those of one, or others of these, still on disk;
     numpy, where it computes with them, makes an ordinary array of them."""
 
     dtype = np.dtype(object)
@@ -39,7 +59,7 @@ class Texts:
         self._content = content
         self._ends = ends
         self._places = places
-        """Of each text, which one of the file it is."""
+        """Of each, which one of the file it is."""
 
     @property
     def shape(self) -> tuple[int]:
@@ -51,21 +71,27 @@ class Texts:
     def __getitem__(self, chosen: Any) -> Any:
         if isinstance(chosen, int | np.integer):
             return self._read(int(self._places[chosen]))
-        return Texts(self._content, self._ends, self._places[chosen])
+        return type(self)(self._content, self._ends, self._places[chosen])
 
-    def __iter__(self) -> Iterator[str]:
+    def __iter__(self) -> Iterator[Any]:
         return map(self._read, self._places.tolist())
 
-    def tolist(self) -> list[str]:
+    def tolist(self) -> list[Any]:
         return [*self]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
-        return strings(self.tolist())
+        return objects(self.tolist())
 
     def column(self) -> Array:
         """The same, by the name of what it stands for: all that rows are asked is what it can answer."""
         return cast(Array, self)
 
+    def _read(self, place: int) -> Any:
+        return self._content[self._ends[place] : self._ends[place + 1]]
+
+
+class Texts(Contents):
+    """The same, of strings."""
+
     def _read(self, place: int) -> str:
-        start, end = self._ends[place], self._ends[place + 1]
-        return self._content[start:end].decode("utf-8", "surrogatepass")
+        return str(super()._read(place), "utf-8", "surrogatepass")

@@ -1,14 +1,20 @@
-"""Tables: columns of numbers and of categories, and one label a row."""
+"""Tables: columns of numbers and of categories, and one label a row.
+
+A file is gone through twice: once to learn which columns hold numbers and which rows are equal, once to keep four bytes
+of each number, and eight of each category.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import repeat
 
 import numpy as np
 
 from training.contract import Array, Classes, Examples, Rows, strings
-from training.data import split, tables
+from training.data import cleaning, split, tables
 from training.errors import DataError
 from training.spec.data import Table
 
@@ -19,50 +25,124 @@ MISSING = frozenset(("", "?", "na", "n/a", "nan", "null", "none"))
 def load(spec: Table) -> Rows:
     """Read the files that the recipe names. Numbers are float32, NaN where one is missing; categories are strings,
     empty there. Equal rows are in the same part."""
-    records = tables.read(spec.train, spec.header)
-    tables.columns(records, [spec.label, *spec.categories, *spec.ignore], file=spec.train)
-    kinds = _kinds(records, spec)
-    known = _arrays(records, kinds, spec, spec.train)
-    keys = [_key(it) for it in records]
+    known = _Survey(spec, spec.train, [spec.label, *spec.categories, *spec.ignore])
+    train, test = (_Part(known.kinds, spec) for _ in ("train", "test"))
     if spec.test is not None:
-        others = tables.read(spec.test, spec.header)
-        tables.columns(others, [spec.label, *kinds], file=spec.test)
-        test = _arrays(others, kinds, spec, spec.test)
-        seen = {_key(it) for it in others}
-        train = _taken(known, np.flatnonzero([key not in seen for key in keys]))  # no row is in both
+        others = _Survey(spec, spec.test, [spec.label, *known.kinds])
+        leaked = cleaning.among(known.hashes, others.hashes)
+        _fill(spec, spec.train, (None if it else train for it in leaked))
+        _fill(spec, spec.test, repeat(test))
     else:
-        held = np.array([split.held_out(it, spec.test_share) for it in keys])
-        tested = split.tested([split.said(it) for it in records], held)
-        train, test = (_taken(known, np.flatnonzero(it)) for it in (~tested, tested))
-    labels = _labels(train[spec.label], test[spec.label], spec)
-    for name, numeric in kinds.items():
-        if numeric and np.isnan(train[name]).all():
+        _fill(spec, spec.train, (test if it else train for it in known.tested()))
+    labels = _labels(train.label.array(), test.label.array(), spec)
+    rows = Rows(train.examples(labels), test.examples(labels), tuple(_notes(known)))
+    for name, numeric in known.kinds.items():
+        if numeric and np.isnan(rows.train.inputs[name]).all():
             raise DataError(f"{spec.train}: {name!r} is empty in every training row; name it in data.ignore")
-    return Rows(_examples(train, labels, spec), _examples(test, labels, spec), tuple(_notes(keys, known, kinds)))
+    return rows
 
 
-def _kinds(records: Sequence[tables.Record], spec: Table) -> dict[str, bool]:
-    """Column → whether it holds numbers: every value in it is one, and the recipe does not say otherwise."""
-    names = [it for it in records[0] if it not in {spec.label, "split", *spec.ignore}]
+class _Survey:
+    """The first pass over a file: what of all its rows has to be known before one is kept."""
+
+    def __init__(self, spec: Table, file: str, wanted: Sequence[str]) -> None:
+        self.kinds: dict[str, bool] = {}
+        """Column → whether it holds numbers: every value in it is one, and the recipe does not say otherwise."""
+        self.missing = 0
+        self._same, self._held = array("Q"), array("b")
+        self._says: list[str] = []
+        for record in tables.stream(file, spec.header):
+            if not self.kinds:
+                tables.columns([record], wanted, file=file)
+                self.kinds = {it: it not in spec.categories for it in _names(record, spec, file)}
+            key = _key(record)
+            self._same.append(cleaning.hashed(key))
+            self._held.append(split.held_out(key, spec.test_share))
+            self._says.append(split.said(record))
+            for name, numeric in self.kinds.items():
+                cell = _cell(record, name)
+                self.missing += not cell
+                if numeric and not _is_number(cell):
+                    self.kinds[name] = False
+
+    @property
+    def hashes(self) -> Array:
+        """uint64, of each row."""
+        return np.frombuffer(self._same, np.uint64)
+
+    def tested(self) -> Array:
+        """Which rows are to test with, if there is no other file; bool [n]."""
+        return split.tested(self._says, np.frombuffer(self._held, np.bool_))
+
+
+class _Numbers:
+    """A column of them, float32."""
+
+    def __init__(self) -> None:
+        self._values = array("f")
+
+    def append(self, cell: str) -> None:
+        """Raises ValueError if it is none."""
+        if not _is_number(cell):
+            raise ValueError(f"{cell!r}, not a number")
+        self._values.append(float(cell or "nan"))
+
+    def array(self) -> Array:
+        return np.frombuffer(self._values, np.float32)
+
+
+class _Categories:
+    """A column of them, strings: of each value one, however many rows have it."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}
+        self._rows = array("i")
+
+    def append(self, cell: str) -> None:
+        self._rows.append(self._numbers.setdefault(cell, len(self._numbers)))
+
+    def array(self) -> Array:
+        found: Array = strings([*self._numbers])[np.frombuffer(self._rows, np.int32)]
+        return found
+
+
+class _Part:
+    """Rows to learn from or to test with, as they come from the second pass."""
+
+    def __init__(self, kinds: Mapping[str, bool], spec: Table) -> None:
+        self.spec = spec
+        self.label = _Categories()
+        self.columns = {name: _Numbers() if numeric else _Categories() for name, numeric in kinds.items()}
+
+    def append(self, record: tables.Record, *, file: str, number: int) -> None:
+        label = tables.text(record, self.spec.label, file=file, number=number)
+        self.label.append(self.spec.labels.get(label, label))
+        for name, column in self.columns.items():
+            try:
+                column.append(_cell(record, name))
+            except ValueError as error:
+                raise DataError(f"{file}, row {number}: {name!r} is {error}") from None
+
+    def examples(self, labels: tuple[str, ...]) -> Examples:
+        place = {label: at for at, label in enumerate(labels)}
+        costs = tuple(self.spec.costs.get(it, 1.0) for it in labels) if self.spec.costs else ()
+        wanted = np.fromiter((place[it] for it in self.label.array()), np.int64)
+        return Examples({name: it.array() for name, it in self.columns.items()}, Classes(wanted, labels, costs))
+
+
+def _fill(spec: Table, file: str, parts: Iterable[_Part | None]) -> None:
+    """The second pass: each row goes to its part, or to none."""
+    for number, (record, part) in enumerate(zip(tables.stream(file, spec.header), parts, strict=False), 1):
+        if part is not None:
+            part.append(record, file=file, number=number)
+
+
+def _names(record: tables.Record, spec: Table, file: str) -> list[str]:
+    """Of the columns that something is made of."""
+    names = [it for it in record if it not in {spec.label, "split", *spec.ignore}]
     if not names:
-        raise DataError(f"{spec.train} has no column but the label {spec.label!r}")
-    return {name: name not in spec.categories and all(_is_number(_cell(it, name)) for it in records) for name in names}
-
-
-def _arrays(records: Sequence[tables.Record], kinds: Mapping[str, bool], spec: Table, file: str) -> dict[str, Array]:
-    """Every column, the label's among them."""
-    labels = [tables.text(it, spec.label, file=file, number=at) for at, it in enumerate(records, 1)]
-    found: dict[str, Array] = {spec.label: strings([spec.labels.get(it, it) for it in labels])}
-    for name, numeric in kinds.items():
-        cells = [_cell(it, name) for it in records]
-        if not numeric:
-            found[name] = strings(cells)
-            continue
-        for at, cell in enumerate(cells, 1):
-            if not _is_number(cell):
-                raise DataError(f"{file}, row {at}: {name!r} is {cell!r}, not a number")
-        found[name] = np.array([float(it or "nan") for it in cells], np.float32)
-    return found
+        raise DataError(f"{file} has no column but the label {spec.label!r}")
+    return names
 
 
 def _cell(record: tables.Record, column: str) -> str:
@@ -83,10 +163,6 @@ def _key(record: tables.Record) -> str:
     return "\0".join(str(value) for name, value in record.items() if name != "split")
 
 
-def _taken(arrays: Mapping[str, Array], chosen: Array) -> dict[str, Array]:
-    return {name: array[chosen] for name, array in arrays.items()}
-
-
 def _labels(train: Array, test: Array, spec: Table) -> tuple[str, ...]:
     """In the recipe's order, or sorted."""
     if not len(test):
@@ -102,21 +178,12 @@ def _labels(train: Array, test: Array, spec: Table) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*named, *sorted(there))))
 
 
-def _examples(arrays: Mapping[str, Array], labels: tuple[str, ...], spec: Table) -> Examples:
-    index = {label: at for at, label in enumerate(labels)}
-    costs = tuple(spec.costs.get(it, 1.0) for it in labels) if spec.costs else ()
-    wanted = np.array([index[it] for it in arrays[spec.label]], np.int64)
-    return Examples(
-        {name: array for name, array in arrays.items() if name != spec.label}, Classes(wanted, labels, costs)
-    )
-
-
-def _notes(keys: Sequence[str], known: Mapping[str, Array], kinds: Mapping[str, bool]) -> list[str]:
+def _notes(known: _Survey) -> list[str]:
     """What to know about the rows."""
-    numbers = sum(kinds.values())
-    found = [f"{numbers} columns of numbers, {len(kinds) - numbers} of categories"]
-    if repeated := len(keys) - len(set(keys)):
+    numbers = sum(known.kinds.values())
+    found = [f"{numbers} columns of numbers, {len(known.kinds) - numbers} of categories"]
+    if repeated := len(known.hashes) - len(np.unique(known.hashes)):
         found.append(f"{repeated} rows repeat another; such rows are in the same part")
-    if missing := sum(int((it == "" if it.dtype == object else np.isnan(it)).sum()) for it in known.values()):
-        found.append(f"{missing} values are missing")
+    if known.missing:
+        found.append(f"{known.missing} values are missing")
     return found

@@ -104,7 +104,7 @@ def pixels(spec: Pixels, train: Examples, test: Examples, *, seed: int) -> dict[
     """`scores` [n, labels] of logistic regression on pixels from 0 to 1."""
     if not isinstance(train.targets, Classes) or "image" not in train.inputs:
         raise RecipeError("the floor 'pixels' is for images with one label each")
-    one, other = (part.inputs["image"].reshape(len(part), -1) / 255 for part in (train, test))
+    one, other = (np.asarray(part.inputs["image"]).reshape(len(part), -1) / 255 for part in (train, test))
     model = LogisticRegression(C=spec.c, max_iter=500, random_state=seed)
     model.fit(one, train.targets.index)
     return {"scores": model.predict_proba(other)}
@@ -122,10 +122,10 @@ def spectrum(spec: Spectrum, train: Examples, test: Examples, *, seed: int) -> d
 
 def _statistics(spec: Spectrum, examples: Examples, rate_hz: int) -> Array:
     """[n, 2 · mels + 1]."""
-    sounds = [wav.read(it, rate_hz=rate_hz, samples_max=60 * rate_hz) for it in examples.inputs["audio"]]
     log_mel = LogMel(spec.mels, rate_hz=rate_hz)
     lines = []
-    for sound in sounds:
+    for content in examples.inputs["audio"]:
+        sound = wav.read(content, rate_hz=rate_hz, samples_max=60 * rate_hz)
         fed = audio.window([sound], max(len(sound), log_mel.window))
         bands = log_mel.bands(torch.from_numpy(fed["samples"]))[0].numpy()
         lines.append(np.concatenate([bands.mean(1), bands.std(1), [np.log(len(sound))]]))

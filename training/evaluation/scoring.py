@@ -95,7 +95,7 @@ async def _speedups(before: Artifact, after: Artifact, examples: Examples) -> Sc
         for rows in (1, 8):
             chosen = np.random.default_rng(rows).permutation(len(examples))[: _TIMED_CALLS * rows]
             calls = [
-                {name: array[part] for name, array in _flat(examples).items()}
+                {name: np.asarray(array[part]) for name, array in _flat(examples).items()}
                 for part in np.split(chosen, range(rows, len(chosen), rows))
                 if len(part)
             ]

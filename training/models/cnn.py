@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from training.contract import Array, Classes, Inputs, Rows
+from training.contract import Array, Classes, Inputs, Rows, pieces
 from training.errors import RecipeError
 from training.model import Model
 from training.models import warp
@@ -46,7 +48,7 @@ class ImageClassifier(Model):
         self.layers = nn.Sequential(*layers, *_dropout(spec), nn.Linear(inputs, len(labels)))
 
     def feed(self, inputs: Inputs) -> tuple[Tensor, ...]:
-        return (torch.from_numpy(inputs["image"]),)
+        return (torch.from_numpy(np.asarray(inputs["image"])),)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """Pixels, 0 to 255 → scores [n, labels], and the logits behind them."""
@@ -56,7 +58,9 @@ class ImageClassifier(Model):
         return logits.softmax(-1), logits
 
     def augment(self, inputs: Inputs, chance: np.random.Generator) -> Inputs:
-        return inputs if self.spec.warp is None else {"image": warp.warped(self.spec.warp, inputs["image"], chance)}
+        if self.spec.warp is None:
+            return inputs
+        return {"image": warp.warped(self.spec.warp, np.asarray(inputs["image"]), chance)}
 
 
 def build(spec: Cnn, rows: Rows) -> ImageClassifier:
@@ -68,18 +72,23 @@ def build(spec: Cnn, rows: Rows) -> ImageClassifier:
         raise RecipeError(f"model.pool_after names convolution {bad[0]}; there are {len(spec.channels)}")
     if min(images.shape[1:3]) < 2 ** len(spec.pool_after):
         raise RecipeError(f"model.pool_after halves images of {images.shape[1:3]} pixels until nothing is left of them")
-    axes = (0, 1, 2)
-    mean, std = images.mean(axes, dtype=np.float64), images.std(axes, dtype=np.float64)
-    model = ImageClassifier(
-        spec,
-        images.shape[1:],
-        targets.labels,
-        mean=np.asarray(mean, np.float32),
-        std=np.asarray(np.maximum(std, 1.0), np.float32),
-    )
+    mean, std = _spread(images)
+    model = ImageClassifier(spec, images.shape[1:], targets.labels, mean=mean, std=std)
     model.eval()
     model.to(memory_format=torch.channels_last)  # a fifth less time to learn on CPUs; nothing else depends on it
     return model
+
+
+def _spread(images: Array) -> tuple[Array, Array]:
+    """Mean and standard deviation of all pixels, the latter at least 1; float32, by colour if there are colours."""
+    axes = (0, 1, 2)
+    count = math.prod(images.shape[:3])
+    # Of integers, so nothing is lost on the way.
+    total = sum(it.sum(axes, dtype=np.int64) for it in pieces(images))
+    squares = sum(np.square(it, dtype=np.int64).sum(axes) for it in pieces(images))
+    mean = total / count
+    variance = np.maximum(squares / count - mean**2, 1)
+    return np.asarray(mean, np.float32), np.asarray(np.sqrt(variance), np.float32)
 
 
 def _dropout(spec: Cnn) -> list[nn.Module]:

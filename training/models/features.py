@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -11,6 +13,7 @@ from training.errors import RecipeError
 from training.spec.models import Mlp
 from training.vocabulary import Vocabulary
 
+_ROWS_AT_ONCE = 1 << 14
 _FAR = 8.0
 """Standard deviations beyond which a number is taken for this many."""
 
@@ -35,7 +38,7 @@ class Features(nn.Module):  # type: ignore[misc]  # torch is untyped here
             # Row 0 is any value that is not in it.
             self.register_buffer(_table(name), torch.eye(len(vocabulary) + 1)[:, 1:].contiguous())
         if self.numbers:
-            self._fit(np.stack([inputs[it] for it in self.numbers], 1))
+            self._fit([inputs[it] for it in self.numbers])
 
     @property
     def width(self) -> int:
@@ -53,14 +56,21 @@ class Features(nn.Module):  # type: ignore[misc]  # torch is untyped here
             parts.append(numbers.isnan().to(scaled.dtype)[:, self.gaps])
         return torch.cat(parts, 1)
 
-    def _fit(self, numbers: Array) -> None:
-        """[n, numbers], NaN where one is missing."""
-        self.register_buffer("median", torch.from_numpy(np.nanmedian(numbers, 0)))
-        self.register_buffer("gaps", torch.from_numpy(np.nonzero(np.isnan(numbers).any(0))[0]))
-        derived = self._derived(torch.from_numpy(numbers)).double()
-        deviation = derived.std(0, correction=0)
-        self.register_buffer("mean", derived.mean(0).float())
-        self.register_buffer("deviation", torch.where(deviation > 0, deviation, 1.0).float())
+    def _fit(self, columns: Sequence[Array]) -> None:
+        """Of numbers, NaN where one is missing. Each is looked at for itself, then all of them some rows at a time."""
+        count = len(columns[0])
+        self.register_buffer("median", torch.tensor([float(np.nanmedian(it)) for it in columns]))
+        self.register_buffer("gaps", torch.from_numpy(np.nonzero([np.isnan(it).any() for it in columns])[0]))
+
+        def pieces() -> Iterator[Tensor]:
+            for start in range(0, count, _ROWS_AT_ONCE):
+                numbers = np.stack([it[start : start + _ROWS_AT_ONCE] for it in columns], 1)
+                yield self._derived(torch.from_numpy(numbers)).double()
+
+        mean = torch.stack([it.sum(0) for it in pieces()]).sum(0) / count
+        variance = torch.stack([(it - mean).square().sum(0) for it in pieces()]).sum(0) / count
+        self.register_buffer("mean", mean.float())
+        self.register_buffer("deviation", torch.where(variance > 0, variance.sqrt(), 1.0).float())
 
     def _derived(self, numbers: Tensor) -> Tensor:
         """Nothing missing, ratios to the right."""
