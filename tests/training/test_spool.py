@@ -1,5 +1,5 @@
-"""What lies on disk, texts, files and images: it is what an array of it would be, and takes no memory; and what a table
-takes."""
+"""What lies on disk, texts, files and images: it is what an array of it would be, and takes no memory; and what
+tables and ratings take."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from training.data.spool import spooled, spooled_bytes
 from training.models import cnn
 from training.models.encoder import TextModel
 from training.spec import Recipe
-from training.spec.data import Audio, Images, Table, Text
+from training.spec.data import Audio, Images, Ratings, Table, Text
 from training.spec.models import Cnn
 
 TEXTS = ["one", "zwei\n", "三", "\U0001f4e6", "a\ud800b", "one", "last"]
@@ -179,6 +179,14 @@ def test_a_table_is_read_in_a_few_bytes_a_number_and_a_category(tmp_path: Path) 
     spec = Table(train=str(tmp_path / "rows.csv"))
     # Beside the columns: a hash, the part and the label of each row, and room to grow.
     assert most_bytes(spec.load) < 2 * rows * (4 * numbers + 8 * categories + 32)
+
+
+def test_a_rating_is_read_in_a_few_times_what_its_numbers_take(tmp_path: Path) -> None:
+    rows = 10_000
+    lines = (f"{at * 7919 % 400},{at % 300},{at % 5},{at}\n" for at in range(rows))
+    (tmp_path / "ratings.csv").write_text("user,item,rating,timestamp\n" + "".join(lines))
+    spec = Ratings(train=str(tmp_path / "ratings.csv"))
+    assert most_bytes(spec.load) < 4 * rows * (8 + 8 + 4 + 8)
 
 
 def test_rows_of_a_part_are_in_the_order_of_their_file(tmp_path: Path) -> None:

@@ -13,8 +13,9 @@ from itertools import repeat
 
 import numpy as np
 
-from training.contract import Array, Classes, Examples, Rows, strings
+from training.contract import Array, Classes, Examples, Rows
 from training.data import cleaning, split, tables
+from training.data.categories import Categories
 from training.errors import DataError
 from training.spec.data import Table
 
@@ -91,28 +92,13 @@ class _Numbers:
         return np.frombuffer(self._values, np.float32)
 
 
-class _Categories:
-    """A column of them, strings: of each value one, however many rows have it."""
-
-    def __init__(self) -> None:
-        self._numbers: dict[str, int] = {}
-        self._rows = array("i")
-
-    def append(self, cell: str) -> None:
-        self._rows.append(self._numbers.setdefault(cell, len(self._numbers)))
-
-    def array(self) -> Array:
-        found: Array = strings([*self._numbers])[np.frombuffer(self._rows, np.int32)]
-        return found
-
-
 class _Part:
     """Rows to learn from or to test with, as they come from the second pass."""
 
     def __init__(self, kinds: Mapping[str, bool], spec: Table) -> None:
         self.spec = spec
-        self.label = _Categories()
-        self.columns = {name: _Numbers() if numeric else _Categories() for name, numeric in kinds.items()}
+        self.label = Categories()
+        self.columns = {name: _Numbers() if numeric else Categories() for name, numeric in kinds.items()}
 
     def append(self, record: tables.Record, *, file: str, number: int) -> None:
         label = tables.text(record, self.spec.label, file=file, number=number)
