@@ -62,7 +62,11 @@ class _Lines:
         rate = self._done / (now_s - self._started_s)
         left_s = (self._total - self._done) / rate
         done = f"{self._done} of {self._total} {self._unit}"
-        LOG.info("%s: %s, %.0f %s/s, %.0f s left", self._title, done, rate, self._unit, left_s)
+        LOG.info("%s: %s, %s/s, %.0f s left", self._title, done, _said(rate, self._unit), left_s)
+
+
+def _said(rate: float, unit: str) -> str:
+    return f"{rate:.0f} {unit}" if rate >= 10 else f"{rate:.2g} {unit}"
 
 
 @contextmanager
@@ -73,7 +77,7 @@ def _bar(title: str, total: int, unit: str) -> Iterator[Advance]:
 
     class Rate(ProgressColumn):
         def render(self, task: Task) -> Text:
-            return Text(f"{task.speed:.0f} {unit}/s" if task.speed else "")
+            return Text(f"{_said(task.speed, unit)}/s" if task.speed else "")
 
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=False) as shown:

@@ -37,6 +37,14 @@ def test_a_line_comes_now_and_then_with_rate_and_time_left(caplog: pytest.LogCap
     ]
 
 
+def test_a_rate_below_one_is_told_all_the_same(caplog: pytest.LogCaptureFixture) -> None:
+    now_s = [0.0]
+    with caplog.at_level(logging.INFO, "training"), progress("ask", 9, "answers", now_s=lambda: now_s[0]) as advance:
+        now_s[0] += 40
+        advance(6)
+    assert caplog.messages == ["ask: 6 of 9 answers, 0.15 answers/s, 20 s left"]
+
+
 def test_where_nobody_wants_to_be_told_nothing_is_shown(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
