@@ -1,9 +1,9 @@
 """Records on their way to the store: written at once, folded behind the call.
 
 The journal is a folder of JSON lines. All records of one turn of the event loop are written with one system call,
-before the last bytes of their answers go out, so killing the process loses nothing that a client saw completed. While
-the disk is full, up to UNWRITTEN_BYTES_MAX are kept in memory and tried again; past that calls are refused rather than
-served unbilled.
+before the last bytes of their answers go out, so killing the process loses nothing that a client saw completed; who
+waits for one record alone has it written at once. While the disk is full, up to UNWRITTEN_BYTES_MAX are kept in memory
+and tried again; past that calls are refused rather than served unbilled.
 """
 
 from __future__ import annotations
