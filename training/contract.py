@@ -32,10 +32,11 @@ Scores = dict[str, float]
 
 
 class Targets(msgspec.Struct, frozen=True):
-    """What should come back. Its type decides what is measured. Fields that are arrays have one entry a row."""
+    """What should come back. Its type decides what is measured. Fields that are arrays have one entry a row; strings
+    may lie on disk as those of inputs do."""
 
     def __len__(self) -> int:
-        return len(next(value for value in msgspec.structs.astuple(self) if isinstance(value, np.ndarray)))
+        return len(next(filter(_is_column, msgspec.structs.astuple(self))))
 
     def take(self, chosen: Array) -> Self:
         """The rows of these indices, int64 [m]."""
@@ -46,7 +47,7 @@ class Targets(msgspec.Struct, frozen=True):
         return self._changed(lambda name, array: np.concatenate([array, getattr(other, name)]))
 
     def _changed(self, change: Callable[[str, Array], Array]) -> Self:
-        arrays = {name: it for name, it in msgspec.structs.asdict(self).items() if isinstance(it, np.ndarray)}
+        arrays = {name: it for name, it in msgspec.structs.asdict(self).items() if _is_column(it)}
         return msgspec.structs.replace(self, **{name: change(name, it) for name, it in arrays.items()})
 
 
@@ -174,8 +175,13 @@ class Rows(msgspec.Struct, frozen=True):
                 digest.update(name.encode())
                 _digest(digest, array)
             for value in msgspec.structs.astuple(part.targets):
-                _digest(digest, value if isinstance(value, np.ndarray) else np.array(value, object))
+                _digest(digest, value if _is_column(value) else np.array(value, object))
         return digest.hexdigest()[:16]
+
+
+def _is_column(value: Any) -> bool:
+    """Whether it is an array, or what stands for one."""
+    return hasattr(value, "shape")
 
 
 def _digest(digest: Any, array: Array) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -20,7 +21,6 @@ import torch
 from runtimes.adapter import check, find
 from runtimes.artifact import Shelf, verify
 from training.compression import gptq
-from training.data import conversations
 from training.errors import DataError, Diverged, GateFailed, Interrupted, RecipeError
 from training.evaluation import bootstrap
 from training.layouts import export
@@ -74,6 +74,22 @@ TRAINER = {
     "kind": "sft", "epochs": 4, "rate": 0.02, "tokens_max": 64, "batch": 1, "checkpoint_steps": 3,
     "adapter": {"rank": 4, "dropout": 0.1},
 }  # fmt: skip
+
+DPO = {"kind": "dpo", "epochs": 3, "rate": 0.02, "tokens_max": 64, "adapter": {"rank": 4}}
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> dict[str, Any]:
+    """Data in which yes is preferred to no."""
+    file = tmp_path / "pairs.jsonl"
+    rows = [
+        {"prompt": f"{word} {thing}", "chosen": f"yes {thing}", "rejected": f"no {thing}"}
+        for word in ("where", "is", "my")
+        for thing in ("card", "order", "parcel", "payment", "help", "pay")
+    ]
+    file.write_text("\n".join(json.dumps(it) for it in rows))
+    return {"kind": "preferences", "train": str(file), "test_share": 0.3}
+
 
 # ---- conversations -----------------------------------------------------------------------------------------
 
@@ -132,11 +148,47 @@ def test_what_precedes_the_last_answer_is_not_measured(model: Generator) -> None
 
 def test_packed_conversations_do_not_see_each_other(model: Generator) -> None:
     rows = [render.render(model.tokenizer, conversation(it)) for it in ROWS]
-    lines = packing.pack(rows, tokens_max=40)
+    lines = [*packing.pack(rows, tokens_max=40)]
     assert max(len(line) for line in lines) > 1
     together = sum(_loss(model, packing.collate(lines[at : at + 2])) for at in range(0, len(lines), 2))
     alone = sum(_loss(model, packing.collate([[row]])) for row in rows)
     assert together == pytest.approx(alone, rel=1e-5)
+
+
+def test_lines_are_those_that_packing_in_memory_gives() -> None:
+    random = np.random.default_rng(0)
+    for tokens_max in (16, 50, 128):
+        rows = []
+        for length in random.integers(1, 70, 400).tolist():
+            ids = random.integers(0, 50_000, length).tolist()
+            learnt = random.random(length) < random.random() ** 4
+            rows.append(
+                render.Rendered(ids, [it if yes else render.IGNORED for it, yes in zip(ids, learnt, strict=True)])
+            )
+        found, wanted = [*packing.pack(iter(rows), tokens_max=tokens_max)], _plainly(rows, tokens_max)
+        assert found == wanted
+        batch = packing.collate(found[3:6])
+        assert {name: it.tolist() for name, it in packing.collate(wanted[3:6]).items()} == {
+            name: it.tolist() for name, it in batch.items()
+        }
+
+
+def _plainly(rows: list[render.Rendered], tokens_max: int) -> list[packing.Line]:
+    """Every row tried in every line, the fullest first and, of equally full ones, the one that last changed."""
+    cut = [render.Rendered(it.ids[:tokens_max], it.labels[:tokens_max]) for it in rows]
+    lines: list[tuple[int, int, packing.Line]] = []  # tokens free, minus the turn in which it changed, rows
+    order: list[packing.Line] = []
+    for turn, row in enumerate(sorted(cut, key=lambda it: -len(it.ids))):
+        if {*row.labels[1:]} <= {render.IGNORED}:
+            continue
+        at = next((at for at, it in enumerate(lines) if it[0] >= len(row.ids)), None)
+        free, _, line = (tokens_max, 0, []) if at is None else lines.pop(at)
+        if at is None:
+            order.append(line)
+        line.append(row)
+        lines.append((free - len(row.ids), -turn, line))
+        lines.sort(key=lambda it: it[:2])
+    return order
 
 
 def _loss(model: Generator, batch: dict[str, torch.Tensor]) -> float:
@@ -149,7 +201,7 @@ def _loss(model: Generator, batch: dict[str, torch.Tensor]) -> float:
 
 def test_a_row_with_nothing_left_to_learn_is_left_out(model: Generator) -> None:
     row = render.render(model.tokenizer, conversation({"prompt": "where is my card " * 9, "answer": "yes"}))
-    assert packing.pack([row], tokens_max=16) == []
+    assert [*packing.pack([row], tokens_max=16)] == []
 
 
 # ---- likelihoods -------------------------------------------------------------------------------------------
@@ -211,11 +263,12 @@ class Stopping(Run):
 
 
 def test_a_stopped_run_goes_on_to_the_same_bytes(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
-    rows = recipe().data.load()
+    made = recipe()
+    rows = made.data.load()
 
     def fitted(it: Run, *, resume: bool = False) -> Any:
         with it.open(b"{}", resume=resume):
-            return it.stage("train", lambda: _learnt(recipe(), rows.train, it))
+            return it.stage("train", lambda: _learnt(made, rows.train, it))
 
     straight = fitted(Run(tmp_path / "straight", seed=0))
     with pytest.raises(Interrupted):
@@ -223,6 +276,7 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(recipe: Callable[..., Recipe], 
     resumed = Run(tmp_path / "cut", seed=0)
     assert fitted(resumed, resume=True).adapter == straight.adapter
     assert [it["step"] for it in resumed.metrics()] == list(range(1, resumed.metrics()[-1]["step"] + 1))
+    assert [*(tmp_path / "cut").rglob("pairs*"), *(tmp_path / "cut").rglob("*.arrow")] == []
 
 
 def _learnt(it: Recipe, examples: Any, run: Run) -> Any:
@@ -335,19 +389,11 @@ def test_one_that_learnt_too_little_is_not_published(recipe: Callable[..., Recip
     assert shelf.names() == []
 
 
-def test_preferences_are_learnt(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
-    file = tmp_path / "pairs.jsonl"
-    rows = [
-        {"prompt": f"{word} {thing}", "chosen": f"yes {thing}", "rejected": f"no {thing}"}
-        for word in ("where", "is", "my")
-        for thing in ("card", "order", "parcel", "payment", "help", "pay")
-    ]
-    file.write_text("\n".join(json.dumps(it) for it in rows))
-    trainer = {"kind": "dpo", "epochs": 3, "rate": 0.02, "tokens_max": 64, "adapter": {"rank": 4}}
+def test_preferences_are_learnt(recipe: Callable[..., Recipe], pairs: dict[str, Any], tmp_path: Path) -> None:
     manifest = run(
         recipe(
-            data={"kind": "preferences", "train": str(file), "test_share": 0.3},
-            trainer=trainer,
+            data=pairs,
+            trainer=DPO,
             gate={"reward_accuracy_min": 0.9, "preference_accuracy_min": 0.9},
         ),
         Shelf(tmp_path / "shelf"),
@@ -355,6 +401,30 @@ def test_preferences_are_learnt(recipe: Callable[..., Recipe], tmp_path: Path) -
     )
     assert manifest.after["reward_margin"] > 0
     assert manifest.after["preference_accuracy"] > manifest.after["preference_accuracy_base"]
+
+
+def test_a_disk_that_is_full_while_pairs_are_written_is_said_and_left_clean(
+    recipe: Callable[..., Recipe], pairs: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    made = recipe(data=pairs, trainer=DPO)
+    rows = made.data.load()
+    monkeypatch.setattr(render, "text", full)
+    with pytest.raises(OSError, match="No space left"):
+        _learnt(made, rows.train, Run(tmp_path / "run", seed=0))
+    assert [*(tmp_path / "run").iterdir()] == []
+
+
+@pytest.mark.parametrize("trainer", [TRAINER, DPO])
+def test_nothing_to_learn_from_is_said(
+    recipe: Callable[..., Recipe], pairs: dict[str, Any], tmp_path: Path, trainer: dict[str, Any]
+) -> None:
+    made = recipe(data=pairs, trainer=trainer)
+    nothing = made.data.load().train.take(np.array([], np.int64))
+    with pytest.raises(RecipeError, match=r"has no rows to learn from: set data\.train"):
+        _learnt(made, nothing, Run(tmp_path / "run", seed=0))
 
 
 def test_an_exam_is_sat_by_the_base_too(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
@@ -413,4 +483,4 @@ def test_conversations_in_both_parts_stay_in_the_test_part(tmp_path: Path) -> No
     rows_found = Conversations(train=str(tmp_path / "train.json"), test=str(tmp_path / "test.json")).load()
     assert len(rows_found.train) == len(ROWS) - 2
     assert rows_found.notes == ("2 training rows are also in the test part and were left out",)
-    assert len(conversations.decoded(rows_found.test)) == 1
+    assert len(rows_found.test) == 1

@@ -1,11 +1,13 @@
-"""What lies on disk, texts, files and images: it is what an array of it would be, and takes no memory; and what
+"""What lies on disk, texts, files, structs, images: it is what an array of it would be, and takes no memory; and what
 tables and ratings take."""
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import tracemalloc
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,13 +18,18 @@ from PIL import Image
 from tests.sounds import pcm
 from tests.training.test_images import idx
 from training import contract
-from training.contract import Array, Classes, Examples, Rows, strings
+from training.contract import Answers, Array, Classes, Examples, Preferred, Rows, strings
+from training.data import tables
 from training.data.pixels import Pixels
-from training.data.spool import spooled, spooled_bytes
+from training.data.spool import Stored, spooled, spooled_bytes
+from training.llm.conversation import Message
+from training.llm.packing import pack
+from training.llm.render import Rendered
 from training.models import cnn
 from training.models.encoder import TextModel
 from training.spec import Recipe
 from training.spec.data import Audio, Images, Ratings, Table, Text
+from training.spec.llm import Conversations, Preferences
 from training.spec.models import Cnn
 
 TEXTS = ["one", "zwei\n", "三", "\U0001f4e6", "a\ud800b", "one", "last"]
@@ -57,6 +64,25 @@ def test_chosen_pixels_are_what_an_array_of_them_would_be(shape: tuple[int, ...]
         np.testing.assert_array_equal(np.asarray(pixels[chosen]), whole[chosen])
     np.testing.assert_array_equal(np.asarray(pixels[::-1][np.array([0, 2])]), whole[[6, 4]])
     np.testing.assert_array_equal(np.concatenate([pixels[:2], pixels[5:]]), whole[[0, 1, 5, 6]])
+
+
+def test_targets_may_lie_on_disk_as_inputs_do() -> None:
+    one, other = (Preferred(make(TEXTS), make(TEXTS[::-1])) for make in (lambda it: spooled(it).column(), strings))
+    chosen = np.array([4, 0])
+    for found, wanted in ((one, other), (one.take(chosen), other.take(chosen)), (one.joined(one), other.joined(other))):
+        assert len(found) == len(wanted)
+        assert (found.chosen.tolist(), found.rejected.tolist()) == (wanted.chosen.tolist(), wanted.rejected.tolist())
+    texts = TEXTS[:4]
+    whole, spool = (Examples({}, Answers(it)) for it in (strings(texts), spooled(texts).column()))
+    assert Rows(whole, whole).fingerprint == Rows(spool, spool).fingerprint
+
+
+@pytest.mark.parametrize("count", [0, 1, 5])
+def test_stored_structs_are_what_a_list_of_them_would_be(count: int) -> None:
+    messages = [Message("user", text) for text in TEXTS if text != "a\ud800b"][:count]
+    stored = Stored(iter(messages), Message)
+    assert (len(stored), [*stored]) == (count, messages)
+    assert [stored[at] for at in reversed(range(count))] == messages[::-1]
 
 
 def test_no_texts_are_none() -> None:
@@ -187,6 +213,59 @@ def test_a_rating_is_read_in_a_few_times_what_its_numbers_take(tmp_path: Path) -
     (tmp_path / "ratings.csv").write_text("user,item,rating,timestamp\n" + "".join(lines))
     spec = Ratings(train=str(tmp_path / "ratings.csv"))
     assert most_bytes(spec.load) < 4 * rows * (8 + 8 + 4 + 8)
+
+
+SAID = "where is my parcel " * 100
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        (Conversations, {"prompt": SAID, "answer": "yes"}),
+        (Preferences, {"prompt": "where", "chosen": f"yes {SAID}", "rejected": "no"}),
+    ],
+)
+def test_conversations_are_read_in_less_memory_than_they_fill(
+    tmp_path: Path, spec: type[Conversations], said: dict[str, str]
+) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join(json.dumps(said | {"prompt": f"{at} {said['prompt']}"}) for at in range(3000)))
+    assert most_bytes(spec(train=str(file)).load) < 3000 * len(SAID) / 4
+
+
+def test_lines_of_packed_rows_take_less_memory_than_their_tokens() -> None:
+    ids = [50_000] * 500
+
+    def load() -> None:
+        assert len(pack((Rendered([*ids], [*ids]) for _ in range(2000)), tokens_max=512)) == 2000
+
+    assert most_bytes(load) < 2000 * 500 * 8 / 4
+
+
+class Record(dict[str, str]):
+    """One that can be watched."""
+
+
+@pytest.mark.parametrize("spec", [Text, Conversations, Preferences])
+def test_a_file_is_gone_through_once_and_no_record_is_kept(
+    spec: Callable[..., Text], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+
+    def records(file: str, *_: object, **__: object) -> Iterator[tables.Record]:
+        read.append(file)
+        given: list[weakref.ref[Record]] = []
+        for at in range(40):
+            record = Record(prompt=f"where {at}", answer="yes", text=f"where {at}", label="ab"[at % 2])
+            if spec is Preferences:
+                record |= {"chosen": "yes", "rejected": "no"}
+            given.append(weakref.ref(record))
+            yield record
+            assert sum(it() is not None for it in given) <= 2, "this one, and the one that is being read"
+
+    monkeypatch.setattr(tables, "stream", records)
+    rows = spec(train="a file", test_share=0.3).load()
+    assert (len(rows.train) + len(rows.test), read) == (40, ["a file"])
 
 
 def test_rows_of_a_part_are_in_the_order_of_their_file(tmp_path: Path) -> None:

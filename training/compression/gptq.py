@@ -7,11 +7,12 @@ compressed-tensors' layout. The other side of it is `gptq_job`.
 from __future__ import annotations
 
 import contextlib
+import heapq
 import logging
 import os
 import signal
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,18 +62,19 @@ def quantize(spec: Gptq, model: Generator, rows: Rows, run: Run) -> Weights:
     return Weights(tensors, {name: config[name] for name in ("dtype", "quantization_config")})
 
 
-def tokens(tokenizer: Any, examples: Examples) -> list[list[int]]:
-    """Rows as the model reads them."""
+def tokens(tokenizer: Any, examples: Examples) -> Iterator[list[int]]:
+    """Rows as the model reads them, one after the other."""
     if "conversation" not in examples.inputs:
         raise RecipeError("compress = 'gptq' calibrates with conversations: set data.kind = 'conversations'")
-    return [render.render(tokenizer, it).ids for it in conversations.decoded(examples)]
+    return (render.render(tokenizer, it).ids for it in conversations.decoded(examples))
 
 
-def calibration(spec: Gptq, rows: Sequence[list[int]]) -> list[list[int]]:
+def calibration(spec: Gptq, rows: Iterable[list[int]]) -> list[list[int]]:
     """The longest rows, cut: one of a few tokens says little of what a layer meets. Raises RecipeError without any."""
-    if not rows:
+    longest = heapq.nlargest(spec.rows, rows, key=len)
+    if not longest:
         raise RecipeError("compress = 'gptq' calibrates with training rows, and there are none: set data.train")
-    return [row[: spec.tokens_max] for row in sorted(rows, key=len, reverse=True)[: spec.rows]]
+    return [row[: spec.tokens_max] for row in longest]
 
 
 def check_groups(spec: Gptq, network: Any) -> None:

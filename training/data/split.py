@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Sequence
 
 import numpy as np
 
 from training.contract import Array
-from training.data.cleaning import same
 from training.data.tables import Record
 from training.errors import DataError
-
-T = TypeVar("T")
 
 
 def held_out(key: str, share: float) -> bool:
@@ -35,10 +31,3 @@ def tested(says: Sequence[str], held: Array) -> Array:
         if part not in {"train", "test"}:
             raise DataError(f"row {number}: the column 'split' may say train or test, not {part!r}")
     return np.array([it == "test" for it in says])
-
-
-def apart(train: Sequence[T], test: Sequence[T], key: Callable[[T], str]) -> tuple[list[T], int]:
-    """The training rows that are not in the test part, case and white space aside, and how many were."""
-    seen = {same(key(it)) for it in test}
-    kept = [it for it in train if same(key(it)) not in seen]
-    return kept, len(train) - len(kept)

@@ -1,4 +1,4 @@
-"""What lies on disk while it is used, so that a set may be larger than memory: texts, and the content of files.
+"""What lies on disk while it is used, so that a set may be larger than memory: texts, the content of files, structs.
 
 What is written goes into a file without a name: it is gone with the process, however that ends.
 """
@@ -9,12 +9,15 @@ import mmap
 import os
 import tempfile
 from array import array
-from collections.abc import Iterable, Iterator
-from typing import IO, Any, cast
+from collections.abc import Iterable, Iterator, Sequence
+from typing import IO, Any, TypeVar, cast
 
+import msgspec
 import numpy as np
 
 from training.contract import Array, objects
+
+T = TypeVar("T")
 
 
 def spooled(texts: Iterable[str]) -> Texts:
@@ -70,11 +73,11 @@ class Contents:
 
     def __getitem__(self, chosen: Any) -> Any:
         if isinstance(chosen, int | np.integer):
-            return self._read(int(self._places[chosen]))
+            return self._read(self._places[chosen])
         return type(self)(self._content, self._ends, self._places[chosen])
 
     def __iter__(self) -> Iterator[Any]:
-        return map(self._read, self._places.tolist())
+        return map(self._read, self._places)
 
     def tolist(self) -> list[Any]:
         return [*self]
@@ -95,3 +98,17 @@ class Texts(Contents):
 
     def _read(self, place: int) -> str:
         return str(super()._read(place), "utf-8", "surrogatepass")
+
+
+class Stored(Sequence[T]):
+    """Structs of one type, read from disk as they are asked for."""
+
+    def __init__(self, items: Iterable[T], kind: type[T]) -> None:
+        self._contents = spooled_bytes(map(msgspec.msgpack.Encoder().encode, items))
+        self._decoder = msgspec.msgpack.Decoder(kind)
+
+    def __len__(self) -> int:
+        return len(self._contents)
+
+    def __getitem__(self, at: Any) -> Any:
+        return self._decoder.decode(self._contents[at])

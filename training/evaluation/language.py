@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
 from training.contract import Answers, Array, Examples
 from training.data import conversations
+from training.data.spool import Stored
 from training.llm import render
 from training.llm.conversation import Message
 from training.llm.likelihood import Asked, Likelihood, likelihoods
@@ -19,8 +21,7 @@ def outputs(network: Any, tokenizer: Any, examples: Examples) -> dict[str, Array
     `chosen` and `rejected`, the logarithms of their probabilities; and of a network that wears an adapter, the same
     without it, as `chosen_base` and `rejected_base`."""
     if isinstance(examples.targets, Answers):
-        asked = [render.last_answer(tokenizer, it) for it in conversations.decoded(examples)]
-        found = _likelihoods(network, asked)
+        found = _likelihoods(network, (render.last_answer(tokenizer, it) for it in conversations.decoded(examples)))
         return {"nll": -_logs(found), "tokens": np.array([it.tokens for it in found])}
     made = _choices(network, tokenizer, examples)
     if hasattr(network, "disable_adapter"):
@@ -30,18 +31,20 @@ def outputs(network: Any, tokenizer: Any, examples: Examples) -> dict[str, Array
 
 
 def _choices(network: Any, tokenizer: Any, examples: Examples) -> dict[str, Array]:
-    asked = []
-    for row in conversations.preferences(examples):
-        for said in (row.chosen, row.rejected):
-            messages = (*row.prompt.messages, Message("assistant", said))
-            asked.append(render.last_answer(tokenizer, row.prompt.__class__(messages, row.prompt.tools)))
-    logs = _logs(_likelihoods(network, asked))
+    def asked() -> Iterator[Asked]:
+        for row in conversations.preferences(examples):
+            for said in (row.chosen, row.rejected):
+                messages = (*row.prompt.messages, Message("assistant", said))
+                yield render.last_answer(tokenizer, row.prompt.__class__(messages, row.prompt.tools))
+
+    logs = _logs(_likelihoods(network, asked()))
     return {"chosen": logs[::2], "rejected": logs[1::2]}
 
 
-def _likelihoods(network: Any, asked: list[Asked]) -> list[Likelihood]:
-    with progress("evaluate", len(asked), "answers") as advance:
-        return likelihoods(network, asked, advance=advance)
+def _likelihoods(network: Any, asked: Iterable[Asked]) -> list[Likelihood]:
+    stored = Stored(asked, Asked)
+    with progress("evaluate", len(stored), "answers") as advance:
+        return likelihoods(network, stored, advance=advance)
 
 
 def _logs(found: list[Likelihood]) -> Array:

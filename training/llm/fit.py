@@ -10,10 +10,13 @@ import logging
 import math
 import shutil
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import torch
 import transformers
 import trl
@@ -22,7 +25,6 @@ from training.contract import Examples
 from training.data import conversations
 from training.errors import Diverged, RecipeError
 from training.llm import lora, packing, render
-from training.llm.conversation import Preference
 from training.models.generator import Generator
 from training.run import Run
 from training.spec.llm import Dpo, Sft
@@ -36,10 +38,10 @@ _SAID_EVERY = 10
 
 def sft(spec: Sft, model: Any, examples: Examples, run: Run) -> Generator:
     """The model having learnt the assistant's turns. Raises Diverged, and Interrupted when somebody wants to stop."""
-    _check(model, "sft")
-    rows = [render.render(model.tokenizer, it) for it in conversations.decoded(examples)]
+    _check(model, examples, "sft")
+    rows = (render.render(model.tokenizer, it) for it in conversations.decoded(examples))
     lines = packing.pack(rows, tokens_max=spec.tokens_max)
-    LOG.info("train: %d conversations in %d lines of %d tokens", len(rows), len(lines), spec.tokens_max)
+    LOG.info("train: %d conversations in %d lines of %d tokens", len(examples), len(lines), spec.tokens_max)
     folder = _folder(run)
     arguments = trl.SFTConfig(
         **_arguments(spec, folder, run),
@@ -51,7 +53,7 @@ def sft(spec: Sft, model: Any, examples: Examples, run: Run) -> Generator:
         model=lora.attach(model.network, spec.adapter),
         args=arguments,
         # The collator wants lines; a Dataset of their numbers keeps their place, and stays small.
-        train_dataset=datasets.Dataset.from_dict({"line": list(range(len(lines)))}),
+        train_dataset=datasets.Dataset.from_dict({"line": np.arange(len(lines))}),
         data_collator=lambda batch: packing.collate([lines[row["line"]] for row in batch]),
         processing_class=model.tokenizer,
         callbacks=[_Watching(run, folder)],
@@ -61,7 +63,7 @@ def sft(spec: Sft, model: Any, examples: Examples, run: Run) -> Generator:
 
 def dpo(spec: Dpo, model: Any, examples: Examples, run: Run) -> Generator:
     """The model having learnt which answers are preferred. As `sft` for the rest."""
-    _check(model, "dpo")
+    _check(model, examples, "dpo")
     folder = _folder(run)
     arguments = trl.DPOConfig(
         **_arguments(spec, folder, run),
@@ -69,21 +71,22 @@ def dpo(spec: Dpo, model: Any, examples: Examples, run: Run) -> Generator:
         beta=spec.beta,
         max_length=spec.tokens_max,
     )
-    trainer = trl.DPOTrainer(
-        model=lora.attach(model.network, spec.adapter),
-        args=arguments,
-        train_dataset=datasets.Dataset.from_list(
-            [_pair(model.tokenizer, it) for it in conversations.preferences(examples)]
-        ),
-        processing_class=model.tokenizer,
-        callbacks=[_Watching(run, folder)],
-    )
+    with _pairs(model.tokenizer, examples, run) as pairs:
+        trainer = trl.DPOTrainer(
+            model=lora.attach(model.network, spec.adapter),
+            args=arguments,
+            train_dataset=pairs,
+            processing_class=model.tokenizer,
+            callbacks=[_Watching(run, folder)],
+        )
     return _carry_out(trainer, spec, model, run, folder)
 
 
-def _check(model: Any, kind: str) -> None:
+def _check(model: Any, examples: Examples, kind: str) -> None:
     if not isinstance(model, Generator):
         raise RecipeError(f"the trainer {kind!r} is for language models: set model.kind = 'generator'")
+    if not len(examples):
+        raise RecipeError(f"the trainer {kind!r} has no rows to learn from: set data.train, or give it more rows")
 
 
 def _folder(run: Run) -> Path:
@@ -94,9 +97,24 @@ def _folder(run: Run) -> Path:
     return folder
 
 
-def _pair(tokenizer: Any, row: Preference) -> dict[str, str]:
-    prompt = render.text(tokenizer, row.prompt.messages, row.prompt, answer_next=True)
-    return {"prompt": prompt, "chosen": row.chosen, "rejected": row.rejected}
+@contextmanager
+def _pairs(tokenizer: Any, examples: Examples, run: Run) -> Iterator[datasets.Dataset]:
+    """Prompts with two answers each, on disk in the run's folder, where TRL puts their tokens too. When the block ends,
+    both lose their names; what is mapped of them stays until the process ends, however it does."""
+
+    def each() -> Iterator[dict[str, str]]:
+        for row in conversations.preferences(examples):
+            prompt = render.text(tokenizer, row.prompt.messages, row.prompt, answer_next=True)
+            yield {"prompt": prompt, "chosen": row.chosen, "rejected": row.rejected}
+
+    folder = run.scratch("pairs")
+    try:
+        # Its name in that folder, which else would be a hash of all that `each` knows of.
+        yield datasets.Dataset.from_generator(each, cache_dir=str(folder), fingerprint="pairs")
+    except datasets.exceptions.DatasetGenerationError as error:
+        raise (error.__cause__ or error) from None  # a full disk is to be known as one
+    finally:
+        shutil.rmtree(folder)
 
 
 def _arguments(spec: Sft | Dpo, folder: Path, run: Run) -> dict[str, Any]:

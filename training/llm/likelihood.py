@@ -65,10 +65,10 @@ def likelihoods(
 
 def _batches(asked: Sequence[Asked], tokens_at_once: int) -> Iterator[list[int]]:
     """Indices, longest rows first, so that memory runs out at the start or never."""
-    order = sorted(range(len(asked)), key=lambda at: -len(asked[at].prompt) - len(asked[at].answer))
+    lengths = [len(it.prompt) + len(it.answer) for it in asked]
+    order = sorted(range(len(asked)), key=lambda at: -lengths[at])
     start = 0
     while start < len(order):
-        longest = len(asked[order[start]].prompt) + len(asked[order[start]].answer)
-        count = max(1, tokens_at_once // longest)
+        count = max(1, tokens_at_once // lengths[order[start]])
         yield order[start : start + count]
         start += count
