@@ -262,8 +262,12 @@ class Stopping(Run):
         return self._stopping
 
 
-def test_a_stopped_run_goes_on_to_the_same_bytes(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
-    made = recipe()
+@pytest.mark.parametrize("kind", ["sft", "dpo"])
+def test_a_stopped_run_goes_on_to_the_same_bytes(
+    recipe: Callable[..., Recipe], pairs: dict[str, Any], tmp_path: Path, kind: str
+) -> None:
+    changes = {"data": pairs, "trainer": DPO | {"batch": 2, "checkpoint_steps": 3}} if kind == "dpo" else {}
+    made = recipe(**changes)
     rows = made.data.load()
 
     def fitted(it: Run, *, resume: bool = False) -> Any:

@@ -79,6 +79,9 @@ def dpo(spec: Dpo, model: Any, examples: Examples, run: Run) -> Generator:
             processing_class=model.tokenizer,
             callbacks=[_Watching(run, folder)],
         )
+    # A copy of the adapter before it has learnt, as what the other is compared with: the model without any is the same.
+    # And of a checkpoint with two, transformers reads back this one only.
+    trainer.model.delete_adapter("ref")
     return _carry_out(trainer, spec, model, run, folder)
 
 
