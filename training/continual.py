@@ -17,7 +17,8 @@ import numpy as np
 from runtimes.artifact import Shelf
 from training.catalogue import with_files
 from training.contract import Classes, Examples, Rows, strings
-from training.errors import RecipeError
+from training.data import cleaning
+from training.errors import DataError, RecipeError
 from training.model import Model
 from training.run import Run
 from training.spec import Recipe
@@ -56,15 +57,32 @@ def start(base: Base, rows: Rows) -> Model:
 
 
 def mixed(new: Rows, base: Base, *, replay: float, seed: int) -> Rows:
-    """The new rows, and of the old ones `replay` for each new one to learn from and all to measure with."""
+    """The new rows, and of the old ones `replay` for each new one to learn from and all to measure with. What is new
+    in one part and old in the other is left out: nothing is measured with what was learnt from, now or by the base."""
     old = with_files(base.recipe).data.load()
     labels = _labels(old, new)
+    new = _apart(old, new)
     count = min(len(old.train), round(replay * len(new.train)))
     kept = np.sort(np.random.default_rng(seed).permutation(len(old.train))[:count])
     notes = (*new.notes, f"{count} of {len(old.train)} old rows are learnt from again")
     train = _marked(old.train.take(kept), labels, "old").joined(_marked(new.train, labels, "new"))
     test = _marked(old.test, labels, "old").joined(_marked(new.test, labels, "new"))
     return Rows(train, test, notes)
+
+
+def _apart(old: Rows, new: Rows) -> Rows:
+    """Of the new rows those to learn from that the base is not measured with, and those to measure with that it has not
+    learnt from. Raises DataError if a part is empty then."""
+    train, tested = (cleaning.without(one, other) for one, other in ((new.train, old.test), (new.test, old.train)))
+    notes = []
+    if known := len(new.train) - len(train):
+        notes.append(f"{known} new training rows are also in the base's test part and were left out")
+    if known := len(new.test) - len(tested):
+        notes.append(f"{known} new test rows were learnt from by the base and were left out")
+    for title, part in (("train", train), ("test", tested)):
+        if not len(part):
+            raise DataError(f"--base: there are no new rows to {title} with: {'; '.join(notes)}")
+    return Rows(train, tested, (*new.notes, *notes))
 
 
 def _labels(old: Rows, new: Rows) -> tuple[str, ...]:

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from runtimes.artifact import Shelf
 from training import recipe as recipes
-from training.errors import GateFailed, RecipeError
+from training.continual import Base, mixed
+from training.contract import Classes, Examples, strings
+from training.data import cleaning
+from training.errors import DataError, GateFailed, RecipeError
 from training.spec import Recipe
 
 Make = Callable[..., Recipe]
@@ -54,6 +58,50 @@ def test_forgetting_is_what_the_gate_sees(classify: Make, new: str, tmp_path: Pa
     with pytest.raises(GateFailed, match=r"accuracy\[rows=old\]_over_stable_min"):
         recipes.run(classify(trainer=reckless, data={"train": new}, continual=on, gate=gate), shelf, runs)
     assert shelf.resolve("tiny").manifest == first
+
+
+def texts(part: Examples) -> list[str]:
+    return [*part.inputs["text"]]
+
+
+def wrote(tmp_path: Path, name: str, *rows: str) -> str:
+    (tmp_path / name).write_text("\n".join(["text,label", *rows]))
+    return str(tmp_path / name)
+
+
+def test_what_either_test_part_holds_is_learnt_from_by_nobody(classify: Make, tmp_path: Path) -> None:
+    """Also by another case, and where the base has learnt it already."""
+    first = wrote(tmp_path, "a.csv", "my card,payment", "my parcel,delivery", "old card,payment")
+    asked = wrote(tmp_path, "b.csv", "pay twice,payment", "the order,delivery")
+    base = Base(classify(data={"train": first, "test": asked}), None)
+    learnt = wrote(tmp_path, "c.csv", "PAY  twice,payment", "help,delivery", "please,payment")
+    held = wrote(tmp_path, "d.csv", "My Parcel,delivery", "yet,payment")
+    new = classify(data={"train": learnt, "test": held}).data.load()
+    rows = mixed(new, base, replay=9.0, seed=0)
+    assert sorted(texts(rows.train)) == ["help", "my card", "my parcel", "old card", "please"]
+    assert texts(rows.test) == ["pay twice", "the order", "yet"]
+    assert "1 new training rows are also in the base's test part and were left out" in rows.notes
+    assert "1 new test rows were learnt from by the base and were left out" in rows.notes
+
+
+def test_learning_on_from_nothing_but_the_test_rows_of_the_base_is_refused(classify: Make, tmp_path: Path) -> None:
+    first = wrote(tmp_path, "a.csv", "my card,payment", "my parcel,delivery")
+    asked = wrote(tmp_path, "b.csv", "pay twice,payment", "the order,delivery")
+    held = wrote(tmp_path, "c.csv", "yet,payment")
+    new = classify(data={"train": asked, "test": held}).data.load()
+    base = Base(classify(data={"train": first, "test": asked}), None)
+    with pytest.raises(DataError, match="no new rows to train with: 2 new training rows are also in the base's test"):
+        mixed(new, base, replay=1.0, seed=0)
+
+
+def test_rows_of_numbers_are_told_apart_by_every_column() -> None:
+    def rows(*values: tuple[float, str]) -> Examples:
+        numbers, names = zip(*values, strict=True)
+        targets = Classes(np.zeros(len(values), np.int64), ("a", "b"))
+        return Examples({"x": np.array(numbers, np.float32), "city": strings(names)}, targets)
+
+    kept = cleaning.without(rows((1, "Bern"), (2, "Bern"), (1, "Basel")), rows((1, "Basel"), (3, "Bern")))
+    assert [*zip(kept.inputs["x"], kept.inputs["city"], strict=True)] == [(1, "Bern"), (2, "Bern")]
 
 
 def test_without_the_run_that_made_it_nothing_can_be_gone_on_from(classify: Make, new: str, tmp_path: Path) -> None:

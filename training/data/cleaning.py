@@ -10,11 +10,12 @@ import hashlib
 import re
 import unicodedata
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from msgspec import Struct
 
-from training.contract import Array
+from training.contract import Array, Examples, pieces
 from training.errors import DataError
 from training.spec.data import Conflicts
 
@@ -69,6 +70,29 @@ def among(values: Array, others: Array) -> Array:
     known = np.unique(others)
     found: Array = known[np.searchsorted(known, values).clip(max=len(known) - 1)] == values
     return found
+
+
+def without(examples: Examples, others: Examples) -> Examples:
+    """Those that a caller would not ask as one of the others is asked: inputs are compared, of texts as `same` does."""
+    return examples.take(np.flatnonzero(~among(_asked(examples), _asked(others))))
+
+
+def _asked(examples: Examples) -> Array:
+    """uint64: hash of the inputs of each row, whatever they are, [n]."""
+    digests = [hashlib.blake2b(digest_size=8) for _ in range(len(examples))]
+    for name, column in sorted(examples.inputs.items()):
+        rows = column if column.dtype == object else (row for piece in pieces(column) for row in piece)
+        for digest, row in zip(digests, rows, strict=True):
+            content = _content(row)
+            digest.update(f"{name}\0{len(content)}\0".encode())
+            digest.update(content)
+    return np.array([int.from_bytes(it.digest()) for it in digests], np.uint64)
+
+
+def _content(value: Any) -> bytes:
+    if isinstance(value, str):
+        return same(value).encode("utf-8", "surrogatepass")
+    return value if isinstance(value, bytes) else value.tobytes()
 
 
 def once(rows: Marks, conflicts: Conflicts, *, file: str) -> tuple[Array, list[str]]:
