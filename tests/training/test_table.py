@@ -78,13 +78,38 @@ def test_equal_rows_are_in_the_same_part(tmp_path: Path) -> None:
     )
     assert not train & test
     assert len(train) + len(test) == 120
-    assert "120 rows repeat another; such rows are in the same part" in rows.notes
+    assert "120 rows repeat another" in rows.notes
 
 
 def test_a_training_row_that_is_also_a_test_row_is_left_out(tmp_path: Path) -> None:
     (tmp_path / "test.csv").write_text("a,label\n2,q\n")
     rows = load(tmp_path, "a,label\n1,p\n2,q\n3,q\n", test=str(tmp_path / "test.csv"))
     assert column(rows.train, "a") == [1, 3]
+    assert "1 training rows are also in the test part and were left out" in rows.notes
+
+
+def test_rows_are_the_same_in_any_order_of_columns_and_whatever_is_ignored(tmp_path: Path) -> None:
+    (tmp_path / "test.csv").write_text("label,a,id,b\nq,2,7,y\n")
+    content = "id,a,b,label\n1,1,x,p\n2,2,y,q\n3,3,x,q\n"
+    rows = load(tmp_path, content, test=str(tmp_path / "test.csv"), ignore=["id"])
+    assert column(rows.train, "a") == [1, 3]
+
+
+def test_a_row_that_the_split_has_in_both_parts_is_only_tested_with(tmp_path: Path) -> None:
+    rows = load(tmp_path, "a,label,split\n1,p,train\n2,q,train\n3,q,train\n2,q,test\n")
+    assert (column(rows.train, "a"), column(rows.test, "a")) == ([1, 3], [2])
+
+
+def test_what_the_recipe_ignores_does_not_move_rows_between_parts(tmp_path: Path) -> None:
+    whole = load(tmp_path, many(40))
+    less = load(tmp_path, many(40), ignore=["city"])
+    assert column(less.test, "amount") == column(whole.test, "amount")
+
+
+def test_training_rows_that_are_all_test_rows_too_are_said_to_be(tmp_path: Path) -> None:
+    (tmp_path / "test.csv").write_text("a,label\n1,p\n2,q\n")
+    with pytest.raises(DataError, match=r"each of .*rows.csv is also in the test part"):
+        load(tmp_path, "a,label\n1,p\n2,q\n", test=str(tmp_path / "test.csv"))
 
 
 @pytest.mark.parametrize(
@@ -99,7 +124,7 @@ def test_a_training_row_that_is_also_a_test_row_is_left_out(tmp_path: Path) -> N
         ("a,label,split\n1,p,train\n2,q,train\n2,r,test\n", {}, "'r' is in the test rows only"),
         ("a,label,split\n1,p,train\n2,q,train\n", {}, "no rows to test"),
         ("a,label,split\n,p,train\nNA,q,train\n2,q,test\n", {}, "'a' is empty in every training row"),
-        ("a,label,split\n1,p,train\n2,q,train\n2,q,test\n", {"costs": {"r": 1}}, "data.costs names 'r'"),
+        ("a,label,split\n1,p,train\n2,q,train\n3,q,test\n", {"costs": {"r": 1}}, "data.costs names 'r'"),
     ],
 )
 def test_a_table_that_cannot_be_used_is_refused_with_its_place(

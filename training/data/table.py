@@ -25,18 +25,24 @@ MISSING = frozenset(("", "?", "na", "n/a", "nan", "null", "none"))
 
 def load(spec: Table) -> Rows:
     """Read the files that the recipe names. Numbers are float32, NaN where one is missing; categories are strings,
-    empty there. Equal rows are in the same part."""
+    empty there. A row that is in both parts stays in the test part only."""
     known = _Survey(spec, spec.train, [spec.label, *spec.categories, *spec.ignore])
     train, test = (_Part(known.kinds, spec) for _ in ("train", "test"))
     if spec.test is not None:
-        others = _Survey(spec, spec.test, [spec.label, *known.kinds])
-        leaked = cleaning.among(known.hashes, others.hashes)
-        _fill(spec, spec.train, (None if it else train for it in leaked))
-        _fill(spec, spec.test, repeat(test))
+        tested = np.zeros(len(known.hashes), bool)
+        others = _Survey(spec, spec.test, [spec.label, *known.kinds]).hashes
     else:
-        _fill(spec, spec.train, (test if it else train for it in known.tested()))
+        tested = known.tested()
+        others = known.hashes[tested]
+    leaked = ~tested & cleaning.among(known.hashes, others)
+    if leaked.any() and (leaked | tested).all():
+        raise DataError(f"there are no rows to train with: each of {spec.train} is also in the test part")
+    places = zip(tested, leaked, strict=True)
+    _fill(spec, spec.train, (test if held else None if twice else train for held, twice in places))
+    if spec.test is not None:
+        _fill(spec, spec.test, repeat(test))
     labels = _labels(train.label.array(), test.label.array(), spec)
-    rows = Rows(train.examples(labels), test.examples(labels), tuple(_notes(known)))
+    rows = Rows(train.examples(labels), test.examples(labels), tuple(_notes(known, int(leaked.sum()))))
     for name, numeric in known.kinds.items():
         if numeric and np.isnan(rows.train.inputs[name]).all():
             raise DataError(f"{spec.train}: {name!r} is empty in every training row; name it in data.ignore")
@@ -56,9 +62,8 @@ class _Survey:
             if not self.kinds:
                 tables.columns([record], wanted, file=file)
                 self.kinds = {it: it not in spec.categories for it in _names(record, spec, file)}
-            key = _key(record)
-            self._same.append(cleaning.hashed(key))
-            self._held.append(split.held_out(key, spec.test_share))
+            self._same.append(cleaning.hashed(_same(record, [*self.kinds, spec.label])))
+            self._held.append(split.held_out(_line(record), spec.test_share))
             self._says.append(split.said(record))
             for name, numeric in self.kinds.items():
                 cell = _cell(record, name)
@@ -145,8 +150,14 @@ def _is_number(cell: str) -> bool:
         return False
 
 
-def _key(record: tables.Record) -> str:
+def _line(record: tables.Record) -> str:
+    """All that its file says of a row, by which it is held out: columns that are left out later change nothing then."""
     return "\0".join(str(value) for name, value in record.items() if name != "split")
+
+
+def _same(record: tables.Record, columns: Iterable[str]) -> str:
+    """Equal for rows of which the same is made, in whatever order their columns are."""
+    return "\0".join(f"{name}\0{_cell(record, name)}" for name in sorted(columns))
 
 
 def _labels(train: Array, test: Array, spec: Table) -> tuple[str, ...]:
@@ -164,12 +175,14 @@ def _labels(train: Array, test: Array, spec: Table) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*named, *sorted(there))))
 
 
-def _notes(known: _Survey) -> list[str]:
+def _notes(known: _Survey, leaked: int) -> list[str]:
     """What to know about the rows."""
     numbers = sum(known.kinds.values())
     found = [f"{numbers} columns of numbers, {len(known.kinds) - numbers} of categories"]
     if repeated := len(known.hashes) - len(np.unique(known.hashes)):
-        found.append(f"{repeated} rows repeat another; such rows are in the same part")
+        found.append(f"{repeated} rows repeat another")
+    if leaked:
+        found.append(f"{leaked} training rows are also in the test part and were left out")
     if known.missing:
         found.append(f"{known.missing} values are missing")
     return found
