@@ -35,8 +35,11 @@ class Base(msgspec.Struct, frozen=True):
     model: Any
 
 
-def find(reference: str, shelf: Shelf, runs: Path) -> Base:
-    """The recipe of a published artifact, and its model as its run left it. Raises RecipeError if the run is gone."""
+def find(wanted: Recipe, shelf: Shelf, runs: Path) -> Base:
+    """The recipe of the published artifact that this one goes on from, and its model as its run left it. Raises
+    RecipeError if the run is gone, or if it is of another kind or another model."""
+    assert wanted.continual is not None
+    reference = wanted.continual.base
     manifest = shelf.describe(reference)
     folder = runs / f"{manifest.lineage.recipe}-{manifest.lineage.recipe_hash[:12]}"
     if not (folder / "run.json").exists():
@@ -45,7 +48,26 @@ def find(reference: str, shelf: Shelf, runs: Path) -> Base:
             "its run has the weights that can learn on"
         )
     recipe = msgspec.json.decode((folder / "recipe.json").read_bytes(), type=Recipe)
+    _require_alike(wanted, recipe, reference)
     return Base(recipe, Run(folder, seed=recipe.seed).product("train"))
+
+
+def _require_alike(wanted: Recipe, base: Recipe, reference: str) -> None:
+    """Raise RecipeError unless the base's model is the one that the recipe describes, for rows of its kind."""
+    (data, model), (base_data, base_model) = (
+        [msgspec.to_builtins(part) for part in (it.data, it.model)] for it in (wanted, base)
+    )
+    if data["kind"] != base_data["kind"]:
+        raise RecipeError(
+            f"--base {reference} learnt from {base_data['kind']!r}, and data.kind is {data['kind']!r}: go on from it "
+            "with rows of its own kind"
+        )
+    for field in ("kind", *base_model, *model):
+        if (said := model.get(field)) != (was := base_model.get(field)):
+            raise RecipeError(
+                f"--base goes on with the model as it is: model.{field} is {said!r}, and {was!r} in {reference}; leave "
+                "it as it was, or start afresh without --base"
+            )
 
 
 def start(base: Base, rows: Rows) -> Model:
@@ -61,6 +83,7 @@ def mixed(new: Rows, base: Base, *, replay: float, seed: int) -> Rows:
     in one part and old in the other is left out: nothing is measured with what was learnt from, now or by the base."""
     old = with_files(base.recipe).data.load()
     labels = _labels(old, new)
+    _require_joinable(old.train, new.train)
     new = _apart(old, new)
     count = min(len(old.train), round(replay * len(new.train)))
     kept = np.sort(np.random.default_rng(seed).permutation(len(old.train))[:count])
@@ -68,6 +91,20 @@ def mixed(new: Rows, base: Base, *, replay: float, seed: int) -> Rows:
     train = _marked(old.train.take(kept), labels, "old").joined(_marked(new.train, labels, "new"))
     test = _marked(old.test, labels, "old").joined(_marked(new.test, labels, "new"))
     return Rows(train, test, notes)
+
+
+def _require_joinable(old: Examples, new: Examples) -> None:
+    """Raise DataError unless both have the same inputs."""
+    for name in sorted({*old.inputs, *new.inputs}):
+        was, there = (
+            f"{it.inputs[name].dtype}{list(it.inputs[name].shape[1:]) or ''}" if name in it.inputs else "nothing"
+            for it in (old, new)
+        )
+        if was != there:
+            raise DataError(
+                f"--base: its rows have {name!r} as {was}, the new ones as {there} (object: strings or files); give "
+                "them the same columns, of the same kind and size"
+            )
 
 
 def _apart(old: Rows, new: Rows) -> Rows:

@@ -58,7 +58,7 @@ def make(recipe: Recipe, recipe_hash: str, shelf: Shelf, run: Run, *, workers: i
     from training import continual, package, report
     from training.evaluation import exams, folds, gate, measures
 
-    base = None if recipe.continual is None else continual.find(recipe.continual.base, shelf, run.folder.parent)
+    base = None if recipe.continual is None else continual.find(recipe, shelf, run.folder.parent)
     rows = _rows(recipe, base)
     rows_hash = rows.fingerprint
     _say(rows, rows_hash)

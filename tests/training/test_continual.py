@@ -110,3 +110,38 @@ def test_without_the_run_that_made_it_nothing_can_be_gone_on_from(classify: Make
     recipe = classify(data={"train": new}, continual={"base": f"tiny@{first.version}"})
     with pytest.raises(RecipeError, match="only its run has the weights"):
         recipes.run(recipe, shelf, tmp_path / "others")
+
+
+def test_what_is_gone_on_from_is_of_the_same_kind_and_the_same_model(classify: Make, new: str, tmp_path: Path) -> None:
+    shelf, runs = Shelf(tmp_path / "shelf"), tmp_path / "runs"
+    first = recipes.run(classify(), shelf, runs)
+    on = {"base": f"tiny@{first.version}"}
+    longer = classify(data={"train": new}, model={"kind": "encoder", "tokens_max": 12}, continual=on)
+    with pytest.raises(RecipeError, match=r"model.tokens_max is 12, and 16 in tiny@"):
+        recipes.run(longer, shelf, runs)
+    bag = classify(data={"train": new}, model={"kind": "ngrams"}, trainer={"kind": "logistic"}, continual=on)
+    with pytest.raises(RecipeError, match=r"model.kind is 'ngrams', and 'encoder' in tiny@"):
+        recipes.run(bag, shelf, runs)
+    table = classify(data={"kind": "table", "train": new}, model={"kind": "mlp"}, trainer=ON, continual=on)
+    with pytest.raises(RecipeError, match=r"learnt from 'text', and data.kind is 'table'"):
+        recipes.run(table, shelf, runs)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("a,c,label\n1,2,p\n2,3,q\n", "'b' as float32, the new ones as nothing"),
+        ("a,b,label\n1,x,p\n2,y,q\n", "'b' as float32, the new ones as object"),
+    ],
+)
+def test_tables_of_other_columns_are_not_gone_on_from(classify: Make, tmp_path: Path, content: str, says: str) -> None:
+    def table(name: str, content: str) -> Recipe:
+        (tmp_path / name).write_text(content)
+        data = {"kind": "table", "train": str(tmp_path / name), "test_share": 0.5}
+        return classify(data=data, model={"kind": "mlp"})
+
+    known = "a,b,label\n" + "".join(f"{at},{at},{'pq'[at % 2]}\n" for at in range(20))
+    base = Base(table("known.csv", known), None)
+    more = content + "".join(f"{at},{at % 2 or 'x'},{'pq'[at % 2]}\n" for at in range(20))
+    with pytest.raises(DataError, match=says):
+        mixed(table("more.csv", more).data.load(), base, replay=1.0, seed=0)

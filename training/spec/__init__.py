@@ -17,7 +17,7 @@ from training.spec.tuning import Tuning
 
 
 class Continual(Struct, frozen=True, forbid_unknown_fields=True):
-    """Go on from a published artifact, with new rows and some of its old ones. `model` is then only a description."""
+    """Go on from a published artifact, with new rows and some of its old ones. `model` must be the one that it has."""
 
     base: str
     """NAME@VERSION; `--base` takes NAME@ALIAS too, and writes down which version that is."""
