@@ -106,6 +106,24 @@ def test_what_the_recipe_ignores_does_not_move_rows_between_parts(tmp_path: Path
     assert column(less.test, "amount") == column(whole.test, "amount")
 
 
+def test_repetitions_that_differ_in_what_is_ignored_are_said(tmp_path: Path) -> None:
+    content = "id,a,label\n" + "".join(f"{at},{at % 4},{'pq'[at % 2]}\n" for at in range(40))
+    rows = load(tmp_path, content, ignore=["id"])
+    assert len(rows.both) == 40
+    shared = set(column(rows.test, "a"))
+    kept = sum(it in shared for it in column(rows.train, "a"))
+    assert kept
+    says = f"{kept} training rows are also in the test part and were kept: they differ in what data.ignore names"
+    assert says in rows.notes
+
+
+def test_rows_of_one_file_that_differ_in_how_a_value_is_missing_are_the_same(tmp_path: Path) -> None:
+    lines = [f"{at},{missing},{'pq'[at % 2]}\n" for at in range(20) for missing in ("", "?", "NA", "1")]
+    rows = load(tmp_path, "a,b,label\n" + "".join(lines))
+    known = [{*zip(column(it, "a"), np.isnan(it.inputs["b"]), strict=True)} for it in (rows.train, rows.test)]
+    assert not known[0] & known[1]
+
+
 def test_training_rows_that_are_all_test_rows_too_are_said_to_be(tmp_path: Path) -> None:
     (tmp_path / "test.csv").write_text("a,label\n1,p\n2,q\n")
     with pytest.raises(DataError, match=r"each of .*rows.csv is also in the test part"):

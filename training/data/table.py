@@ -25,7 +25,8 @@ MISSING = frozenset(("", "?", "na", "n/a", "nan", "null", "none"))
 
 def load(spec: Table) -> Rows:
     """Read the files that the recipe names. Numbers are float32, NaN where one is missing; categories are strings,
-    empty there. A row that is in both parts stays in the test part only."""
+    empty there. A row that is in both parts stays in the test part only, except where its hash
+    has parted what differs in ignored columns: then the parts stay as they are, and a note says so."""
     known = _Survey(spec, spec.train, [spec.label, *spec.categories, *spec.ignore])
     train, test = (_Part(known.kinds, spec) for _ in ("train", "test"))
     if spec.test is not None:
@@ -34,15 +35,16 @@ def load(spec: Table) -> Rows:
     else:
         tested = known.tested()
         others = known.hashes[tested]
-    leaked = ~tested & cleaning.among(known.hashes, others)
+    twice = ~tested & cleaning.among(known.hashes, others)
+    leaked = twice & bool(spec.test or known.parted or not spec.ignore)
     if leaked.any() and (leaked | tested).all():
         raise DataError(f"there are no rows to train with: each of {spec.train} is also in the test part")
     places = zip(tested, leaked, strict=True)
-    _fill(spec, spec.train, (test if held else None if twice else train for held, twice in places))
+    _fill(spec, spec.train, (test if held else None if out else train for held, out in places))
     if spec.test is not None:
         _fill(spec, spec.test, repeat(test))
     labels = _labels(train.label.array(), test.label.array(), spec)
-    rows = Rows(train.examples(labels), test.examples(labels), tuple(_notes(known, int(leaked.sum()))))
+    rows = Rows(train.examples(labels), test.examples(labels), tuple(_notes(known, twice, leaked)))
     for name, numeric in known.kinds.items():
         if numeric and np.isnan(rows.train.inputs[name]).all():
             raise DataError(f"{spec.train}: {name!r} is empty in every training row; name it in data.ignore")
@@ -75,6 +77,11 @@ class _Survey:
     def hashes(self) -> Array:
         """uint64, of each row."""
         return np.frombuffer(self._same, np.uint64)
+
+    @property
+    def parted(self) -> bool:
+        """Whether a column says which rows are to test with."""
+        return any(self._says)
 
     def tested(self) -> Array:
         """Which rows are to test with, if there is no other file; bool [n]."""
@@ -175,14 +182,16 @@ def _labels(train: Array, test: Array, spec: Table) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*named, *sorted(there))))
 
 
-def _notes(known: _Survey, leaked: int) -> list[str]:
+def _notes(known: _Survey, twice: Array, leaked: Array) -> list[str]:
     """What to know about the rows."""
     numbers = sum(known.kinds.values())
     found = [f"{numbers} columns of numbers, {len(known.kinds) - numbers} of categories"]
     if repeated := len(known.hashes) - len(np.unique(known.hashes)):
         found.append(f"{repeated} rows repeat another")
-    if leaked:
-        found.append(f"{leaked} training rows are also in the test part and were left out")
+    if twice.any():
+        # The hash is of the whole line: what it has parted differs in a column that is left out.
+        what = "were left out" if leaked.any() else "were kept: they differ in what data.ignore names"
+        found.append(f"{twice.sum()} training rows are also in the test part and {what}")
     if known.missing:
         found.append(f"{known.missing} values are missing")
     return found
