@@ -68,6 +68,8 @@ def make(recipe: Recipe, recipe_hash: str, shelf: Shelf, run: Run, *, workers: i
         raise DataError("the rows are not those that this run began with: start over, without --resume and --from")
     known = measures.names(rows.test) | {name for exam in recipe.exams for name in exams.measures(exam)}
     gate.check(recipe.gate, known)  # a typing error must not cost a run
+    if _crossed(recipe):
+        folds.parted(recipe, rows.both)  # nor must what cannot be parted
     features = _features(recipe, rows, run, base)
     model = run.stage("train", lambda: _trained(recipe, rows, features, run, base, workers, ray))
     floor = run.stage("floor", lambda: _floor(recipe, rows))

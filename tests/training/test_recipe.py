@@ -79,6 +79,19 @@ def test_an_embedder_is_compared_with_fp32(base: str, tmp_path: Path, classify: 
     assert 0.95 <= manifest.after["cosine_to_fp32_least"] <= manifest.after["cosine_to_fp32"] <= 1.0001
 
 
+@pytest.mark.parametrize(
+    ("folds", "says"),
+    [({"folds": 21}, "folds is 21, and there are 20 rows"), ({"folds_by": "speaker"}, "folds_by is 'speaker'")],
+)
+def test_folds_that_the_rows_do_not_have_are_refused_before_anything_is_learnt(
+    classify: Make, tmp_path: Path, folds: dict[str, object], says: str
+) -> None:
+    with pytest.raises(RecipeError, match=says):
+        recipes.run(classify(**folds), Shelf(tmp_path / "shelf"), tmp_path / "runs")
+    [record] = (tmp_path / "runs").glob("*/run.json")
+    assert '"train"' not in record.read_text()
+
+
 def test_folds_of_a_frozen_model_go_through_it_once(
     classify: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,7 +26,7 @@ def validate(recipe: Recipe, examples: Examples, features: Mapping[str, Array], 
     """Every measure of the recipe's model, and of its floor: `folds_<measure>`, mean over the folds, and
     `pooled_<measure>`, of all rows together. Each fold is a stage of its own. `features` are those of the rows, for a
     trainer that freezes a part of the model."""
-    named = _by_value(examples, recipe.folds_by) if recipe.folds_by else _stratified(examples, recipe)
+    named = parted(recipe, examples)
     held = [*named.values()]
     found = [
         run.stage(f"fold-{name}", partial(_fold, recipe, examples, features, rows, run)) for name, rows in named.items()
@@ -42,15 +42,18 @@ def validate(recipe: Recipe, examples: Examples, features: Mapping[str, Array], 
     return measured, _together(examples, held, floor, _parts(examples, held, floor))
 
 
+def parted(recipe: Recipe, examples: Examples) -> dict[str, Array]:
+    """Fold → which rows are held out, int64. Raises RecipeError if they cannot be parted so."""
+    return _by_value(examples, recipe.folds_by) if recipe.folds_by else _stratified(examples, recipe)
+
+
 def _stratified(examples: Examples, recipe: Recipe) -> dict[str, Array]:
-    """Fold → which rows are held out, int64."""
     assert recipe.folds is not None
     fold = stratified(examples.targets, recipe.folds, seed=recipe.seed)
     return {str(at): np.nonzero(fold == at)[0] for at in range(recipe.folds)}
 
 
 def _by_value(examples: Examples, column: str) -> dict[str, Array]:
-    """Value → its rows, which are held out."""
     if column not in examples.slices:
         have = ", ".join(examples.slices) or "none"
         raise RecipeError(f"folds_by is {column!r}, which is no slice of these rows; they have {have}")
@@ -62,7 +65,10 @@ def _by_value(examples: Examples, column: str) -> dict[str, Array]:
 
 
 def stratified(targets: Targets, folds: int, *, seed: int) -> Array:
-    """Fold of each row, int64 [n], with each class spread evenly where there are classes."""
+    """Fold of each row, int64 [n], with each class spread evenly where there are classes. Raises RecipeError if there
+    are fewer rows than folds."""
+    if folds > len(targets):
+        raise RecipeError(f"folds is {folds}, and there are {len(targets)} rows: each fold needs one or more")
     chance = np.random.default_rng(seed)
     order = chance.permutation(len(targets))
     if isinstance(targets, Classes):
