@@ -90,6 +90,7 @@ def measures_of(examples: object) -> list[float]:
     [
         ("user,item\n1,2\n", {}, "no column 'rating'"),
         ("user,item,rating\n1,2,3\n1,3,good\n", {}, "row 2: 'rating' is 'good'"),
+        ("user,item,rating\n1,2,3\n1,3,1e39\n", {}, "row 2: 'rating' is '1e39', more than float32"),
         ("user,item,rating\n1,2,3\n,3,4\n", {}, "row 2: 'user' is empty"),
         ("user,item,rating\n1,2,3\n1,3,4\n", {"split": "last"}, "no column 'timestamp'"),
         ("user,item,rating,timestamp\n1,2,3,1\n", {"split": "last"}, "no ratings to test with"),

@@ -138,6 +138,9 @@ def test_training_rows_that_are_all_test_rows_too_are_said_to_be(tmp_path: Path)
         ("a,label\n1,p\n2,\n", {}, "row 2: 'label' is empty"),
         ("a,label\n1,p\n2,q\n", {"ignore": ["b"]}, "no column 'b'"),
         ("label\np\nq\n", {}, "no column but the label"),
+        (",a,label\n0,1,p\n1,2,q\n", {}, "column 1 has no name"),
+        ("a, ,label\n0,1,p\n1,2,q\n", {}, "column 2 has no name"),
+        ("a,label,split\n1,p,train\n-1e39,q,train\n2,q,test\n", {}, "row 2: 'a' is '-1e39', more than float32"),
         ("a,label,split\n1,p,train\n2,p,test\n", {}, "1 labels"),
         ("a,label,split\n1,p,train\n2,q,train\n2,r,test\n", {}, "'r' is in the test rows only"),
         ("a,label,split\n1,p,train\n2,q,train\n", {}, "no rows to test"),
@@ -156,6 +159,14 @@ def test_a_word_in_a_column_of_numbers_of_the_test_file_is_named_by_row(tmp_path
     (tmp_path / "test.csv").write_text("a,label\n2,q\nmany,q\n")
     with pytest.raises(DataError, match="row 2: 'a' is 'many', not a number"):
         load(tmp_path, "a,label\n1,p\n2,q\n", test=str(tmp_path / "test.csv"))
+
+
+def test_a_number_that_is_too_large_is_named_in_the_test_file_too_and_may_be_a_code(tmp_path: Path) -> None:
+    (tmp_path / "test.csv").write_text("a,label\n2,q\n1e39,q\n")
+    fields = {"test": str(tmp_path / "test.csv")}
+    with pytest.raises(DataError, match=r"test.csv, row 2: 'a' is '1e39', more than float32 holds"):
+        load(tmp_path, "a,label\n1,p\n2,q\n3,q\n", **fields)
+    assert column(load(tmp_path, "a,label\n1,p\n3,q\n", categories=["a"], **fields).test, "a") == ["2", "1e39"]
 
 
 def recipe(tmp_path: Path, **changes: object) -> Recipe:
@@ -206,6 +217,18 @@ def test_the_graph_answers_as_torch_also_to_what_it_has_never_seen(tmp_path: Pat
     wanted, found = predict(model, asked), scoring.served(shelf.resolve("tiny"), asked)
     for name in ("scores", "logits"):
         np.testing.assert_allclose(found[name], wanted[name], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["scores", "logits", "12"])
+def test_a_column_that_no_graph_could_take_is_refused_by_its_name(tmp_path: Path, name: str) -> None:
+    with pytest.raises(RecipeError, match=f"can have the name '{name}'"):
+        mlp.build(Mlp(), load(tmp_path, f"{name},label,split\n0,p,train\n2,q,train\n3,q,test\n"))
+
+
+def test_columns_whose_names_differ_in_a_dot_are_two(tmp_path: Path) -> None:
+    content = "a.b,a b,label,split\nx,u,p,train\ny,v,q,train\nz,w,q,train\nx,u,q,test\n"
+    made = mlp.build(Mlp(), load(tmp_path, content)).features
+    assert len([*made.buffers()]) == 2
 
 
 def test_numbers_are_scaled_by_the_training_rows_alone(tmp_path: Path) -> None:

@@ -95,10 +95,16 @@ class _Numbers:
         self._values = array("f")
 
     def append(self, cell: str) -> None:
-        """Raises ValueError if it is none."""
+        """Raises ValueError if it is none, or too large."""
         if not _is_number(cell):
             raise ValueError(f"{cell!r}, not a number")
-        self._values.append(float(cell or "nan"))
+        value = float(cell or "nan")
+        if abs(value) > tables.FLOAT32_MAX:
+            raise ValueError(
+                f"{cell!r}, more than float32 holds ({tables.FLOAT32_MAX:.2g}): correct it, empty it if it is unknown, "
+                "or name the column in data.categories or data.ignore"
+            )
+        self._values.append(value)
 
     def array(self) -> Array:
         return np.frombuffer(self._values, np.float32)
@@ -140,6 +146,11 @@ def _names(record: tables.Record, spec: Table, file: str) -> list[str]:
     names = [it for it in record if it not in {spec.label, "split", *spec.ignore}]
     if not names:
         raise DataError(f"{file} has no column but the label {spec.label!r}")
+    if nameless := [at for at, it in enumerate(record, 1) if it in names and not it.strip()]:
+        raise DataError(
+            f"{file}: column {nameless[0]} has no name, by which a caller could send it: name it in the first line, or "
+            "leave it out (pandas writes its index so: to_csv(…, index=False))"
+        )
     return names
 
 

@@ -15,6 +15,8 @@ from training.errors import DataError
 
 Record = dict[str, Any]
 
+FLOAT32_MAX = 3.4028234663852886e38
+"""What is learnt from and sent has numbers of 32 bits."""
 _DELIMITERS = MappingProxyType({".csv": ",", ".tsv": "\t", ".txt": " "})
 
 
@@ -77,7 +79,7 @@ def text(record: Record, column: str, *, file: str, number: int) -> str:
 
 
 def number(record: Record, column: str, *, file: str, number: int) -> float:
-    """The finite number in that column of row `number`. Raises DataError if there is none."""
+    """The number in that column of row `number`, finite in float32 too. Raises DataError if there is none."""
     value = text(record, column, file=file, number=number)
     try:
         found = float(value)
@@ -85,6 +87,8 @@ def number(record: Record, column: str, *, file: str, number: int) -> float:
         found = float("nan")
     if found - found != 0:
         raise DataError(f"{file}, row {number}: {column!r} is {value!r}, not a number")
+    if abs(found) > FLOAT32_MAX:
+        raise DataError(f"{file}, row {number}: {column!r} is {value!r}, more than float32 holds ({FLOAT32_MAX:.2g})")
     return found
 
 

@@ -82,4 +82,4 @@ class Features(nn.Module):  # type: ignore[misc]  # torch is untyped here
 
 def _table(name: str) -> str:
     """A buffer's name cannot have dots in it."""
-    return "of " + name.replace(".", " ")
+    return "of " + name.replace("%", "%25").replace(".", "%2E")

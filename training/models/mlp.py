@@ -57,6 +57,10 @@ def build(spec: Mlp, rows: Rows) -> TableModel:
     """New, drawn from torch's random numbers."""
     if not isinstance(rows.train.targets, Classes):
         raise RecipeError("the model 'mlp' is for tables with one label a row")
+    for name in rows.train.inputs:
+        if name in TableModel.names_out or (name.isascii() and name.isdigit()):
+            # Of outputs' names there may be no other, and torch takes a number for one that it gave.
+            raise RecipeError(f"no input of a graph can have the name {name!r}: rename that column, or data.ignore it")
     return TableModel(spec, rows.train.inputs, rows.train.targets.labels)
 
 
