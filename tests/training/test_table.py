@@ -59,6 +59,16 @@ def test_a_missing_number_is_nan_and_a_missing_category_is_empty(tmp_path: Path)
     assert "3 values are missing" in rows.notes
 
 
+@pytest.mark.parametrize("wrong", ["inf", "1O"])
+def test_the_row_that_makes_categories_of_numbers_is_said(tmp_path: Path, wrong: str) -> None:
+    content = f"a,b,label,split\n1,x,p,train\n{wrong},3,q,train\n,z,q,train\n4,y,p,test\n"
+    rows = load(tmp_path, content)
+    assert column(rows.train, "a") == ["1", wrong, ""]
+    says = [it for it in rows.notes if "because of row" in it]
+    assert says == ["column 'a' is taken as categories because of row 2: 2 of its 3 values are numbers"]
+    assert "because of row" not in str(load(tmp_path, content, categories=["a"]).notes)
+
+
 def test_a_file_without_header_and_with_blanks_between_columns_is_read(tmp_path: Path) -> None:
     content = "".join(f"A11  6 {number} 1\nA12 48 {number} 2\n" for number in range(40))
     rows = load(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import repeat
 
@@ -57,21 +58,25 @@ class _Survey:
     def __init__(self, spec: Table, file: str, wanted: Sequence[str]) -> None:
         self.kinds: dict[str, bool] = {}
         """Column → whether it holds numbers: every value in it is one, and the recipe does not say otherwise."""
-        self.missing = 0
+        self.words: dict[str, tuple[int, int]] = {}
+        """Column → the first row with a value that is no number, and how many there are."""
+        self.missing = Counter[str]()
         self._same, self._held = array("Q"), array("b")
         self._says: list[str] = []
-        for record in tables.stream(file, spec.header):
+        for number, record in enumerate(tables.stream(file, spec.header), 1):
             if not self.kinds:
                 tables.columns([record], wanted, file=file)
                 self.kinds = {it: it not in spec.categories for it in _names(record, spec, file)}
             self._same.append(cleaning.hashed(_same(record, [*self.kinds, spec.label])))
             self._held.append(split.held_out(_line(record), spec.test_share))
             self._says.append(split.said(record))
-            for name, numeric in self.kinds.items():
+            for name in self.kinds:
                 cell = _cell(record, name)
-                self.missing += not cell
-                if numeric and not _is_number(cell):
+                self.missing[name] += not cell
+                if name not in spec.categories and not _is_number(cell):
                     self.kinds[name] = False
+                    first, count = self.words.get(name, (number, 0))
+                    self.words[name] = first, count + 1
 
     @property
     def hashes(self) -> Array:
@@ -203,6 +208,12 @@ def _notes(known: _Survey, twice: Array, leaked: Array) -> list[str]:
         # The hash is of the whole line: what it has parted differs in a column that is left out.
         what = "were left out" if leaked.any() else "were kept: they differ in what data.ignore names"
         found.append(f"{twice.sum()} training rows are also in the test part and {what}")
-    if known.missing:
-        found.append(f"{known.missing} values are missing")
+    if missing := known.missing.total():
+        found.append(f"{missing} values are missing")
+    for name, (first, count) in known.words.items():
+        if count < (there := len(known.hashes) - known.missing[name]) / 2:
+            found.append(
+                f"column {name!r} is taken as categories because of row {first}: {there - count} of its {there} values "
+                "are numbers"
+            )
     return found
