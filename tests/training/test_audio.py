@@ -101,6 +101,11 @@ def test_a_corrupt_file_is_named(folder: Path, content: bytes, says: str) -> Non
         Audio(train=str(folder), pattern=PATTERN).load()
 
 
+def test_sounds_that_are_all_test_sounds_too_are_said_to_be(folder: Path) -> None:
+    with pytest.raises(DataError, match=r"each of .*sounds is also in the test part"):
+        Audio(train=str(folder), test=str(folder), pattern=PATTERN).load()
+
+
 def test_names_and_patterns_that_say_nothing_are_refused(folder: Path) -> None:
     with pytest.raises(RecipeError, match="no regular expression"):
         Audio(train=str(folder), pattern="(").load()

@@ -63,6 +63,12 @@ def pictures(folder: Path, rows: int = 12) -> Path:
 # ---- how they are read -------------------------------------------------------------------------------------
 
 
+def test_images_that_are_all_test_images_too_are_said_to_be(tmp_path: Path) -> None:
+    file = idx(tmp_path, "train", *some(6))
+    with pytest.raises(DataError, match=r"each of .*train-images-idx3-ubyte.gz is also in the test part"):
+        Images(train=file, test=file).load()
+
+
 @pytest.mark.parametrize("packed", [True, False])
 def test_a_pair_of_idx_files_is_read_as_it_is(tmp_path: Path, packed: bool) -> None:
     pixels, index = some(10)

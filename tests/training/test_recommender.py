@@ -39,6 +39,11 @@ def load(tmp_path: Path, content: str, **fields: object) -> Rows:
     return msgspec.convert({"kind": "ratings", "train": str(tmp_path / "ratings.csv")} | fields, Ratings).load()
 
 
+def test_ratings_that_are_all_test_ratings_too_are_said_to_be(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"each of .*ratings.csv is also in the test part"):
+        load(tmp_path, "user,item,rating\n1,2,3\n1,3,4\n", test=str(tmp_path / "ratings.csv"))
+
+
 def recipe(tmp_path: Path, **changes: object) -> Recipe:
     file = tmp_path / "ratings.csv"
     file.write_text(ratings())

@@ -57,6 +57,8 @@ def load(spec: Audio) -> Rows:
         raise DataError("there are no sounds to test with: set data.test, or give data.train more of them")
     seen = {it.same for it in test.rows}
     leaked = np.array([it.same in seen for it in train.rows], np.bool_)
+    if leaked.size and leaked.all():
+        raise DataError(f"there are no sounds to train with: each of {spec.train} is also in the test part")
     train = train.take(np.flatnonzero(~leaked))
     _require_one_rate([*train.rows, *test.rows])
     learnt, held = labels.classes(*([row.groups["label"] for row in it.rows] for it in (train, test)))

@@ -46,6 +46,8 @@ def load(spec: Images) -> Rows:
             raise DataError(f"{spec.train} has images of {_size(one)}, {spec.test} of {_size(other)}; set data.side_px")
         leaked = cleaning.among(_hashes(train), _hashes(test))
         if leaked.any():
+            if leaked.all():
+                raise DataError(f"there are no images to train with: each of {spec.train} is also in the test part")
             notes = (f"{leaked.sum()} training images are also in the test part and were left out",)
         train = train.take(np.flatnonzero(~leaked))
     else:

@@ -27,6 +27,8 @@ def load(spec: Ratings) -> Rows:
     if spec.test is not None:
         test = _read(spec, spec.test, wholes)
         train = every.take(~cleaning.among(every.hashes(), test.hashes()))
+        if not len(train.rating):
+            raise DataError(f"there are no ratings to train with: each of {spec.train} is also in the test part")
     else:
         held = every.last(spec.test_share) if spec.split == "last" else every.drawn(spec.test_share)
         train, test = every.take(~held), every.take(held)
