@@ -153,6 +153,20 @@ def test_a_picture_that_cannot_be_read_is_named(tmp_path: Path, content: bytes |
         Images(train=str(tmp_path)).load()
 
 
+@pytest.mark.parametrize("colour", [False, True])
+def test_pictures_of_16_bits_are_those_of_8_bits_made_finer(tmp_path: Path, colour: bool) -> None:
+    image = np.arange(256, dtype=np.uint16).reshape(16, 16)
+    for name, pixels in (("fine", image * 257), ("plain", image.astype(np.uint8))):
+        for label in "ab":
+            (tmp_path / name / label).mkdir(parents=True)
+            for at in range(9):
+                Image.fromarray(np.roll(pixels, at + 10 * ord(label))).save(tmp_path / name / label / f"{at}.png")
+    fine, plain = (
+        Images(train=str(tmp_path / name), test_share=0.5, colour=colour).load() for name in ("fine", "plain")
+    )
+    assert fine.fingerprint == plain.fingerprint
+
+
 def test_the_fingerprint_follows_the_labels_too(tmp_path: Path) -> None:
     pixels, index = some(6)
     recipe = msgspec.convert(

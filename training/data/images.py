@@ -166,7 +166,9 @@ def _image(file: Path, spec: Images) -> Array:
 
     try:
         with Image.open(file, formats=("PNG", "JPEG")) as opened:
-            found = opened.convert("RGB" if spec.colour else "L")
+            # Of grey with 16 bits Pillow would keep what is below 256 and make all else white.
+            plain = Image.fromarray(np.uint8(np.asarray(opened) >> 8)) if opened.mode.startswith("I") else opened
+            found = plain.convert("RGB" if spec.colour else "L")
         if spec.side_px is not None:
             found = found.resize((spec.side_px, spec.side_px), Image.Resampling.BILINEAR)
     except (OSError, SyntaxError, ValueError, zlib.error, Image.DecompressionBombError) as error:
