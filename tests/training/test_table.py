@@ -99,7 +99,7 @@ def test_a_training_row_that_is_also_a_test_row_is_left_out(tmp_path: Path) -> N
 
 
 def test_rows_are_the_same_in_any_order_of_columns_and_whatever_is_ignored(tmp_path: Path) -> None:
-    (tmp_path / "test.csv").write_text("label,a,id,b\nq,2,7,y\n")
+    (tmp_path / "test.csv").write_text("label,a,more,b,\nq,2,7,y,0\n")
     content = "id,a,b,label\n1,1,x,p\n2,2,y,q\n3,3,x,q\n"
     rows = load(tmp_path, content, test=str(tmp_path / "test.csv"), ignore=["id"])
     assert column(rows.train, "a") == [1, 3]

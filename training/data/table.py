@@ -32,7 +32,7 @@ def load(spec: Table) -> Rows:
     train, test = (_Part(known.kinds, spec) for _ in ("train", "test"))
     if spec.test is not None:
         tested = np.zeros(len(known.hashes), bool)
-        others = _Survey(spec, spec.test, [spec.label, *known.kinds]).hashes
+        others = _Survey(spec, spec.test, [spec.label, *known.kinds], [*known.kinds]).hashes
     else:
         tested = known.tested()
         others = known.hashes[tested]
@@ -53,9 +53,10 @@ def load(spec: Table) -> Rows:
 
 
 class _Survey:
-    """The first pass over a file: what of all its rows has to be known before one is kept."""
+    """The first pass over a file: what of all its rows has to be known before one is kept. `columns` are those that
+    something is made of; if empty, all that are not left out."""
 
-    def __init__(self, spec: Table, file: str, wanted: Sequence[str]) -> None:
+    def __init__(self, spec: Table, file: str, wanted: Sequence[str], columns: Sequence[str] = ()) -> None:
         self.kinds: dict[str, bool] = {}
         """Column → whether it holds numbers: every value in it is one, and the recipe does not say otherwise."""
         self.words: dict[str, tuple[int, int]] = {}
@@ -66,21 +67,24 @@ class _Survey:
         for number, record in enumerate(tables.stream(file, spec.header), 1):
             if not self.kinds:
                 tables.columns([record], wanted, file=file)
-                self.kinds = {it: it not in spec.categories for it in _names(record, spec, file)}
-            self._same.append(cleaning.hashed(_same(record, [*self.kinds, spec.label])))
+                columns = sorted(columns or _names(record, spec, file))
+                self.kinds = {it: it not in spec.categories for it in record if it in columns}
+                maybe = frozenset(columns) - {*spec.categories}
+            cells = [_cell(record, it) for it in columns]
+            self._same.append(cleaning.hashed("\0".join((*cells, _cell(record, spec.label)))))
             self._held.append(split.held_out(_line(record), spec.test_share))
             self._says.append(split.said(record))
-            for name in self.kinds:
-                cell = _cell(record, name)
-                self.missing[name] += not cell
-                if name not in spec.categories and not _is_number(cell):
+            for name, cell in zip(columns, cells, strict=True):
+                if not cell:
+                    self.missing[name] += 1
+                elif name in maybe and not _is_number(cell):
                     self.kinds[name] = False
                     first, count = self.words.get(name, (number, 0))
                     self.words[name] = first, count + 1
 
     @property
     def hashes(self) -> Array:
-        """uint64, of each row."""
+        """uint64, of each row: equal if the same is made of them, in whatever order their columns are."""
         return np.frombuffer(self._same, np.uint64)
 
     @property
@@ -176,11 +180,6 @@ def _is_number(cell: str) -> bool:
 def _line(record: tables.Record) -> str:
     """All that its file says of a row, by which it is held out: columns that are left out later change nothing then."""
     return "\0".join(str(value) for name, value in record.items() if name != "split")
-
-
-def _same(record: tables.Record, columns: Iterable[str]) -> str:
-    """Equal for rows of which the same is made, in whatever order their columns are."""
-    return "\0".join(f"{name}\0{_cell(record, name)}" for name in sorted(columns))
 
 
 def _labels(train: Array, test: Array, spec: Table) -> tuple[str, ...]:
