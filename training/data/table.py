@@ -26,8 +26,7 @@ MISSING = frozenset(("", "?", "na", "n/a", "nan", "null", "none"))
 
 def load(spec: Table) -> Rows:
     """Read the files that the recipe names. Numbers are float32, NaN where one is missing; categories are strings,
-    empty there. A row that is in both parts stays in the test part only, except where its hash
-    has parted what differs in ignored columns: then the parts stay as they are, and a note says so."""
+    empty there. A row that is in both parts stays in the test part only."""
     known = _Survey(spec, spec.train, [spec.label, *spec.categories, *spec.ignore])
     train, test = (_Part(known.kinds, spec) for _ in ("train", "test"))
     if spec.test is not None:
@@ -36,8 +35,7 @@ def load(spec: Table) -> Rows:
     else:
         tested = known.tested()
         others = known.hashes[tested]
-    twice = ~tested & cleaning.among(known.hashes, others)
-    leaked = twice & bool(spec.test or known.parted or not spec.ignore)
+    leaked = ~tested & cleaning.among(known.hashes, others)
     if leaked.any() and (leaked | tested).all():
         raise DataError(f"there are no rows to train with: each of {spec.train} is also in the test part")
     places = zip(tested, leaked, strict=True)
@@ -45,7 +43,7 @@ def load(spec: Table) -> Rows:
     if spec.test is not None:
         _fill(spec, spec.test, repeat(test))
     labels = _labels(train.label.array(), test.label.array(), spec)
-    rows = Rows(train.examples(labels), test.examples(labels), tuple(_notes(known, twice, leaked)))
+    rows = Rows(train.examples(labels), test.examples(labels), tuple(_notes(known, leaked)))
     for name, numeric in known.kinds.items():
         if numeric and np.isnan(rows.train.inputs[name]).all():
             raise DataError(f"{spec.train}: {name!r} is empty in every training row; name it in data.ignore")
@@ -86,11 +84,6 @@ class _Survey:
     def hashes(self) -> Array:
         """uint64, of each row: equal if the same is made of them, in whatever order their columns are."""
         return np.frombuffer(self._same, np.uint64)
-
-    @property
-    def parted(self) -> bool:
-        """Whether a column says which rows are to test with."""
-        return any(self._says)
 
     def tested(self) -> Array:
         """Which rows are to test with, if there is no other file; bool [n]."""
@@ -197,16 +190,14 @@ def _labels(train: Array, test: Array, spec: Table) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*named, *sorted(there))))
 
 
-def _notes(known: _Survey, twice: Array, leaked: Array) -> list[str]:
+def _notes(known: _Survey, leaked: Array) -> list[str]:
     """What to know about the rows."""
     numbers = sum(known.kinds.values())
     found = [f"{numbers} columns of numbers, {len(known.kinds) - numbers} of categories"]
     if repeated := len(known.hashes) - len(np.unique(known.hashes)):
         found.append(f"{repeated} rows repeat another")
-    if twice.any():
-        # The hash is of the whole line: what it has parted differs in a column that is left out.
-        what = "were left out" if leaked.any() else "were kept: they differ in what data.ignore names"
-        found.append(f"{twice.sum()} training rows are also in the test part and {what}")
+    if leaked.any():
+        found.append(f"{leaked.sum()} training rows are also in the test part and were left out")
     if missing := known.missing.total():
         found.append(f"{missing} values are missing")
     for name, (first, count) in known.words.items():
