@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -338,6 +339,91 @@ def test_what_no_runtime_would_load_is_not_taken_in(
     with pytest.raises(ShelfFault, match=why):
         taken(bare(tmp_path / "own", graph), **said)
     assert shelf.names() == []
+
+
+def _linked(at: Path, target: Path) -> None:
+    at.unlink(missing_ok=True)
+    at.symlink_to(target)
+
+
+LINKS: dict[str, tuple[str, Callable[[Path, Path], None]]] = {
+    "a further file": ("plain", lambda at, out: _linked(at / "extra.txt", out / "secret.txt")),
+    "the graph": ("plain", lambda at, out: _linked(at / "model.onnx", out / "secret.txt")),
+    "labels": ("plain", lambda at, out: _linked(at / "labels.json", out / "secret.txt")),
+    "a folder": ("plain", lambda at, out: _linked(at / "more", out)),
+    "a relative link": ("plain", lambda at, _: _linked(at / "extra.txt", Path("../outside/secret.txt"))),
+    "a link to a link": (
+        "plain",
+        lambda at, out: (_linked(at / "one.txt", out / "secret.txt"), _linked(at / "two.txt", at / "one.txt"))[0],
+    ),
+    "a folder of onnx": (
+        "huggingface",
+        lambda at, out: ((at / "onnx").rename(at / "old"), _linked(at / "onnx", out))[1],
+    ),
+    "a tokenizer": ("huggingface", lambda at, out: _linked(at / "tokenizer.json", out / "secret.txt")),
+    "a version": ("triton", lambda at, out: _linked(at / "tiny" / "2", out)),
+    "a model": ("triton", lambda at, out: _linked(at / "other", out)),
+}
+
+
+@pytest.mark.parametrize("where", LINKS)
+def test_a_link_out_of_the_folder_publishes_nothing_and_is_named(
+    artifact: Artifact, where: str, tmp_path: Path, taken: Any, shelf: Shelf
+) -> None:
+    to, link = LINKS[where]
+    export(artifact, to, tmp_path / "out")  # type: ignore[arg-type]
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "secret.txt").write_text("secret")
+    link(tmp_path / "out", tmp_path / "outside")
+    with pytest.raises(ShelfFault, match=r"is a link that leads out of .*/out, to .*/outside.*cp -rL"):
+        taken(tmp_path / "out")
+    assert not shelf.has("taken")
+
+
+def test_the_tokenizer_beside_a_triton_model_may_not_be_a_link_out_either(
+    artifact: Artifact, tmp_path: Path, taken: Any, shelf: Shelf
+) -> None:
+    export(artifact, "triton", tmp_path / "out")
+    (tmp_path / "secret.txt").write_text("secret")
+    _linked(tmp_path / "out" / "tiny-text" / "1" / "tokenizer.json", tmp_path / "secret.txt")
+    with pytest.raises(ShelfFault, match=r"tokenizer\.json is a link that leads out"):
+        taken(tmp_path / "out" / "tiny")
+    assert not shelf.has("taken")
+
+
+def test_an_adapter_s_link_out_of_its_folder_is_refused(
+    persona: Artifact, tmp_path: Path, taken: Any, shelf: Shelf
+) -> None:
+    export(persona, "huggingface", tmp_path / "out")
+    (tmp_path / "out" / "adapter_model.safetensors").rename(tmp_path / "weights")
+    _linked(tmp_path / "out" / "adapter_model.safetensors", tmp_path / "weights")
+    with pytest.raises(ShelfFault, match="is a link that leads out"):
+        taken(tmp_path / "out")
+    assert not shelf.has("taken")
+
+
+def test_a_snapshot_of_hugging_face_s_cache_is_refused_and_its_copy_taken(
+    tmp_path: Path, taken: Any, shelf: Shelf
+) -> None:
+    snapshot = generator(tmp_path / "snapshot")
+    (tmp_path / "blobs").mkdir()
+    for file in [*snapshot.iterdir()]:
+        file.rename(tmp_path / "blobs" / file.name)
+        file.symlink_to(Path("../blobs") / file.name)
+    with pytest.raises(ShelfFault, match=rf"cp -rL {snapshot} NEW"):
+        taken(snapshot)
+    shutil.copytree(snapshot, tmp_path / "copy")
+    manifest, _ = taken(tmp_path / "copy")
+    assert "model.safetensors" in manifest.files
+
+
+def test_a_link_that_stays_in_the_folder_is_followed(artifact: Artifact, tmp_path: Path, taken: Any) -> None:
+    export(artifact, "plain", tmp_path / "out")
+    (tmp_path / "out" / "model.onnx").rename(tmp_path / "out" / "graph")
+    (tmp_path / "out" / "model.onnx").symlink_to("graph")
+    (tmp_path / "link").symlink_to(tmp_path / "out")
+    manifest, _ = taken(tmp_path / "link")
+    assert manifest.files == artifact.manifest.files
 
 
 def test_a_config_that_imports_code_is_not_taken_in(tmp_path: Path, taken: Any, shelf: Shelf) -> None:

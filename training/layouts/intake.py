@@ -13,7 +13,7 @@ from runtimes import adapter
 from runtimes.artifact import Artifact, Card, Lineage, Manifest, Shelf, seal, verify
 from runtimes.integrity import ShelfFault
 from training.layouts import huggingface, plain, triton
-from training.layouts.parts import Facts, Found
+from training.layouts.parts import Facts, Found, confine
 
 _FINDERS: tuple[Callable[[Path], Found | None], ...] = (triton.found, plain.found, huggingface.found)
 
@@ -57,6 +57,7 @@ def take_in(
 def _found(folder: Path) -> Found:
     if not folder.is_dir():
         raise ShelfFault(f"{folder} is not a folder")
+    confine(folder)
     for finder in _FINDERS:
         found = finder(folder)
         if found is not None:
