@@ -30,6 +30,8 @@ from runtimes.integrity import Rejected, ShelfFault
 MANIFEST = "manifest.json"
 
 Name = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+NAME_RULE = "cannot name an artifact: use lower-case letters, digits, '.', '_', '-', 64 at most"
+"""For messages about what is no Name."""
 Version = re.compile(r"[0-9a-f]{12}")
 HubName = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}")
 
@@ -301,9 +303,7 @@ class Shelf:
 
     def _home(self, name: str) -> Path:
         if not Name.fullmatch(name):
-            raise ShelfFault(
-                f"{name!r} cannot name an artifact: use lower-case letters, digits, '.', '_', '-', 64 at most"
-            )
+            raise ShelfFault(f"{name!r} {NAME_RULE}")
         return self.root / name
 
     def _manifest(self, name: str, version: str) -> Manifest:

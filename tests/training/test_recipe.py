@@ -175,11 +175,27 @@ def test_settings_reach_into_lists_of_tables() -> None:
         ("data.column=x", "column"),
         ("name.first=x", "not a section"),
         ("trainer.kind=magic", "magic"),
+        ("name=../../evil", r"name: '\.\./\.\./evil' cannot name an artifact"),
+        ("name=/tmp/x", "name: '/tmp/x' cannot name an artifact"),
+        ("name=A", "name: 'A' cannot name an artifact"),
+        ('name=""', "name: '' cannot name an artifact"),
+        ("gate.accuracy_min=nan", "gate.accuracy_min is nan"),
+        ("gate.accuracy_min=-inf", "gate.accuracy_min is -inf"),
+        ("trainer.c=inf", "trainer.c is inf"),
+        (
+            'compress=[{kind="distill", temperature=inf, trainer={kind="gradient", rate=1e-3, epochs=1, batch=8}}]',
+            "compress.0.temperature is inf",
+        ),
     ],
 )
 def test_a_wrong_setting_is_refused_with_its_place(setting: str, says: str) -> None:
     with pytest.raises(RecipeError, match=says):
         catalogue.read("support-intent", (setting,))
+
+
+def test_tuning_tries_no_number_without_a_value() -> None:
+    with pytest.raises(RecipeError, match=r"trainer\.c is inf"):
+        catalogue.changed(catalogue.read("support-intent"), {"trainer.c": float("inf")})
 
 
 def test_an_unknown_recipe_is_answered_with_those_there_are() -> None:
