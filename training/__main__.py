@@ -94,6 +94,7 @@ def run(
     wanted = catalogue.read(recipe, set_)
     manifest = catalogue.made(wanted, place) if if_missing else None
     if manifest is None:
+        place.check(wanted.name)  # what stops its promotion must not cost a run
         _need_torch()
         from training.recipe import run as carry_out
 

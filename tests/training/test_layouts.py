@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnxruntime
 import pytest
@@ -459,3 +460,38 @@ def test_what_is_no_layout_is_said_to_be_none(tmp_path: Path, taken: Any) -> Non
         taken(tmp_path / "own")
     with pytest.raises(ShelfFault, match="not a folder"):
         taken(tmp_path / "nowhere")
+
+
+def test_what_would_stop_a_promotion_stops_an_import_before_it_publishes(
+    artifact: Artifact, shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HEADRACE_STATE", str(tmp_path / "state"))
+    export(artifact, "plain", tmp_path / "out")
+    import_ = ["import", str(tmp_path / "out"), "--shelf", str(shelf.root), "--name"]
+    with pytest.raises(ShelfFault, match="cannot be an alias"):
+        app([*import_, "taken", "--as", "Not One"])
+    assert not shelf.has("taken")
+    (shelf.root / "tiny" / "aliases.json").write_text("{")
+    with pytest.raises(ShelfFault, match="is damaged"):
+        app([*import_, "tiny", "--licence", "MIT", "--as", "stable"])
+    assert shelf.versions("tiny") == [artifact.manifest.version]
+
+
+def test_damaged_aliases_hide_nothing_else_and_can_be_begun_anew(
+    artifact: Artifact, shelf: Shelf, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    version = artifact.manifest.version
+    shelf.publish(tmp_path / "source", msgspec.structs.replace(tiny.card("classify"), name="another"))
+    (shelf.root / "tiny" / "aliases.json").write_text("{")
+    at = ["--shelf", str(shelf.root)]
+    with pytest.raises(ShelfFault, match=r"tiny/aliases\.json is damaged"):
+        app(["show", *at])
+    assert [it.partition("@")[0] for it in capsys.readouterr().out.splitlines()] == ["another", "tiny"]
+    with pytest.raises(SystemExit, match="0"):
+        app(["promote", f"tiny@{version}", "--as", "canary", *at])
+    shown = capsys.readouterr()
+    assert shown.out == f"tiny@canary is {version}\n"
+    assert "begun anew" in shown.err
+    with pytest.raises(SystemExit, match="0"):
+        app(["show", *at])
+    assert "@canary" in capsys.readouterr().out

@@ -183,14 +183,24 @@ def ended(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     return int(stopped.value.code or 0), shown.err
 
 
-def test_a_state_folder_that_cannot_be_written_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("arguments", [["run", "support-intent"], ["show"]], ids=lambda it: it[0])
+@pytest.mark.parametrize("given", [[], ["--shelf", "file"], ["--shelf", "file/below"], ["--shelf", "nowhere"]])
+def test_a_shelf_that_cannot_be_one_is_refused_at_the_start(
+    arguments: list[str],
+    given: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    (tmp_path / "state").write_text("a file, where a folder should be")
+    monkeypatch.chdir(tmp_path)
+    for name in ("state", "file"):
+        Path(name).write_text("a file, where a folder should be")
+    Path("nowhere").symlink_to("/nowhere")
     monkeypatch.setenv("HEADRACE_STATE", str(tmp_path / "state"))
-    code, message = ended(["run", "support-intent"], monkeypatch, capsys)
+    code, message = ended([*arguments, *given], monkeypatch, capsys)
     assert code == 1
-    assert f"{tmp_path}/state/runs" in message
+    file = given[1].partition("/")[0] if given else "state"
+    assert f"{tmp_path}/{file} is not a folder, so " in message
 
 
 @pytest.mark.parametrize(

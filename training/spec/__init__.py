@@ -56,7 +56,7 @@ class Recipe(Struct, frozen=True, forbid_unknown_fields=True):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Before anything is made: the name is that of folders too, and no number of a recipe may be without a value."""
+        """Before anything is made: the name is that of folders too, and no number may be infinite or none."""
         if not Name.fullmatch(self.name):
             raise ValueError(f"name: {self.name!r} {NAME_RULE}")
         for path, number in _numbers(to_builtins(self), ""):
