@@ -25,7 +25,7 @@ import msgspec
 
 from runtimes import integrity
 from runtimes.clock import Clock, SystemClock
-from runtimes.integrity import Rejected, ShelfFault
+from runtimes.integrity import Rejected, ShelfFault, writing
 
 MANIFEST = "manifest.json"
 
@@ -344,8 +344,9 @@ class Shelf:
 
     def _write_aliases(self, home: Path, aliases: Aliases) -> None:
         draft = home / ".aliases.json"
-        draft.write_bytes(msgspec.json.format(msgspec.json.encode(aliases), indent=2))
-        _sync(draft)
+        with writing(draft):
+            draft.write_bytes(msgspec.json.format(msgspec.json.encode(aliases), indent=2))
+            _sync(draft)
         draft.replace(home / "aliases.json")
         _sync(home)
 
@@ -436,7 +437,8 @@ def seal(folder: Path, card: Card, *, created_s: float) -> Manifest:
     reject is rejected here already."""
     manifest = manifest_of(folder, card, created_s=created_s)
     (folder / MANIFEST).unlink(missing_ok=True)
-    (folder / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2))
+    with writing(folder / MANIFEST):
+        (folder / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2))
     return manifest
 
 
@@ -514,10 +516,11 @@ def _copy(source: Path, target: Path) -> None:
     for file in integrity.files(source):
         copy = target / file.relative_to(source)
         copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, copy)
-        copy.chmod(0o444)
-        _sync(copy)
-        _sync(copy.parent)
+        with writing(copy):
+            shutil.copyfile(file, copy)
+            copy.chmod(0o444)
+            _sync(copy)
+            _sync(copy.parent)
 
 
 def _sync(path: Path) -> None:

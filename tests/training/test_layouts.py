@@ -90,6 +90,13 @@ def test_an_export_overwrites_nothing(artifact: Artifact, tmp_path: Path) -> Non
     assert [it.name for it in (tmp_path / "out").iterdir()] == ["mine.txt"]
 
 
+def test_where_nothing_can_be_written_an_export_says_so(artifact: Artifact, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for folder in (Path("/proc/out"), tmp_path / "file" / "out"):
+        with pytest.raises(ShelfFault, match=rf"{folder} cannot be written \(.*or name another"):
+            export(artifact, "plain", folder)
+
+
 def test_an_export_that_fails_leaves_nothing(artifact: Artifact, shelf: Shelf, tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "model.onnx").write_bytes(tiny.images())

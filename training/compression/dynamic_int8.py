@@ -85,8 +85,8 @@ def scale_by_token(graph: onnx.GraphProto) -> None:
 
 
 def _spread(columns: onnx.TensorProto, weight: Sequence[int]) -> None:
-    """What the quantizer says of each column, for each matrix of a weight that is several of them, as ONNX Runtime wants
-    it: [..., 1, columns]."""
+    """What the quantizer says of each column, for each matrix of a weight that is several: ONNX Runtime wants it as
+    [..., 1, columns]."""
     if len(weight) > 2 and len(columns.dims) == 1:
         values = np.broadcast_to(onnx.numpy_helper.to_array(columns), (*weight[:-2], 1, columns.dims[0]))
         columns.CopyFrom(onnx.numpy_helper.from_array(values, columns.name))
