@@ -192,7 +192,11 @@ class Shelf:
 
     def describe(self, reference: str) -> Manifest:
         """What `resolve` would find, without its files."""
-        name, _, which = reference.partition("@")
+        name, at, which = reference.partition("@")
+        if at and not which:
+            raise NotFound(
+                f"{reference!r} ends where an alias or a version should stand; {name} alone is {name}@stable"
+            )
         which = which or "stable"
         if not self.has(name):
             have = ", ".join(self.names()) or "nothing yet: make one with `headrace-train run RECIPE`"

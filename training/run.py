@@ -184,7 +184,7 @@ class Run:
             for file in ("checkpoint.pt",) if start else ("checkpoint.pt", "metrics.jsonl", "log.txt"):
                 (self.folder / file).unlink(missing_ok=True)
         if found.stages and not self._record.stages and not resume:
-            LOG.info("run: starting over; --resume would have gone on after %s", [*found.stages][-1])
+            LOG.info("run: starting over; --resume would have gone on after the stage %r", [*found.stages][-1])
         self.write(self.folder / "recipe.json", lambda draft: draft.write_bytes(recipe))
         self._mend_metrics()
         self._save()

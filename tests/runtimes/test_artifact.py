@@ -172,6 +172,12 @@ def test_a_name_alone_means_stable(published: Artifact, shelf: Shelf) -> None:
     assert shelf.resolve("intent") == shelf.resolve("intent@stable") == published
 
 
+def test_an_alias_that_was_forgotten_is_not_stable(published: Artifact, shelf: Shelf) -> None:
+    shelf.promote("intent", published.manifest.version)
+    with pytest.raises(NotFound, match="ends where an alias or a version should stand"):
+        shelf.resolve("intent@")
+
+
 def test_promotion_moves_the_alias_and_rollback_moves_it_back(shelf: Shelf, source: Path, tmp_path: Path) -> None:
     old = shelf.publish(source, card()).version
     new = shelf.publish(fill(tmp_path / "new", b"more"), card()).version

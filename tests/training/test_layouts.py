@@ -90,6 +90,24 @@ def test_an_export_overwrites_nothing(artifact: Artifact, tmp_path: Path) -> Non
     assert [it.name for it in (tmp_path / "out").iterdir()] == ["mine.txt"]
 
 
+@pytest.mark.parametrize(
+    ("thresholds", "says"),
+    [
+        ({"zzz": 0.5}, "threshold for 'zzz'; the labels are "),
+        ({"card": 1.5}, "threshold for 'card' is 1.5"),
+        ({"card": -0.1}, "from 0 to 1"),
+        ({"card": float("nan")}, "is nan"),
+    ],
+    ids=str,
+)
+def test_a_threshold_that_no_score_can_meet_is_refused(
+    artifact: Artifact, tmp_path: Path, taken: Any, thresholds: dict[str, float], says: str
+) -> None:
+    export(artifact, "plain", tmp_path / "out")
+    with pytest.raises(ShelfFault, match=says):
+        taken(tmp_path / "out", thresholds=thresholds)
+
+
 def test_where_nothing_can_be_written_an_export_says_so(artifact: Artifact, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     for folder in (Path("/proc/out"), tmp_path / "file" / "out"):

@@ -36,6 +36,7 @@ def take_in(
     facts = said.over(found.facts)
     if facts.task is None:
         raise ShelfFault(f"{folder} does not say what it is for; give --task generate, classify, embed or predict")
+    _check_thresholds(facts)
     for own, path in found.files.items():
         shutil.copyfile(path, scratch / own)
     fields = {it: getattr(facts, it) for it in Facts.__struct_fields__}
@@ -66,6 +67,14 @@ def _found(folder: Path) -> Found:
         f"{folder} is none of the layouts that can be taken in: a Triton repository (config.pbtxt), Hugging Face's "
         "(config.json), peft's (adapter_config.json), or a folder with one ONNX file"
     )
+
+
+def _check_thresholds(facts: Facts) -> None:
+    for label, score in facts.thresholds.items():
+        if label not in facts.labels:
+            raise ShelfFault(f"there is a threshold for {label!r}; the labels are {', '.join(facts.labels) or 'none'}")
+        if not 0 <= score <= 1:
+            raise ShelfFault(f"the threshold for {label!r} is {score:g}; scores are from 0 to 1")
 
 
 def _base(origin: Origin, folder: Path, scratch: Path) -> str:
