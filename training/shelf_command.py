@@ -91,8 +91,9 @@ def promote(
     with noted(lost):
         place.check(name, as_)
     place.promote(name, version, as_)
-    for it in lost:
-        print(f"headrace-train: it was begun anew: {it}", file=sys.stderr)
+    if lost:
+        note = f"the file of {name}'s aliases was damaged and is begun anew: what they meant before is lost"
+        print(f"headrace-train: {note}", file=sys.stderr)
     print(f"{name}@{as_} is {version}")
 
 

@@ -46,6 +46,16 @@ def test_the_same_recipe_makes_the_same_version(classify: Make, tmp_path: Path) 
     assert recipes.run(classify(), Shelf(tmp_path / "two"), tmp_path / "runs").version == first.version
 
 
+def test_running_a_recipe_again_puts_its_damaged_artifact_right(classify: Make, tmp_path: Path) -> None:
+    shelf = Shelf(tmp_path / "shelf")
+    made = classify(gate={"accuracy_over_stable_min": -0.5})
+    first = recipes.run(made, shelf, tmp_path / "runs")
+    graph = shelf.resolve("tiny").path / "model.onnx"
+    graph.unlink()
+    assert recipes.run(made, shelf, tmp_path / "runs").version == first.version
+    verify(shelf.resolve("tiny"))
+
+
 def test_what_the_gate_allows_batches_to_do_is_in_the_manifest(classify: Make, tmp_path: Path) -> None:
     recipe = classify(gate={"batch_drift_max": 1e-5}, model={"truncate": True})
     manifest = recipes.run(recipe, Shelf(tmp_path / "shelf"), tmp_path / "runs")

@@ -31,7 +31,8 @@ def export(artifact: Artifact, to: Layout, folder: Path) -> list[Path]:
         _write(artifact, to, folder)
     except OSError as error:
         raise ShelfFault(
-            f"{folder} cannot be written ({error.strerror or error}): make room there, or it writable, or name another"
+            f"{folder} cannot be written ({error.strerror or error}): make room there, or it writable, or name "
+            "another folder"
         ) from error
     return sorted(it.relative_to(folder) for it in folder.rglob("*") if it.is_file())
 
