@@ -25,11 +25,13 @@ import msgspec
 
 from runtimes import integrity
 from runtimes.clock import Clock, SystemClock
-from runtimes.integrity import Rejected, ShelfFault
+from runtimes.integrity import Rejected, ShelfFault, writing
 
 MANIFEST = "manifest.json"
 
 Name = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+NAME_RULE = "cannot name an artifact: use lower-case letters, digits, '.', '_', '-', 64 at most"
+"""For messages about what is no Name."""
 Version = re.compile(r"[0-9a-f]{12}")
 HubName = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}")
 
@@ -157,30 +159,31 @@ class Shelf:
 
     def publish(self, folder: Path, card: Card) -> Manifest:
         """Copy `folder` onto the shelf under the name on its card. A reader sees all of it or nothing, also
-        after a power cut. The same content again is the same version and changes nothing. Promotes nothing."""
+        after a power cut. The same content again is the same version and changes nothing, but for putting a damaged
+        one right. Promotes nothing."""
         home = self._home(card.name)
         home.mkdir(parents=True, exist_ok=True)
         with locked(home):
             for stale in home.glob(".incoming-*"):  # left by a publisher that was killed: we hold the lock
-                shutil.rmtree(stale)
-            incoming = home / f".incoming-{secrets.token_hex(8)}"
+                _remove(stale)
+            incoming, damaged = (home / f".incoming-{secrets.token_hex(8)}" for _ in range(2))
             try:
                 _copy(folder, incoming)
                 manifest = seal(incoming, card, created_s=self.clock.wall_s())
                 place = home / manifest.version
-                if place.is_dir():
-                    kept = open_folder(place)
-                    assert isinstance(kept, Artifact)
-                    verify(kept)
+                if kept := _whole(place, manifest):
                     os.utime(place)  # as young as a new one to `sweep`: its publisher is about to promote it
-                    return kept.manifest
+                    return kept
                 _sync(incoming / MANIFEST)
                 _sync(incoming)
+                if os.path.lexists(place):
+                    place.rename(damaged)
                 incoming.rename(place)
                 _sync(home)
                 return manifest
             finally:
-                shutil.rmtree(incoming, ignore_errors=True)
+                for it in (incoming, damaged):
+                    _remove(it)
 
     def resolve(self, reference: str) -> Artifact:
         """`name@alias`, `name@version`, or `name` for `name@stable`."""
@@ -189,36 +192,42 @@ class Shelf:
 
     def describe(self, reference: str) -> Manifest:
         """What `resolve` would find, without its files."""
-        name, _, which = reference.partition("@")
+        name, at, which = reference.partition("@")
+        if at and not which:
+            raise NotFound(
+                f"{reference!r} ends where an alias or a version should stand; {name} alone is {name}@stable"
+            )
         which = which or "stable"
         if not self.has(name):
             have = ", ".join(self.names()) or "nothing yet: make one with `headrace-train run RECIPE`"
             raise NotFound(f"the shelf {self.where} has no artifact {name!r}; it has {have}")
-        aliases = self.aliases(name)
-        version = aliases.get(which, which)
+        version = which if Version.fullmatch(which) else self.aliases(name).get(which)
         if version not in self.versions(name):
-            have = ", ".join([*aliases, *self.versions(name)]) or "no version"
+            have = ", ".join([*self.aliases(name), *self.versions(name)]) or "no version"
             raise NotFound(f"the shelf {self.where} has no {name}@{which}; of {name} it has {have}")
         manifest = self._manifest(name, version)
         if (manifest.name, manifest.version) != (name, version):
             raise Rejected(f"{self.where}: {name}/{version} holds the manifest of {manifest.name}@{manifest.version}")
         return manifest
 
+    def check(self, name: str, alias: str = "stable") -> None:
+        """For whoever is to make something of this name and promote it: raise now what would stop them at the end."""
+        _check_alias(alias)
+        self.history(name)
+
     def promote(self, name: str, version: str, alias: str = "stable") -> None:
-        """Let `name@alias` mean this version from now on. Promoting it twice changes nothing."""
-        if not Name.fullmatch(alias) or Version.fullmatch(alias):
-            raise ShelfFault(
-                f"{alias!r} cannot be an alias: use lower-case letters, digits, '.', '_', '-', not a version"
-            )
+        """Let `name@alias` mean this version from now on. Promoting it twice changes nothing. Raises Rejected for one
+        that no runtime would load. Aliases that are damaged begin anew with it."""
+        _check_alias(alias)
 
         def move(aliases: Aliases) -> None:
-            self.describe(f"{name}@{version}")  # `sweep` may have been faster
+            self._prove(f"{name}@{version}")  # `sweep` may have been faster
             moves = aliases.setdefault(alias, [])
             if not moves or moves[-1].version != version:
                 moves.append(Move(version, self.clock.wall_s()))
             del moves[:-_MOVES_MAX]
 
-        self._change(name, move)
+        self._change(name, move, anew=True)
 
     def rollback(self, name: str, alias: str = "stable") -> str:
         """Undo the latest promotion of `name@alias`; return the version it means now."""
@@ -228,6 +237,7 @@ class Shelf:
             if len(moves) < 2:
                 raise NotFound(f"{name}@{alias} has no earlier promotion to go back to")
             moves.pop()
+            self._prove(f"{name}@{moves[-1].version}")
             return moves[-1].version
 
         return self._change(name, back)
@@ -265,14 +275,15 @@ class Shelf:
         return {alias: moves[-1].version for alias, moves in self.history(name).items() if moves}
 
     def history(self, name: str) -> Aliases:
-        """Alias → its promotions, oldest first."""
+        """Alias → its promotions, oldest first. Raises Rejected if that cannot be read."""
         try:
             return _ALIASES_DECODER.decode((self._home(name) / "aliases.json").read_bytes())
         except FileNotFoundError:
             return {}
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
             raise Rejected(
-                f"{self._home(name) / 'aliases.json'} is damaged ({error}); promote a version again"
+                f"{self._home(name) / 'aliases.json'} is damaged ({error}); `headrace-train promote {name}@VERSION` "
+                "begins it anew, without what the aliases meant before"
             ) from error
 
     def has(self, name: str) -> bool:
@@ -301,9 +312,7 @@ class Shelf:
 
     def _home(self, name: str) -> Path:
         if not Name.fullmatch(name):
-            raise ShelfFault(
-                f"{name!r} cannot name an artifact: use lower-case letters, digits, '.', '_', '-', 64 at most"
-            )
+            raise ShelfFault(f"{name!r} {NAME_RULE}")
         return self.root / name
 
     def _manifest(self, name: str, version: str) -> Manifest:
@@ -316,21 +325,32 @@ class Shelf:
         """When it was published last."""
         return (self.root / manifest.name / manifest.version).stat().st_mtime
 
-    def _change(self, name: str, change: Callable[[Aliases], T]) -> T:
-        """Change the aliases of one name while nobody else does; if `change` raises, they stay."""
+    def _prove(self, reference: str) -> None:
+        """Raise unless a runtime may load it."""
+        verify(self.resolve(reference))
+
+    def _change(self, name: str, change: Callable[[Aliases], T], *, anew: bool = False) -> T:
+        """Change the aliases of one name while nobody else does; if `change` raises, they stay. With `anew`, damaged
+        ones are none."""
         if not self.has(name):
             raise NotFound(f"the shelf {self.where} has no artifact {name!r}")
         home = self._home(name)
         with locked(home):
-            aliases = self.history(name)
+            try:
+                aliases = self.history(name)
+            except Rejected:
+                if not anew:
+                    raise
+                aliases = {}
             result = change(aliases)
             self._write_aliases(home, aliases)
             return result
 
     def _write_aliases(self, home: Path, aliases: Aliases) -> None:
         draft = home / ".aliases.json"
-        draft.write_bytes(msgspec.json.format(msgspec.json.encode(aliases), indent=2))
-        _sync(draft)
+        with writing(draft):
+            draft.write_bytes(msgspec.json.format(msgspec.json.encode(aliases), indent=2))
+            _sync(draft)
         draft.replace(home / "aliases.json")
         _sync(home)
 
@@ -421,7 +441,8 @@ def seal(folder: Path, card: Card, *, created_s: float) -> Manifest:
     reject is rejected here already."""
     manifest = manifest_of(folder, card, created_s=created_s)
     (folder / MANIFEST).unlink(missing_ok=True)
-    (folder / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2))
+    with writing(folder / MANIFEST):
+        (folder / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest), indent=2))
     return manifest
 
 
@@ -468,16 +489,42 @@ def read_manifest(content: bytes, where: object) -> Manifest:
         raise Rejected(f"{where} is not a manifest ({error})") from error
 
 
+def _check_alias(alias: str) -> None:
+    if not Name.fullmatch(alias) or Version.fullmatch(alias):
+        raise ShelfFault(f"{alias!r} cannot be an alias: use lower-case letters, digits, '.', '_', '-', not a version")
+
+
+def _whole(place: Path, wanted: Manifest) -> Manifest | None:
+    """The manifest of what was published there, if it is that and undamaged."""
+    try:
+        kept = open_folder(place)
+        if not isinstance(kept, Artifact) or kept.manifest.version != wanted.version:
+            return None
+        verify(kept)
+    except ShelfFault:
+        return None
+    return kept.manifest
+
+
+def _remove(path: Path) -> None:
+    """Whatever it is, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def _copy(source: Path, target: Path) -> None:
     """Copy the plain files below, each one safe on disk before this returns, and read-only from now on."""
     target.mkdir()
     for file in integrity.files(source):
         copy = target / file.relative_to(source)
         copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, copy)
-        copy.chmod(0o444)
-        _sync(copy)
-        _sync(copy.parent)
+        with writing(copy):
+            shutil.copyfile(file, copy)
+            copy.chmod(0o444)
+            _sync(copy)
+            _sync(copy.parent)
 
 
 def _sync(path: Path) -> None:

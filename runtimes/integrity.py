@@ -7,12 +7,14 @@ operators from libraries other than ONNX Runtime.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import mmap
 import os
 import re
 import stat
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +88,17 @@ def read(file: Path, *, bytes_max: int) -> bytes:
     if len(content) > bytes_max:
         raise Rejected(f"{file} is larger than {bytes_max} bytes")
     return content
+
+
+@contextmanager
+def writing(file: Path) -> Iterator[None]:
+    """Let a disk that fails meanwhile be known by this file: a write that fails names none, and a copy its source."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None or (error.filename2 is not None and error.errno != errno.EIO):
+            error.filename, error.filename2 = str(file), None
+        raise
 
 
 def _inspect_json(file: Path) -> None:

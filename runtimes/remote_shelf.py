@@ -175,7 +175,10 @@ class RemoteShelf(Shelf):
     def _touched_s(self, manifest: Manifest) -> float:
         return manifest.created_s
 
-    def _change(self, name: str, change: Callable[[Aliases], T]) -> T:
+    def _prove(self, reference: str) -> None:
+        self.describe(reference)  # whoever opens it proves a copy; to make one only for that may take long
+
+    def _change(self, name: str, change: Callable[[Aliases], T], *, anew: bool = False) -> T:
         if not self.has(name):
             raise NotFound(f"the shelf {self.where} has no artifact {name!r}")
         return self._commit(name, lambda meaning: change(meaning.aliases))

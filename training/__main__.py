@@ -15,7 +15,7 @@ from cyclopts import App, Parameter, validators
 from runtimes.integrity import ShelfFault
 from training import catalogue, exchange_command, shelf_command
 from training.console import AsJson, Where, shelf_at, state
-from training.errors import Interrupted, RecipeError, TrainingError, of_memory
+from training.errors import Interrupted, RecipeError, TrainingError, of_disk, of_memory
 from training.progress import StderrHandler
 
 
@@ -94,6 +94,7 @@ def run(
     wanted = catalogue.read(recipe, set_)
     manifest = catalogue.made(wanted, place) if if_missing else None
     if manifest is None:
+        place.check(wanted.name)  # what stops its promotion must not cost a run
         _need_torch()
         from training.recipe import run as carry_out
 
@@ -156,10 +157,7 @@ def main() -> None:
     except (TrainingError, ShelfFault) as error:
         sys.exit(f"headrace-train: {error}")
     except OSError as error:
-        sys.exit(
-            f"headrace-train: {error.filename or 'the disk'}: {error.strerror or error}; what was done is kept: make "
-            "room, or it writable, and go on with --resume; HEADRACE_STATE and --shelf name other places"
-        )
+        sys.exit(f"headrace-train: {of_disk(error, *sys.argv[1:2])}")
     except (MemoryError, RuntimeError) as error:
         if not of_memory(error):
             raise

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
 from runtimes.artifact import Manifest, Shelf
+from runtimes.integrity import ShelfFault
 from runtimes.remote_shelf import open_shelf
 
 Where = Annotated[
@@ -24,12 +25,19 @@ def state() -> Path:
 
 
 def shelf_at(given: str | None) -> Shelf:
-    return open_shelf(given or state() / "shelf", state())
+    """Raises ShelfFault where there is none and none can be: later it would cost a run."""
+    shelf = open_shelf(given or state() / "shelf", state())
+    there = next(it for it in (shelf.root.absolute(), *shelf.root.absolute().parents) if os.path.lexists(it))
+    if not there.is_dir():
+        raise ShelfFault(
+            f"{there} is not a folder, so {shelf.where} is no shelf; name one with --shelf or HEADRACE_STATE"
+        )
+    return shelf
 
 
-def line_of(manifest: Manifest, shelf: Shelf) -> str:
-    """An artifact in one line."""
-    aliases = [f"@{alias}" for alias, it in shelf.aliases(manifest.name).items() if it == manifest.version]
+def line_of(manifest: Manifest, meaning: Mapping[str, str]) -> str:
+    """An artifact in one line, with its aliases, of all that its name has."""
+    aliases = [f"@{alias}" for alias, it in meaning.items() if it == manifest.version]
     size = f"{manifest.size_bytes / 1e6:.1f} MB"
     return (
         f"{manifest.name}@{manifest.version}  {manifest.task}  {manifest.format}  {size}  {' '.join(aliases)}".rstrip()

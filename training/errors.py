@@ -10,6 +10,8 @@ TrainingError
 
 from __future__ import annotations
 
+import errno
+
 
 class TrainingError(Exception):
     """Any of the below; nothing has been published."""
@@ -41,4 +43,19 @@ def of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError)
         and any(it in says for it in ("out of memory", "not enough memory", "allocate memory"))
+    )
+
+
+_REMEDIES = (
+    ({errno.ENOSPC, errno.EDQUOT, errno.EFBIG}, "make room"),
+    ({errno.EACCES, errno.EPERM, errno.EROFS}, "make it writable"),
+)
+
+
+def of_disk(error: OSError, command: str = "") -> str:
+    """What failed, and what to do about it when that command was under way."""
+    remedy = next((remedy for codes, remedy in _REMEDIES if error.errno in codes), "see that it is there and whole")
+    on = f"what was done is kept: {remedy}, and go on with --resume" if command == "run" else f"{remedy}, and try again"
+    return (
+        f"{error.filename or 'the disk'}: {error.strerror or error}; {on}; HEADRACE_STATE and --shelf name other places"
     )

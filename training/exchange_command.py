@@ -63,6 +63,8 @@ def import_(
     with --as: nothing here has measured it.
     """
     place = shelf_at(shelf)
+    if as_ is not None:
+        place.check(name, as_)
     said = Facts(task=task, labels=labels, thresholds=threshold or {}, tokens_max=tokens_max)
     state().mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=state(), prefix=".import-") as scratch:
@@ -73,7 +75,7 @@ def import_(
     if json_:
         print(json.dumps({"version": manifest.version, "left": left}))
         return
-    print(line_of(manifest, place))
+    print(line_of(manifest, place.aliases(manifest.name)))
     for it in left:
         print(f"  not taken: {it}")
 

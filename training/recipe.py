@@ -92,7 +92,7 @@ def make(recipe: Recipe, recipe_hash: str, shelf: Shelf, run: Run, *, workers: i
         before.scores,
         after.scores | crossed | marks,
         floor | crossed_floor,
-        partial(_gain_on_stable, recipe, rows, after, cache(partial(_stable, recipe, shelf, rows, model))),
+        partial(_gain_on_stable, recipe, rows, after, cache(partial(_stable, recipe, shelf, rows, bundle, model))),
         steps,
     )
     findings = gate.findings(recipe.gate, evidence)
@@ -242,7 +242,7 @@ def _after(bundle: Artifact, before: Measured, rows: Rows, model: Any, run: Run,
     return after
 
 
-def _stable(recipe: Recipe, shelf: Shelf, rows: Rows, model: Any) -> Measured | None:
+def _stable(recipe: Recipe, shelf: Shelf, rows: Rows, bundle: Artifact, model: Any) -> Measured | None:
     """What the promoted artifact makes of the same rows; None without one."""
     from training.evaluation import scoring
 
@@ -251,6 +251,8 @@ def _stable(recipe: Recipe, shelf: Shelf, rows: Rows, model: Any) -> Measured | 
     except ShelfFault:
         LOG.info("gate: nothing of the name %s is promoted yet, so there is nothing to compare with", recipe.name)
         return None
+    if stable.manifest.version == bundle.manifest.version:
+        stable = bundle  # the same files; if those on the shelf are damaged, these will put them right
     verify(stable)
     return scoring.score(stable, rows.test, title=f"stable, {stable.manifest.version}", base=model)
 

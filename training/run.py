@@ -29,7 +29,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from runtimes.integrity import digest
+from runtimes.integrity import digest, writing
 from training.errors import Interrupted, RecipeError
 
 LOG = logging.getLogger("training")
@@ -133,7 +133,8 @@ class Run:
 
     def note(self, **values: Any) -> None:
         """Add a measurement to `metrics.jsonl`."""
-        with (self.folder / "metrics.jsonl").open("ab") as file:
+        place = self.folder / "metrics.jsonl"
+        with writing(place), place.open("ab") as file:
             file.write(msgspec.json.encode({"stage": self.stage_name} | values) + b"\n")
 
     def rewind(self, step: int) -> None:
@@ -163,6 +164,8 @@ class Run:
         import torch
 
         file = self.folder / "stages" / f"{stage}.pt"
+        if not file.exists():
+            raise RecipeError(f"{file} is gone, which the stage {stage!r} left; run it again with --from {stage}")
         if digest(file) != record.stages[stage]:
             raise RecipeError(f"{file} is not what the stage {stage!r} left; run it again with --from {stage}")
         return torch.load(file, weights_only=False)  # our own, proven by its hash
@@ -181,7 +184,7 @@ class Run:
             for file in ("checkpoint.pt",) if start else ("checkpoint.pt", "metrics.jsonl", "log.txt"):
                 (self.folder / file).unlink(missing_ok=True)
         if found.stages and not self._record.stages and not resume:
-            LOG.info("run: starting over; --resume would have gone on after %s", [*found.stages][-1])
+            LOG.info("run: starting over; --resume would have gone on after the stage %r", [*found.stages][-1])
         self.write(self.folder / "recipe.json", lambda draft: draft.write_bytes(recipe))
         self._mend_metrics()
         self._save()
@@ -196,10 +199,17 @@ class Run:
             raise RecipeError(f"{file} is damaged ({error}); remove {self.folder} and start over") from error
 
     def _mend_metrics(self) -> None:
-        """Take away a last line that was being written when a run ended, or the next one would go on in it."""
+        """Take away a last line that was being written when a run ended, or the next one would go on in it; and what a
+        disk has damaged: only plots are made of them."""
         file = self.folder / "metrics.jsonl"
-        if file.exists() and not (content := file.read_bytes()).endswith(b"\n"):
-            os.truncate(file, content.rfind(b"\n") + 1)
+        if not file.exists():
+            return
+        *lines, cut = file.read_bytes().split(b"\n")
+        kept = [it for it in lines if _is_measurement(it)]
+        if len(kept) < len(lines):
+            LOG.warning("%s: %d damaged lines are left out, and out of the plots", file, len(lines) - len(kept))
+        if cut or len(kept) < len(lines):
+            self.write(file, lambda draft: draft.write_bytes(b"".join(it + b"\n" for it in kept)))
 
     def _finish(self, name: str, hashed: str) -> None:
         self._record.stages[name] = hashed
@@ -214,10 +224,11 @@ class Run:
         """All of it or nothing, also after a power cut or on a full disk."""
         draft = file.with_name(f".{file.name}")
         try:
-            write(draft)
-            with draft.open("rb") as opened:
-                os.fsync(opened.fileno())
-            draft.replace(file)
+            with writing(file):
+                write(draft)
+                with draft.open("rb") as opened:
+                    os.fsync(opened.fileno())
+                draft.replace(file)
         finally:
             draft.unlink(missing_ok=True)
 
@@ -269,7 +280,15 @@ class _LogFile(logging.FileHandler):
     """One that a full disk ends the run of, like any other file of it."""
 
     def handleError(self, record: logging.LogRecord) -> None:
-        raise
+        with writing(Path(self.baseFilename)):
+            raise
+
+
+def _is_measurement(line: bytes) -> bool:
+    try:
+        return "stage" in msgspec.json.decode(line, type=dict[str, Any])
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        return False
 
 
 def _save(value: Any, draft: Path) -> None:

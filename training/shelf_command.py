@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated
 
 import msgspec
 from cyclopts import Parameter
 
 from runtimes.artifact import Manifest, Shelf
-from runtimes.integrity import ShelfFault
+from runtimes.integrity import Rejected, ShelfFault
 from training.console import AsJson, Where, line_of, shelf_at, table
 
 
@@ -19,12 +22,32 @@ def show(name: str | None = None, /, *, shelf: Where = None, json_: AsJson = Fal
     if name is not None:
         print_manifest(place.describe(name), place, as_json=json_)
         return
-    found = place.list()
+    found: list[Manifest] = []
+    aliases: dict[str, dict[str, str]] = {}
+    faults: list[str] = []
+    for it in place.names():
+        with noted(faults):
+            aliases[it] = place.aliases(it)
+        for version in place.versions(it):
+            with noted(faults):
+                found.append(place.describe(f"{it}@{version}"))
+    found.sort(key=lambda it: (it.name, it.created_s))
     if json_:
         print(json.dumps([msgspec.to_builtins(it) for it in found]))
-        return
-    for it in found:
-        print(line_of(it, place))
+    else:
+        for manifest in found:
+            print(line_of(manifest, aliases.get(manifest.name, {})))
+    if faults:
+        raise ShelfFault("\n".join(faults))
+
+
+@contextmanager
+def noted(faults: list[str]) -> Iterator[None]:
+    """What is damaged is said, and hides nothing else."""
+    try:
+        yield
+    except Rejected as fault:
+        faults.append(str(fault))
 
 
 def compare(one: str, other: str, /, *, shelf: Where = None, json_: AsJson = False) -> None:
@@ -64,7 +87,13 @@ def promote(
     if not which:
         raise ShelfFault(f"say which version of {name} is to be promoted: {name}@VERSION; `show` lists them")
     version = place.describe(reference).version
+    lost: list[str] = []
+    with noted(lost):
+        place.check(name, as_)
     place.promote(name, version, as_)
+    if lost:
+        note = f"the file of {name}'s aliases was damaged and is begun anew: what they meant before is lost"
+        print(f"headrace-train: {note}", file=sys.stderr)
     print(f"{name}@{as_} is {version}")
 
 
@@ -83,7 +112,7 @@ def print_manifest(manifest: Manifest, shelf: Shelf, *, as_json: bool) -> None:
     if as_json:
         print(msgspec.json.encode(manifest).decode())
         return
-    print(line_of(manifest, shelf))
+    print(line_of(manifest, shelf.aliases(manifest.name)))
     names = dict.fromkeys([*manifest.before, *manifest.after])
     cells = [[f"{it[name]:.4g}" if name in it else "" for it in (manifest.before, manifest.after)] for name in names]
     print(

@@ -123,15 +123,59 @@ def test_what_a_killed_publisher_left_is_cleared_and_never_listed(shelf: Shelf, 
     assert not (shelf.root / "intent" / ".incoming-dead").exists()
 
 
-def test_publishing_over_a_damaged_version_is_refused(published: Artifact, shelf: Shelf, source: Path) -> None:
-    rewrite(published.path / "model.onnx", b"Weights")
-    with pytest.raises(Rejected, match=r"model\.onnx"):
-        shelf.publish(source, card())
+def _elsewhere(place: Path) -> None:
+    place.rename(place.with_name("elsewhere"))
+    place.symlink_to(place.with_name("elsewhere"))
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "a changed file": lambda at: rewrite(at / "model.onnx", b"Weights"),
+    "a missing file": lambda at: (at / "model.onnx").unlink(),
+    "a further file": lambda at: (at / "further.txt").write_text("x"),
+    "a manifest that is none": lambda at: rewrite(at / MANIFEST, b"{"),
+    "no manifest": lambda at: (at / MANIFEST).unlink(),
+    "a file in place of the folder": lambda at: (at.rename(at.with_name("elsewhere")), at.write_text("")),
+    "a link in place of the folder": _elsewhere,
+}
+
+
+@pytest.mark.parametrize("damage", list(DAMAGES)[:-1])
+def test_publishing_the_same_again_puts_a_damaged_version_right(
+    published: Artifact, shelf: Shelf, source: Path, damage: str
+) -> None:
+    shelf.promote("intent", published.manifest.version)
+    DAMAGES[damage](published.path)
+    assert shelf.publish(source, card()).version == published.manifest.version
+    found = shelf.resolve("intent")
+    verify(found)
+    assert (found.path / "model.onnx").read_bytes() == b"weights"
+    assert [it.name for it in found.path.parent.glob(".incoming-*")] == []
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_no_alias_moves_to_a_damaged_version(
+    published: Artifact, shelf: Shelf, source: Path, tmp_path: Path, damage: str
+) -> None:
+    other = shelf.publish(fill(tmp_path / "other", b"more"), card()).version
+    shelf.promote("intent", published.manifest.version)
+    shelf.promote("intent", other)
+    DAMAGES[damage](published.path)
+    with pytest.raises(ShelfFault):
+        shelf.promote("intent", published.manifest.version)
+    with pytest.raises(ShelfFault):
+        shelf.rollback("intent")
+    assert shelf.aliases("intent") == {"stable": other}
 
 
 def test_a_name_alone_means_stable(published: Artifact, shelf: Shelf) -> None:
     shelf.promote("intent", published.manifest.version)
     assert shelf.resolve("intent") == shelf.resolve("intent@stable") == published
+
+
+def test_an_alias_that_was_forgotten_is_not_stable(published: Artifact, shelf: Shelf) -> None:
+    shelf.promote("intent", published.manifest.version)
+    with pytest.raises(NotFound, match="ends where an alias or a version should stand"):
+        shelf.resolve("intent@")
 
 
 def test_promotion_moves_the_alias_and_rollback_moves_it_back(shelf: Shelf, source: Path, tmp_path: Path) -> None:
@@ -415,10 +459,25 @@ def test_the_shelf_lists_every_version_with_the_older_first(shelf: Shelf, source
     assert all(isinstance(it, Manifest) for it in shelf.list())
 
 
-def test_damaged_aliases_are_named_as_the_cause(published: Artifact, shelf: Shelf) -> None:
-    (shelf.root / "intent" / "aliases.json").write_text("{")
-    with pytest.raises(Rejected, match=r"aliases\.json"):
-        shelf.resolve("intent")
+@pytest.mark.parametrize(
+    "content", [b"{", b"\xff", b'{"stable": 3}', b"[" * 100_000], ids=["cut", "bytes", "3", "deep"]
+)
+def test_damaged_aliases_are_named_as_the_cause_and_a_promotion_begins_them_anew(
+    published: Artifact, shelf: Shelf, content: bytes
+) -> None:
+    version = published.manifest.version
+    (shelf.root / "intent" / "aliases.json").write_bytes(content)
+    for use in (
+        lambda: shelf.resolve("intent"),
+        lambda: shelf.rollback("intent"),
+        lambda: shelf.check("intent"),
+        lambda: shelf.sweep("intent", keep=0),
+    ):
+        with pytest.raises(Rejected, match=r"aliases\.json is damaged .*promote intent@VERSION"):
+            use()
+    assert shelf.resolve(f"intent@{version}") == published
+    shelf.promote("intent", version, "canary")
+    assert shelf.aliases("intent") == {"canary": version}
 
 
 HOUR_S = 3600.0

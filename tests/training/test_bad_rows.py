@@ -96,6 +96,8 @@ def test_several_splits_in_a_folder_are_named(tmp_path: Path) -> None:
         ("rows.csv", "text,label\nx,a\ny,b,c\n", r"row 2 \(line 3\): .* 3 for 2"),
         ("rows.csv", "text,text\nx,a\n", "two columns have the name 'text'"),
         ("rows.jsonl", '{"text":"x","label":"a"}\n\n[1]\n', "line 3: Expected `object`"),
+        ("rows.jsonl", '{"text":"x","label":"a"}\n{"text":"y","label":"a","label": "b"}\n', "line 2: .* 'label' twice"),
+        ("rows.json", '[{"text":"x","label":"a"},{"text":"y","label":"a","label":"b"}]', "the key 'label' twice"),
         ("rows.jsonl", '{"text":"x","label":"a"}\n{"text":["y"],"label":"b"}\n', "row 2: 'text' is list"),
         ("rows.jsonl", '{"text":"x","label":"a"}\n{"label":"b"}\n', "row 2: 'text' is empty"),
         ("rows.csv", "text,label\nx,a\n\x00\x07,b\n", "row 2: 'text' is empty"),

@@ -3,12 +3,14 @@
 import json
 import random
 import re
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnxruntime
 import pytest
@@ -86,6 +88,31 @@ def test_an_export_overwrites_nothing(artifact: Artifact, tmp_path: Path) -> Non
     with pytest.raises(ShelfFault, match="overwrites nothing"):
         export(artifact, "plain", tmp_path / "out")
     assert [it.name for it in (tmp_path / "out").iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize(
+    ("thresholds", "says"),
+    [
+        ({"zzz": 0.5}, "threshold for 'zzz'; the labels are "),
+        ({"card": 1.5}, "threshold for 'card' is 1.5"),
+        ({"card": -0.1}, "from 0 to 1"),
+        ({"card": float("nan")}, "is nan"),
+    ],
+    ids=str,
+)
+def test_a_threshold_that_no_score_can_meet_is_refused(
+    artifact: Artifact, tmp_path: Path, taken: Any, thresholds: dict[str, float], says: str
+) -> None:
+    export(artifact, "plain", tmp_path / "out")
+    with pytest.raises(ShelfFault, match=says):
+        taken(tmp_path / "out", thresholds=thresholds)
+
+
+def test_where_nothing_can_be_written_an_export_says_so(artifact: Artifact, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for folder in (Path("/proc/out"), tmp_path / "file" / "out"):
+        with pytest.raises(ShelfFault, match=rf"{folder} cannot be written \(.*name another folder"):
+            export(artifact, "plain", folder)
 
 
 def test_an_export_that_fails_leaves_nothing(artifact: Artifact, shelf: Shelf, tmp_path: Path) -> None:
@@ -340,6 +367,91 @@ def test_what_no_runtime_would_load_is_not_taken_in(
     assert shelf.names() == []
 
 
+def _linked(at: Path, target: Path) -> None:
+    at.unlink(missing_ok=True)
+    at.symlink_to(target)
+
+
+LINKS: dict[str, tuple[str, Callable[[Path, Path], None]]] = {
+    "a further file": ("plain", lambda at, out: _linked(at / "extra.txt", out / "secret.txt")),
+    "the graph": ("plain", lambda at, out: _linked(at / "model.onnx", out / "secret.txt")),
+    "labels": ("plain", lambda at, out: _linked(at / "labels.json", out / "secret.txt")),
+    "a folder": ("plain", lambda at, out: _linked(at / "more", out)),
+    "a relative link": ("plain", lambda at, _: _linked(at / "extra.txt", Path("../outside/secret.txt"))),
+    "a link to a link": (
+        "plain",
+        lambda at, out: (_linked(at / "one.txt", out / "secret.txt"), _linked(at / "two.txt", at / "one.txt"))[0],
+    ),
+    "a folder of onnx": (
+        "huggingface",
+        lambda at, out: ((at / "onnx").rename(at / "old"), _linked(at / "onnx", out))[1],
+    ),
+    "a tokenizer": ("huggingface", lambda at, out: _linked(at / "tokenizer.json", out / "secret.txt")),
+    "a version": ("triton", lambda at, out: _linked(at / "tiny" / "2", out)),
+    "a model": ("triton", lambda at, out: _linked(at / "other", out)),
+}
+
+
+@pytest.mark.parametrize("where", LINKS)
+def test_a_link_out_of_the_folder_publishes_nothing_and_is_named(
+    artifact: Artifact, where: str, tmp_path: Path, taken: Any, shelf: Shelf
+) -> None:
+    to, link = LINKS[where]
+    export(artifact, to, tmp_path / "out")  # type: ignore[arg-type]
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "secret.txt").write_text("secret")
+    link(tmp_path / "out", tmp_path / "outside")
+    with pytest.raises(ShelfFault, match=r"is a link that leads out of .*/out, to .*/outside.*cp -rL"):
+        taken(tmp_path / "out")
+    assert not shelf.has("taken")
+
+
+def test_the_tokenizer_beside_a_triton_model_may_not_be_a_link_out_either(
+    artifact: Artifact, tmp_path: Path, taken: Any, shelf: Shelf
+) -> None:
+    export(artifact, "triton", tmp_path / "out")
+    (tmp_path / "secret.txt").write_text("secret")
+    _linked(tmp_path / "out" / "tiny-text" / "1" / "tokenizer.json", tmp_path / "secret.txt")
+    with pytest.raises(ShelfFault, match=r"tokenizer\.json is a link that leads out"):
+        taken(tmp_path / "out" / "tiny")
+    assert not shelf.has("taken")
+
+
+def test_an_adapter_s_link_out_of_its_folder_is_refused(
+    persona: Artifact, tmp_path: Path, taken: Any, shelf: Shelf
+) -> None:
+    export(persona, "huggingface", tmp_path / "out")
+    (tmp_path / "out" / "adapter_model.safetensors").rename(tmp_path / "weights")
+    _linked(tmp_path / "out" / "adapter_model.safetensors", tmp_path / "weights")
+    with pytest.raises(ShelfFault, match="is a link that leads out"):
+        taken(tmp_path / "out")
+    assert not shelf.has("taken")
+
+
+def test_a_snapshot_of_hugging_face_s_cache_is_refused_and_its_copy_taken(
+    tmp_path: Path, taken: Any, shelf: Shelf
+) -> None:
+    snapshot = generator(tmp_path / "snapshot")
+    (tmp_path / "blobs").mkdir()
+    for file in [*snapshot.iterdir()]:
+        file.rename(tmp_path / "blobs" / file.name)
+        file.symlink_to(Path("../blobs") / file.name)
+    with pytest.raises(ShelfFault, match=rf"cp -rL {snapshot} NEW"):
+        taken(snapshot)
+    shutil.copytree(snapshot, tmp_path / "copy")
+    manifest, _ = taken(tmp_path / "copy")
+    assert "model.safetensors" in manifest.files
+
+
+def test_a_link_that_stays_in_the_folder_is_followed(artifact: Artifact, tmp_path: Path, taken: Any) -> None:
+    export(artifact, "plain", tmp_path / "out")
+    (tmp_path / "out" / "model.onnx").rename(tmp_path / "out" / "graph")
+    (tmp_path / "out" / "model.onnx").symlink_to("graph")
+    (tmp_path / "link").symlink_to(tmp_path / "out")
+    manifest, _ = taken(tmp_path / "link")
+    assert manifest.files == artifact.manifest.files
+
+
 def test_a_config_that_imports_code_is_not_taken_in(tmp_path: Path, taken: Any, shelf: Shelf) -> None:
     folder = generator(tmp_path / "chat")
     (folder / "config.json").write_text('{"architectures": ["XForCausalLM"], "auto_map": {"AutoModel": "evil.Model"}}')
@@ -373,3 +485,38 @@ def test_what_is_no_layout_is_said_to_be_none(tmp_path: Path, taken: Any) -> Non
         taken(tmp_path / "own")
     with pytest.raises(ShelfFault, match="not a folder"):
         taken(tmp_path / "nowhere")
+
+
+def test_what_would_stop_a_promotion_stops_an_import_before_it_publishes(
+    artifact: Artifact, shelf: Shelf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HEADRACE_STATE", str(tmp_path / "state"))
+    export(artifact, "plain", tmp_path / "out")
+    import_ = ["import", str(tmp_path / "out"), "--shelf", str(shelf.root), "--name"]
+    with pytest.raises(ShelfFault, match="cannot be an alias"):
+        app([*import_, "taken", "--as", "Not One"])
+    assert not shelf.has("taken")
+    (shelf.root / "tiny" / "aliases.json").write_text("{")
+    with pytest.raises(ShelfFault, match="is damaged"):
+        app([*import_, "tiny", "--licence", "MIT", "--as", "stable"])
+    assert shelf.versions("tiny") == [artifact.manifest.version]
+
+
+def test_damaged_aliases_hide_nothing_else_and_can_be_begun_anew(
+    artifact: Artifact, shelf: Shelf, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    version = artifact.manifest.version
+    shelf.publish(tmp_path / "source", msgspec.structs.replace(tiny.card("classify"), name="another"))
+    (shelf.root / "tiny" / "aliases.json").write_text("{")
+    at = ["--shelf", str(shelf.root)]
+    with pytest.raises(ShelfFault, match=r"tiny/aliases\.json is damaged"):
+        app(["show", *at])
+    assert [it.partition("@")[0] for it in capsys.readouterr().out.splitlines()] == ["another", "tiny"]
+    with pytest.raises(SystemExit, match="0"):
+        app(["promote", f"tiny@{version}", "--as", "canary", *at])
+    shown = capsys.readouterr()
+    assert shown.out == f"tiny@canary is {version}\n"
+    assert "begun anew" in shown.err
+    with pytest.raises(SystemExit, match="0"):
+        app(["show", *at])
+    assert "@canary" in capsys.readouterr().out

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -19,7 +20,7 @@ from runtimes.artifact import Artifact, Manifest, Shelf
 from training import __main__ as command
 from training import distributed
 from training import recipe as recipes
-from training.errors import DataError, Diverged, Interrupted, RecipeError, of_memory
+from training.errors import DataError, Diverged, Interrupted, RecipeError, of_disk, of_memory
 from training.run import Run
 from training.spec import Recipe
 from training.spec.data import Pairs
@@ -58,8 +59,9 @@ def test_a_full_disk_ends_the_run_and_loses_nothing(tmp_path: Path, write: Calla
         run.stage_name = "two"
         run.note(step=1)
         run.checkpoint({"step": 1})
-        with full_disk(), pytest.raises(OSError, match="File too large"):
+        with full_disk(), pytest.raises(OSError, match="File too large") as failed:
             write(run)
+    assert Path(failed.value.filename).is_relative_to(tmp_path)
     assert [it.name for it in tmp_path.rglob(".*")] == [".lock"]
     with Run(tmp_path, seed=0).open(b"{}", resume=True) as run:
 
@@ -82,6 +84,38 @@ def test_a_line_that_was_cut_off_does_not_spoil_the_next_one(tmp_path: Path) -> 
         assert [it["step"] for it in run.metrics()] == [1, 2]
 
 
+@pytest.mark.parametrize("resume", [{"resume": True}, {"start": "two"}], ids=["resume", "from"])
+@pytest.mark.parametrize(
+    "damage",
+    [b'{"stage": "on\xff', b"\0\0\0", b'"stage"', b"{}", b"{" * 100_000],
+    ids=["cut", "0", "text", "{}", "deep"],
+)
+def test_a_damaged_line_of_the_measurements_is_left_out_and_said(
+    tmp_path: Path, damage: bytes, resume: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    with Run(tmp_path, seed=0).open(b"{}") as run:
+        run.stage("one", lambda: 1)
+        run.stage("two", lambda: 2)
+        run.note(step=1)
+    with (tmp_path / "metrics.jsonl").open("ab") as file:
+        file.write(damage + b"\n")
+    with Run(tmp_path, seed=0).open(b"{}", **resume) as run:
+        run.note(step=2)
+        assert [it["step"] for it in run.metrics()] == [1, 2]
+    assert "metrics.jsonl: 1 damaged lines are left out" in caplog.text
+
+
+def test_what_a_stage_left_and_is_gone_is_to_be_made_again(tmp_path: Path) -> None:
+    with Run(tmp_path, seed=0).open(b"{}") as run:
+        run.stage("one", lambda: 1)
+    (tmp_path / "stages" / "one.pt").unlink()
+    with (
+        Run(tmp_path, seed=0).open(b"{}", resume=True) as run,
+        pytest.raises(RecipeError, match=r"one\.pt is gone.*--from one"),
+    ):
+        run.stage("one", unexpected)
+
+
 def test_a_disk_that_is_full_while_publishing_leaves_no_half_of_an_artifact(
     classify: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -93,8 +127,9 @@ def test_a_disk_that_is_full_while_publishing_leaves_no_half_of_an_artifact(
 
     with monkeypatch.context() as patched:
         patched.setattr(Shelf, "publish", on_a_full_disk)
-        with pytest.raises(OSError, match="File too large"):
+        with pytest.raises(OSError, match="File too large") as failed:
             recipes.run(classify(), shelf, tmp_path / "runs")
+    assert Path(failed.value.filename).is_relative_to(shelf.root), "it is the shelf's disk that is full, not the run's"
     assert [it for it in shelf.root.rglob("*") if it.is_file() and it.name != ".lock"] == []
     manifest = recipes.run(classify(), shelf, tmp_path / "runs", resume=True)
     found = shelf.resolve("tiny@stable")
@@ -171,6 +206,24 @@ def test_the_command_says_what_went_wrong_and_ends_with_a_code(
     assert says in message
 
 
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        ("run", "what was done is kept: {}, and go on with --resume; HEADRACE_STATE"),
+        ("promote", "Y; {}, and try again; HEADRACE_STATE and --shelf"),
+    ],
+)
+@pytest.mark.parametrize(
+    ("code", "remedy"), [(28, "make room"), (30, "make it writable"), (2, "see that it is there and whole")]
+)
+def test_what_is_to_be_done_about_a_disk_fits_it_and_the_command(
+    command: str, says: str, code: int, remedy: str
+) -> None:
+    found = of_disk(OSError(code, "Y", "/x"), command)
+    assert found.startswith("/x: Y; ")
+    assert says.format(remedy) in found
+
+
 def ended(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
     """Exit code and what the command says."""
     monkeypatch.setattr(sys, "argv", ["headrace-train", *arguments])
@@ -183,14 +236,24 @@ def ended(arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     return int(stopped.value.code or 0), shown.err
 
 
-def test_a_state_folder_that_cannot_be_written_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("arguments", [["run", "support-intent"], ["show"]], ids=lambda it: it[0])
+@pytest.mark.parametrize("given", [[], ["--shelf", "file"], ["--shelf", "file/below"], ["--shelf", "nowhere"]])
+def test_a_shelf_that_cannot_be_one_is_refused_at_the_start(
+    arguments: list[str],
+    given: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    (tmp_path / "state").write_text("a file, where a folder should be")
+    monkeypatch.chdir(tmp_path)
+    for name in ("state", "file"):
+        Path(name).write_text("a file, where a folder should be")
+    Path("nowhere").symlink_to("/nowhere")
     monkeypatch.setenv("HEADRACE_STATE", str(tmp_path / "state"))
-    code, message = ended(["run", "support-intent"], monkeypatch, capsys)
+    code, message = ended([*arguments, *given], monkeypatch, capsys)
     assert code == 1
-    assert f"{tmp_path}/state/runs" in message
+    file = given[1].partition("/")[0] if given else "state"
+    assert f"{tmp_path}/{file} is not a folder, so " in message
 
 
 @pytest.mark.parametrize(

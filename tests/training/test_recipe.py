@@ -46,6 +46,16 @@ def test_the_same_recipe_makes_the_same_version(classify: Make, tmp_path: Path) 
     assert recipes.run(classify(), Shelf(tmp_path / "two"), tmp_path / "runs").version == first.version
 
 
+def test_running_a_recipe_again_puts_its_damaged_artifact_right(classify: Make, tmp_path: Path) -> None:
+    shelf = Shelf(tmp_path / "shelf")
+    made = classify(gate={"accuracy_over_stable_min": -0.5})
+    first = recipes.run(made, shelf, tmp_path / "runs")
+    graph = shelf.resolve("tiny").path / "model.onnx"
+    graph.unlink()
+    assert recipes.run(made, shelf, tmp_path / "runs").version == first.version
+    verify(shelf.resolve("tiny"))
+
+
 def test_what_the_gate_allows_batches_to_do_is_in_the_manifest(classify: Make, tmp_path: Path) -> None:
     recipe = classify(gate={"batch_drift_max": 1e-5}, model={"truncate": True})
     manifest = recipes.run(recipe, Shelf(tmp_path / "shelf"), tmp_path / "runs")
@@ -175,11 +185,27 @@ def test_settings_reach_into_lists_of_tables() -> None:
         ("data.column=x", "column"),
         ("name.first=x", "not a section"),
         ("trainer.kind=magic", "magic"),
+        ("name=../../evil", r"name: '\.\./\.\./evil' cannot name an artifact"),
+        ("name=/tmp/x", "name: '/tmp/x' cannot name an artifact"),
+        ("name=A", "name: 'A' cannot name an artifact"),
+        ('name=""', "name: '' cannot name an artifact"),
+        ("gate.accuracy_min=nan", "gate.accuracy_min is nan"),
+        ("gate.accuracy_min=-inf", "gate.accuracy_min is -inf"),
+        ("trainer.c=inf", "trainer.c is inf"),
+        (
+            'compress=[{kind="distill", temperature=inf, trainer={kind="gradient", rate=1e-3, epochs=1, batch=8}}]',
+            "compress.0.temperature is inf",
+        ),
     ],
 )
 def test_a_wrong_setting_is_refused_with_its_place(setting: str, says: str) -> None:
     with pytest.raises(RecipeError, match=says):
         catalogue.read("support-intent", (setting,))
+
+
+def test_tuning_tries_no_number_without_a_value() -> None:
+    with pytest.raises(RecipeError, match=r"trainer\.c is inf"):
+        catalogue.changed(catalogue.read("support-intent"), {"trainer.c": float("inf")})
 
 
 def test_an_unknown_recipe_is_answered_with_those_there_are() -> None:

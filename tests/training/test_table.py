@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from runtimes.artifact import Shelf
+from runtimes.artifact import Shelf, open_folder
 from training import recipe as recipes
 from training.contract import Classes, Examples, Rows, strings
 from training.errors import DataError, RecipeError
@@ -235,6 +235,20 @@ def test_columns_whose_names_differ_in_a_dot_are_two(tmp_path: Path) -> None:
     content = "a.b,a b,label,split\nx,u,p,train\ny,v,q,train\nz,w,q,train\nx,u,q,test\n"
     made = mlp.build(Mlp(), load(tmp_path, content)).features
     assert len([*made.buffers()]) == 2
+
+
+@pytest.mark.parametrize("networks", [1, 3])
+@pytest.mark.parametrize("layers", [[], [8, 4]], ids=["linear", "deep"])
+def test_its_networks_answer_in_int8_as_they_do_in_fp32(tmp_path: Path, networks: int, layers: list[int]) -> None:
+    model = {"kind": "mlp", "layers": layers, "networks": networks}
+    gate = {"auc_min": 0.8, "batch_drift_max": 1e-5}
+    made = recipe(tmp_path, model=model, compress=[{"kind": "int8-dynamic"}], gate=gate, floor=None)
+    manifest = recipes.run(made, Shelf(tmp_path / "shelf"), tmp_path / "runs")
+    assert manifest.after["auc"] == pytest.approx(manifest.before["auc"], abs=0.02)
+    [run] = (tmp_path / "runs").iterdir()
+    rows = made.data.load().test.inputs
+    whole, small = (scoring.served(open_folder(run / it), rows)["scores"] for it in ("whole", "bundle"))
+    np.testing.assert_allclose(small, whole, atol=0.02)
 
 
 def test_numbers_are_scaled_by_the_training_rows_alone(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ def scale_by_token(graph: onnx.GraphProto) -> None:
     products = {node.output[0]: node.input for node in graph.node if node.op_type == "Mul" and node.input[0] in scales}
     whole_of = {node.output[0]: node for node in graph.node if node.op_type == "MatMulInteger"}
     cast_of = {node.output[0]: node for node in graph.node if node.op_type == "Cast" and node.input[0] in whole_of}
+    constants = {it.name: it for it in graph.initializer}
     gone = {*products, *whole_of, *cast_of}
     nodes = []
     for node in graph.node:
@@ -64,6 +66,8 @@ def scale_by_token(graph: onnx.GraphProto) -> None:
             # first token's for all.
             scale, weight_scale = products[node.input[1]]
             given, weight, zero, weight_zero = whole_of[cast_of[node.input[0]].input[0]].input
+            for name in (weight_scale, weight_zero):
+                _spread(constants[name], constants[weight].dims)
             by_weight = f"{node.output[0]}_by_weight"
             nodes += [
                 _node(
@@ -78,6 +82,14 @@ def scale_by_token(graph: onnx.GraphProto) -> None:
             nodes.append(node)
     del graph.node[:]
     graph.node.extend(nodes)
+
+
+def _spread(columns: onnx.TensorProto, weight: Sequence[int]) -> None:
+    """What the quantizer says of each column, for each matrix of a weight that is several: ONNX Runtime wants it as
+    [..., 1, columns]."""
+    if len(weight) > 2 and len(columns.dims) == 1:
+        values = np.broadcast_to(onnx.numpy_helper.to_array(columns), (*weight[:-2], 1, columns.dims[0]))
+        columns.CopyFrom(onnx.numpy_helper.from_array(values, columns.name))
 
 
 def _node(operator: str, inputs: list[str], output: str, **attributes: Any) -> onnx.NodeProto:

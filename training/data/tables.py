@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -17,6 +19,7 @@ Record = dict[str, Any]
 
 FLOAT32_MAX = 3.4028234663852886e38
 """What is learnt from and sent has numbers of 32 bits."""
+_KEY = re.compile(r'"\s*:')
 _DELIMITERS = MappingProxyType({".csv": ",", ".tsv": "\t", ".txt": " "})
 
 
@@ -113,10 +116,13 @@ def _lines(path: Path, header: Sequence[str], delimiter: str, encoding: str) -> 
 
 def _list(path: Path, encoding: str) -> list[Record]:
     with files.opened(path, encoding) as opened:
-        try:
-            return msgspec.json.decode(opened.read(), type=list[Record])
-        except msgspec.DecodeError as error:
-            raise DataError(f"{path} cannot be read: {error}") from error
+        content = opened.read()
+    try:
+        records = msgspec.json.decode(content, type=list[Record])
+        _check_keys(content, sum(map(len, records)))
+    except (msgspec.DecodeError, ValueError) as error:
+        raise DataError(f"{path} cannot be read: {error}") from error
+    return records
 
 
 def _objects(path: Path, encoding: str) -> Iterator[Record]:
@@ -125,6 +131,24 @@ def _objects(path: Path, encoding: str) -> Iterator[Record]:
         for number, line in enumerate(opened, 1):
             if line.strip():
                 try:
-                    yield decoder.decode(line)
-                except msgspec.DecodeError as error:
+                    record = decoder.decode(line)
+                    _check_keys(line, len(record))
+                except (msgspec.DecodeError, ValueError) as error:
                     raise DataError(f"{path} cannot be read: line {number}: {error}") from error
+                yield record
+
+
+def _check_keys(content: str, known: int) -> None:
+    """Raise ValueError for an object with a key twice, of which msgspec keeps the last and says nothing. Of what cannot
+    have more keys than the `known` ones nothing is read again."""
+    if len(_KEY.findall(content)) > known:
+        json.loads(content, object_pairs_hook=_object)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> Record:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(it for it in names if names.count(it) > 1)
+        raise ValueError(f"an object has the key {twice!r} twice")
+    return found

@@ -27,6 +27,18 @@ LAYOUTS: Mapping[Layout, ModuleType] = {"triton": triton, "plain": plain, "huggi
 def export(artifact: Artifact, to: Layout, folder: Path) -> list[Path]:
     """Write the artifact into `folder`, which is new or empty; return what was written, relative to it."""
     verify(artifact)
+    try:
+        _write(artifact, to, folder)
+    except OSError as error:
+        raise ShelfFault(
+            f"{folder} cannot be written ({error.strerror or error}): make room there, or it writable, or name "
+            "another folder"
+        ) from error
+    return sorted(it.relative_to(folder) for it in folder.rglob("*") if it.is_file())
+
+
+def _write(artifact: Artifact, to: Layout, folder: Path) -> None:
+    """All of it or nothing."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ShelfFault(f"{folder} is there already, and an export overwrites nothing; name a new folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -42,4 +54,3 @@ def export(artifact: Artifact, to: Layout, folder: Path) -> list[Path]:
         draft.rename(folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    return sorted(it.relative_to(folder) for it in folder.rglob("*") if it.is_file())

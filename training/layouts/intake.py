@@ -13,7 +13,7 @@ from runtimes import adapter
 from runtimes.artifact import Artifact, Card, Lineage, Manifest, Shelf, seal, verify
 from runtimes.integrity import ShelfFault
 from training.layouts import huggingface, plain, triton
-from training.layouts.parts import Facts, Found
+from training.layouts.parts import Facts, Found, confine
 
 _FINDERS: tuple[Callable[[Path], Found | None], ...] = (triton.found, plain.found, huggingface.found)
 
@@ -36,6 +36,7 @@ def take_in(
     facts = said.over(found.facts)
     if facts.task is None:
         raise ShelfFault(f"{folder} does not say what it is for; give --task generate, classify, embed or predict")
+    _check_thresholds(facts)
     for own, path in found.files.items():
         shutil.copyfile(path, scratch / own)
     fields = {it: getattr(facts, it) for it in Facts.__struct_fields__}
@@ -57,6 +58,7 @@ def take_in(
 def _found(folder: Path) -> Found:
     if not folder.is_dir():
         raise ShelfFault(f"{folder} is not a folder")
+    confine(folder)
     for finder in _FINDERS:
         found = finder(folder)
         if found is not None:
@@ -65,6 +67,14 @@ def _found(folder: Path) -> Found:
         f"{folder} is none of the layouts that can be taken in: a Triton repository (config.pbtxt), Hugging Face's "
         "(config.json), peft's (adapter_config.json), or a folder with one ONNX file"
     )
+
+
+def _check_thresholds(facts: Facts) -> None:
+    for label, score in facts.thresholds.items():
+        if label not in facts.labels:
+            raise ShelfFault(f"there is a threshold for {label!r}; the labels are {', '.join(facts.labels) or 'none'}")
+        if not 0 <= score <= 1:
+            raise ShelfFault(f"the threshold for {label!r} is {score:g}; scores are from 0 to 1")
 
 
 def _base(origin: Origin, folder: Path, scratch: Path) -> str:

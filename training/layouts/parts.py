@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -80,3 +81,17 @@ def inert(folder: Path, *, besides: Iterable[str] = ()) -> dict[str, Path]:
         for it in sorted(folder.iterdir())
         if it.is_file() and it.suffix.lower() in SUFFIXES - {".onnx"} and it.name not in skipped
     }
+
+
+def confine(folder: Path) -> None:
+    """Raise ShelfFault for a link that leads out of a stranger's folder: what lies there is not theirs to publish.
+    Hugging Face's cache is refused too, whose snapshots are links to blobs beside them."""
+    inside = os.path.realpath(folder)
+    for place, folders, files in os.walk(folder):
+        for link in (Path(place, it) for it in sorted(folders + files)):
+            if link.is_symlink() and not Path(os.path.realpath(link)).is_relative_to(inside):
+                raise ShelfFault(
+                    f"{link} is a link that leads out of {folder}, to {os.path.realpath(link)}; if that is to be "
+                    f"published too (a snapshot in Hugging Face's cache is made of such links), copy it with "
+                    f"`cp -rL {folder} NEW` and import the copy"
+                )

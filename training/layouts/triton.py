@@ -16,7 +16,7 @@ import msgspec
 from runtimes.artifact import Artifact
 from runtimes.contract import Tensor
 from runtimes.integrity import ShelfFault
-from training.layouts.parts import KEY, Facts, Found, decoded, facts_of, inert, together
+from training.layouts.parts import KEY, Facts, Found, confine, decoded, facts_of, inert, together
 
 CONFIG, LABELS, TOKENIZER = "config.pbtxt", "labels.txt", "tokenizer.json"
 CODE = Path(__file__).parent / "triton_text.py"
@@ -91,6 +91,7 @@ def found(folder: Path) -> Found | None:
     files = {**inert(version), "model.onnx": version / "model.onnx"}
     read = {config}
     text = model.with_name(model.name + _TEXT)
+    confine(text)  # it is beside the folder, if a model's own was named
     if _versions(text, TOKENIZER):
         files[TOKENIZER] = _versions(text, TOKENIZER)[-1] / TOKENIZER
         read |= {text / CONFIG, text / LABELS, files[TOKENIZER].with_name("model.py")}

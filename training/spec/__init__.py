@@ -3,10 +3,13 @@ asking for a recipe imports no torch; a Struct knows which module does its work,
 
 from __future__ import annotations
 
-from typing import Annotated
+import math
+from collections.abc import Iterator
+from typing import Annotated, Any
 
-from msgspec import Meta, Struct
+from msgspec import Meta, Struct, to_builtins
 
+from runtimes.artifact import NAME_RULE, Name
 from training.spec.compression import Compression
 from training.spec.data import Data
 from training.spec.exams import Exam
@@ -51,6 +54,27 @@ class Recipe(Struct, frozen=True, forbid_unknown_fields=True):
     tuning: Tuning | None = None
     """What `headrace-train tune` may try."""
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Before anything is made: the name is that of folders too, and no number may be infinite or none."""
+        if not Name.fullmatch(self.name):
+            raise ValueError(f"name: {self.name!r} {NAME_RULE}")
+        for path, number in _numbers(to_builtins(self), ""):
+            if not math.isfinite(number):
+                raise ValueError(f"{path} is {number}, and must be a finite number")
+
+
+def _numbers(content: Any, path: str) -> Iterator[tuple[str, float]]:
+    """Each number that need not be whole, and where it stands, as `--set` names it."""
+    match content:
+        case float():
+            yield path, content
+        case dict():
+            for name, value in content.items():
+                yield from _numbers(value, f"{path}.{name}" if path else name)
+        case list() | tuple():
+            for at, value in enumerate(content):
+                yield from _numbers(value, f"{path}.{at}")
 
 
 __all__ = ["Recipe"]
