@@ -69,7 +69,9 @@ def make(recipe: Recipe, recipe_hash: str, shelf: Shelf, run: Run, *, workers: i
     known = measures.names(rows.test) | {name for exam in recipe.exams for name in exams.measures(exam)}
     gate.check(recipe.gate, known)  # a typing error must not cost a run
     if _crossed(recipe):
-        folds.parted(recipe, rows.both)  # nor must what cannot be parted
+        # Nor must what cannot be parted; inputs decide nothing of that, and to join them would read them all.
+        train, test = (msgspec.structs.replace(it, inputs={}) for it in (rows.train, rows.test))
+        folds.parted(recipe, train.joined(test))
     features = _features(recipe, rows, run, base)
     model = run.stage("train", lambda: _trained(recipe, rows, features, run, base, workers, ray))
     floor = run.stage("floor", lambda: _floor(recipe, rows))

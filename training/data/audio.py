@@ -55,8 +55,7 @@ def load(spec: Audio) -> Rows:
         train, test = (train.take(np.flatnonzero(it)) for it in (~tested, tested))
     if not test.rows:
         raise DataError("there are no sounds to test with: set data.test, or give data.train more of them")
-    seen = {it.same for it in test.rows}
-    leaked = np.array([it.same in seen for it in train.rows], np.bool_)
+    leaked = cleaning.among(*(np.array([row.same for row in it.rows], np.uint64) for it in (train, test)))
     if leaked.size and leaked.all():
         raise DataError(f"there are no sounds to train with: each of {spec.train} is also in the test part")
     train = train.take(np.flatnonzero(~leaked))

@@ -99,19 +99,15 @@ async def _speedups(before: Artifact, after: Artifact, examples: Examples) -> Sc
                 for part in np.split(chosen, range(rows, len(chosen), rows))
                 if len(part)
             ]
-            took_s: list[tuple[float, float]] = []
-            while len(took_s) < _TIMED_ROUNDS or np.sum(took_s) * len(calls) < _TIMED_S:
-                # In turn, because who goes first finds the caches as the other left them.
-                if len(took_s) % 2:
-                    first_s = await _timed(first, calls)
-                    took_s.append((first_s, await _timed(second, calls)))
-                else:
-                    second_s = await _timed(second, calls)
-                    took_s.append((await _timed(first, calls), second_s))
-            each_s = np.array(took_s)
-            scores[f"speedup_{rows}"] = float(np.median(each_s[:, 0] / each_s[:, 1]))
+            first_s, second_s = list[float](), list[float]()
+            order = [(second, second_s), (first, first_s)]
+            while len(first_s) < _TIMED_ROUNDS or sum(first_s + second_s) * len(calls) < _TIMED_S:
+                for it, took_s in order:
+                    took_s.append(await _timed(it, calls))
+                order.reverse()  # because who goes first finds the caches as the other left them
+            scores[f"speedup_{rows}"] = float(np.median(np.divide(first_s, second_s)))
             if rows == 1:
-                scores["latency_ms"] = float(np.median(each_s[:, 1]) * 1000)
+                scores["latency_ms"] = float(np.median(second_s) * 1000)
     return scores
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import math
 import shutil
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -148,9 +147,7 @@ def _carry_out(trainer: Any, spec: Sft | Dpo, model: Generator, run: Run, folder
     run.rewind(kept["step"] if kept else -1)
     # Its random numbers must be the same, whether or not something asked for some before.
     transformers.set_seed(trainer.args.seed)
-    with warnings.catch_warnings():
-        # At each checkpoint peft looks on a hub whether the vocabulary has grown; here none ever does.
-        warnings.filterwarnings("ignore", "Could not find a config file in")
+    with lora.saving():  # at each checkpoint
         trainer.train(resume_from_checkpoint=str(folder / kept["checkpoint"]) if kept else None)
     adapted = trainer.model.eval()
     # TRL's own way through the model, which a pickle can't hold.

@@ -29,13 +29,19 @@ def attach(network: Any, spec: Adapter) -> Any:
     return peft.get_peft_model(network, config)
 
 
+@contextmanager
+def saving() -> Iterator[None]:
+    """Peft looks on a hub whether the vocabulary has grown, and warns where there is none; here it never grows."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Could not find a config file in")
+        yield
+
+
 def files(adapted: Any) -> Files:
     """The adapter that is on a model."""
     with tempfile.TemporaryDirectory(prefix="headrace-adapter-") as name:
         folder = Path(name)
-        with warnings.catch_warnings():
-            # It looks on a hub whether the vocabulary has grown; here none ever does.
-            warnings.filterwarnings("ignore", "Could not find a config file in")
+        with saving():
             adapted.save_pretrained(folder)
         config = msgspec.json.decode((folder / CONFIG).read_bytes())
         weights = (folder / WEIGHTS).read_bytes()
