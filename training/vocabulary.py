@@ -15,7 +15,7 @@ class Vocabulary:
 
     def __init__(self, values: Array) -> None:
         """`values`: as often as they like."""
-        known = sorted(set(values.tolist()))
+        known = sorted(set(values))
         self.values = strings(known) if values.dtype == object else np.array(known, np.int64)
 
     def __len__(self) -> int:

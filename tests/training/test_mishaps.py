@@ -148,6 +148,15 @@ def test_sigterm_is_ctrl_c_and_both_have_their_old_meaning_afterwards(tmp_path: 
     assert [signal.getsignal(it) for it in (signal.SIGINT, signal.SIGTERM)] == before
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Ends a program, which it does not in what a shell has started with `&`."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_the_second_ctrl_c_does_not_wait(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), Run(tmp_path, seed=0).open(b"{}") as run:
         os.kill(os.getpid(), signal.SIGINT)

@@ -20,6 +20,7 @@ from tests.training.test_images import idx
 from training import contract
 from training.contract import Answers, Array, Classes, Examples, Preferred, Rows, strings
 from training.data import tables
+from training.data.categories import Named
 from training.data.pixels import Pixels
 from training.data.spool import Stored, spooled, spooled_bytes
 from training.llm.conversation import Message
@@ -193,8 +194,8 @@ def test_sounds_are_read_in_less_memory_than_they_fill(tmp_path: Path) -> None:
     assert most_bytes(spec.load) < 64 * 100_000 / 4
 
 
-def test_a_table_is_read_in_a_few_bytes_a_number_and_a_category(tmp_path: Path) -> None:
-    rows, numbers, categories = 5000, 8, 4
+def test_a_table_is_read_in_less_memory_than_its_columns_fill(tmp_path: Path) -> None:
+    rows, numbers, categories = 2000, 60, 40
     chance = np.random.default_rng(0)
     names = [f"column {at}" for at in range(numbers + categories)]
     with (tmp_path / "rows.csv").open("w") as file:
@@ -203,8 +204,23 @@ def test_a_table_is_read_in_a_few_bytes_a_number_and_a_category(tmp_path: Path) 
             words = [f"a city of {it}" for it in chance.integers(0, 9, categories).tolist()]
             file.write(",".join([*map(str, values), *words, "yes" if values[0] > 0 else "no"]) + "\n")
     spec = Table(train=str(tmp_path / "rows.csv"))
-    # Beside the columns: a hash, the part and the label of each row, and room to grow.
-    assert most_bytes(spec.load) < 2 * rows * (4 * numbers + 8 * categories + 32)
+
+    def load() -> None:
+        found = spec.load()
+        assert len(found.train) + len(found.test) == rows
+        assert found.fingerprint
+
+    assert most_bytes(load) < rows * 4 * (numbers + categories) / 2
+
+
+def test_named_values_are_what_an_array_of_them_would_be() -> None:
+    places = np.array([2, 0, 0, 1, 2], np.int32)
+    named, whole = Named(["a", "", "三"], places), strings(["三", "a", "a", "", "三"])
+    assert (len(named), named.shape, named.dtype, [*named]) == (5, whole.shape, whole.dtype, whole.tolist())
+    for chosen in (np.array([4, 0, 0]), np.array([], np.int64), slice(2, 5), whole == "a"):
+        assert named[chosen].tolist() == np.asarray(named[chosen]).tolist() == whole[chosen].tolist()
+    assert (named[3], named[np.int64(-1)]) == ("", "三")
+    np.testing.assert_array_equal(np.concatenate([named[:2], named[4:]]), ["三", "a", "三"])
 
 
 def test_a_rating_is_read_in_a_few_times_what_its_numbers_take(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import os
 import tempfile
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from copy import copy
 from typing import IO, Any, TypeVar, cast
 
 import msgspec
@@ -52,20 +53,18 @@ def _written(contents: Iterable[bytes]) -> tuple[mmap.mmap | bytes, Array, Array
         return mapped(file), np.frombuffer(ends, np.int64), np.arange(len(ends) - 1)
 
 
-class Contents:
-    """Bytes [n], read from disk as they are asked for. Indexing gives those of one, or others of these, still on disk;
-    numpy, where it computes with them, makes an ordinary array of them."""
+class Chosen:
+    """Some of what lies elsewhere [n], each read as it is asked for. Indexing gives one, or others of these, of which
+    none is read; numpy, where it computes with them, makes an ordinary array of them."""
 
     dtype = np.dtype(object)
 
-    def __init__(self, content: mmap.mmap | bytes, ends: Array, places: Array) -> None:
-        self._content = content
-        self._ends = ends
+    def __init__(self, places: Array) -> None:
         self._places = places
-        """Of each, which one of the file it is."""
+        """Where each one is, integers [n]."""
 
     @property
-    def shape(self) -> tuple[int]:
+    def shape(self) -> tuple[int, ...]:
         return (len(self),)
 
     def __len__(self) -> int:
@@ -74,7 +73,9 @@ class Contents:
     def __getitem__(self, chosen: Any) -> Any:
         if isinstance(chosen, int | np.integer):
             return self._read(self._places[chosen])
-        return type(self)(self._content, self._ends, self._places[chosen])
+        others = copy(self)
+        others._places = self._places[chosen]
+        return others
 
     def __iter__(self) -> Iterator[Any]:
         return map(self._read, self._places)
@@ -89,14 +90,26 @@ class Contents:
         """The same, by the name of what it stands for: all that rows are asked is what it can answer."""
         return cast(Array, self)
 
-    def _read(self, place: int) -> Any:
+    def _read(self, place: Any) -> Any:
+        raise NotImplementedError
+
+
+class Contents(Chosen):
+    """Bytes [n], on disk."""
+
+    def __init__(self, content: mmap.mmap | bytes, ends: Array, places: Array) -> None:
+        super().__init__(places)
+        self._content = content
+        self._ends = ends
+
+    def _read(self, place: Any) -> Any:
         return self._content[self._ends[place] : self._ends[place + 1]]
 
 
 class Texts(Contents):
     """The same, of strings."""
 
-    def _read(self, place: int) -> str:
+    def _read(self, place: Any) -> str:
         return str(super()._read(place), "utf-8", "surrogatepass")
 
 

@@ -1,22 +1,25 @@
 """Tables: columns of numbers and of categories, and one label a row.
 
-A file is gone through twice: once to learn which columns hold numbers and which rows are equal, once to keep four bytes
-of each number, and eight of each category.
+A file is gone through twice: once to learn which columns hold numbers and which rows are equal, once to write each
+row's numbers, and those of its categories, to where they lie on disk while they are used.
 """
 
 from __future__ import annotations
 
 import math
+import struct
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import repeat
+from typing import IO
 
 import numpy as np
 
 from training.contract import Array, Classes, Examples, Rows
 from training.data import cleaning, split, tables
-from training.data.categories import Categories
+from training.data.categories import Categories, Named
+from training.data.spool import mapped, unnamed
 from training.errors import DataError
 from training.spec.data import Table
 
@@ -28,7 +31,6 @@ def load(spec: Table) -> Rows:
     """Read the files that the recipe names. Numbers are float32, NaN where one is missing; categories are strings,
     empty there. A row that is in both parts stays in the test part only."""
     known = _Survey(spec, spec.train, [spec.label, *spec.categories, *spec.ignore])
-    train, test = (_Part(known.kinds, spec) for _ in ("train", "test"))
     if spec.test is not None:
         tested = np.zeros(len(known.hashes), bool)
         others = _Survey(spec, spec.test, [spec.label, *known.kinds], [*known.kinds]).hashes
@@ -39,11 +41,13 @@ def load(spec: Table) -> Rows:
     if leaked.any() and (leaked | tested).all():
         raise DataError(f"there are no rows to train with: each of {spec.train} is also in the test part")
     places = zip(tested, leaked, strict=True)
-    _fill(spec, spec.train, (test if held else None if out else train for held, out in places))
-    if spec.test is not None:
-        _fill(spec, spec.test, repeat(test))
-    labels = _labels(train.label.array(), test.label.array(), spec)
-    rows = Rows(train.examples(labels), test.examples(labels), tuple(_notes(known, leaked)))
+    with unnamed() as one, unnamed() as other:
+        train, test = (_Part(known.kinds, spec, it) for it in (one, other))
+        _fill(spec, spec.train, (test if held else None if out else train for held, out in places))
+        if spec.test is not None:
+            _fill(spec, spec.test, repeat(test))
+        labels = _labels(train.label.array(), test.label.array(), spec)
+        rows = Rows(train.examples(labels), test.examples(labels), tuple(_notes(known, leaked)))
     for name, numeric in known.kinds.items():
         if numeric and np.isnan(rows.train.inputs[name]).all():
             raise DataError(f"{spec.train}: {name!r} is empty in every training row; name it in data.ignore")
@@ -90,50 +94,41 @@ class _Survey:
         return split.tested(self._says, np.frombuffer(self._held, np.bool_))
 
 
-class _Numbers:
-    """A column of them, float32."""
-
-    def __init__(self) -> None:
-        self._values = array("f")
-
-    def append(self, cell: str) -> None:
-        """Raises ValueError if it is none, or too large."""
-        if not _is_number(cell):
-            raise ValueError(f"{cell!r}, not a number")
-        value = float(cell or "nan")
-        if abs(value) > tables.FLOAT32_MAX:
-            raise ValueError(
-                f"{cell!r}, more than float32 holds ({tables.FLOAT32_MAX:.2g}): correct it, empty it if it is unknown, "
-                "or name the column in data.categories or data.ignore"
-            )
-        self._values.append(value)
-
-    def array(self) -> Array:
-        return np.frombuffer(self._values, np.float32)
-
-
 class _Part:
-    """Rows to learn from or to test with, as they come from the second pass."""
+    """Rows to learn from or to test with, as they come from the second pass: in `rows`, one behind the other, since a
+    batch takes some of them with all of their columns. Of a category its number is there."""
 
-    def __init__(self, kinds: Mapping[str, bool], spec: Table) -> None:
+    def __init__(self, kinds: Mapping[str, bool], spec: Table, rows: IO[bytes]) -> None:
         self.spec = spec
         self.label = Categories()
-        self.columns = {name: _Numbers() if numeric else Categories() for name, numeric in kinds.items()}
+        self._values: dict[str, dict[str, int] | None] = {name: None if it else {} for name, it in kinds.items()}
+        """Column → category → its number; of a column of numbers, None."""
+        self._row = struct.Struct("=" + "".join("f" if it is None else "i" for it in self._values.values()))
+        self._rows = rows
 
     def append(self, record: tables.Record, *, file: str, number: int) -> None:
         label = tables.text(record, self.spec.label, file=file, number=number)
         self.label.append(self.spec.labels.get(label, label))
-        for name, column in self.columns.items():
+        cells = []
+        for name, values in self._values.items():
+            cell = _cell(record, name)
             try:
-                column.append(_cell(record, name))
+                cells.append(_number(cell) if values is None else values.setdefault(cell, len(values)))
             except ValueError as error:
                 raise DataError(f"{file}, row {number}: {name!r} is {error}") from None
+        self._rows.write(self._row.pack(*cells))
 
     def examples(self, labels: tuple[str, ...]) -> Examples:
         place = {label: at for at, label in enumerate(labels)}
         costs = tuple(self.spec.costs.get(it, 1.0) for it in labels) if self.spec.costs else ()
         wanted = np.fromiter((place[it] for it in self.label.array()), np.int64)
-        return Examples({name: it.array() for name, it in self.columns.items()}, Classes(wanted, labels, costs))
+        kinds = [np.float32 if it is None else np.int32 for it in self._values.values()]
+        rows = np.frombuffer(mapped(self._rows), np.dtype([(str(at), kind) for at, kind in enumerate(kinds)]))
+        inputs = {
+            name: rows[str(at)] if values is None else Named([*values], rows[str(at)]).column()
+            for at, (name, values) in enumerate(self._values.items())
+        }
+        return Examples(inputs, Classes(wanted, labels, costs))
 
 
 def _fill(spec: Table, file: str, parts: Iterable[_Part | None]) -> None:
@@ -161,6 +156,19 @@ def _cell(record: tables.Record, column: str) -> str:
     value = record.get(column)
     text = "" if value is None else str(value).strip()
     return "" if text.casefold() in MISSING else text
+
+
+def _number(cell: str) -> float:
+    """NaN if nobody knows it. Raises ValueError if it is none, or too large."""
+    if not _is_number(cell):
+        raise ValueError(f"{cell!r}, not a number")
+    value = float(cell or "nan")
+    if abs(value) > tables.FLOAT32_MAX:
+        raise ValueError(
+            f"{cell!r}, more than float32 holds ({tables.FLOAT32_MAX:.2g}): correct it, empty it if it is unknown, or "
+            "name the column in data.categories or data.ignore"
+        )
+    return value
 
 
 def _is_number(cell: str) -> bool:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from training.contract import Array, Classes, Examples
+from training.contract import Array, Classes, Examples, Targets
 from training.errors import Diverged, RecipeError
 from training.evaluation.measures import measure
 from training.model import Model, predict, row_losses, weighted
@@ -34,32 +34,33 @@ def fit(spec: Gradient, model: Model, examples: Examples, run: Run) -> Model:
     """The model, having learnt. Raises Diverged, and Interrupted when somebody wants to stop."""
     if not isinstance(model, Model):
         raise RecipeError("the trainer 'gradient' does not fit a generator; see llm-sft")
-    learnt, held = _validation(spec, examples, run)
+    learnt, held = _validation(spec, len(examples), run)
     if spec.probe is not None:
-        model = spec.probe.fit(model, learnt, run)
+        model = spec.probe.fit(model, examples.take(learnt), run)
     if spec.lora is None:
-        model.load_state_dict(Descent(spec, model, learnt, held, run).descend())
+        model.load_state_dict(Descent(spec, model, examples, learnt, held, run).descend())
     else:
         from training.trainers import lora  # peft takes seconds to import
 
         model = lora.attach(spec.lora, model)
-        model.load_state_dict(Descent(spec, model, learnt, held, run).descend())
+        model.load_state_dict(Descent(spec, model, examples, learnt, held, run).descend())
         model = lora.merge(model)
     model.eval()
     return model
 
 
 class Descent:
-    """One model's way down."""
+    """One model's way down: by some of the examples, measured with some others."""
 
-    def __init__(self, spec: Gradient, model: Model, learnt: Examples, held: Examples | None, run: Run) -> None:
+    def __init__(self, spec: Gradient, model: Model, examples: Examples, learnt: Array, held: Array, run: Run) -> None:
         self.spec = spec
         self.model = model
+        self.examples = examples
         self.learnt = learnt
-        self.held = held
+        self.held = examples.take(held) if len(held) else None
         self.run = run
-        self.costs = model.costs(learnt.inputs)
-        self.weights = _weights(spec, learnt)
+        self.costs = model.costs(examples.inputs)[learnt]
+        self.weights = _weights(spec, examples.targets.take(learnt))
         self.per_epoch = math.ceil(len(learnt) / spec.batch)
         self.steps = max(1, round(spec.epochs * self.per_epoch))
         self.optimizer = _optimizer(spec, model)
@@ -97,7 +98,7 @@ class Descent:
 
     def _learn(self, chosen: Array) -> float:
         """One step on these rows; returns their mean loss."""
-        batch = self.learnt.take(chosen)
+        batch = self.examples.take(self.learnt[chosen])
         own, counts = self.team.share(np.arange(len(chosen)))
         place = () if self.team.first else (self.team.rank,)
         torch.manual_seed(self.run.derived("step", self.step, *place))
@@ -195,24 +196,25 @@ class Descent:
         LOG.info("train: going on after step %d of %d", self.step, self.steps)
 
 
-def _validation(spec: Gradient, examples: Examples, run: Run) -> tuple[Examples, Examples | None]:
+def _validation(spec: Gradient, count: int, run: Run) -> tuple[Array, Array]:
+    """The rows to learn from, and those to validate with: their numbers, since what is taken of a table is a copy."""
     if not spec.validation:
         if spec.keep == "best" or spec.patience is not None:
             raise RecipeError("trainer.keep = 'best' and trainer.patience need trainer.validation: a share of the rows")
-        return examples, None
-    order = np.random.default_rng(run.derived("validation")).permutation(len(examples))
-    held = max(1, round(spec.validation * len(examples)))
-    return examples.take(np.sort(order[held:])), examples.take(np.sort(order[:held]))
+        return np.arange(count), np.array([], np.int64)
+    order = np.random.default_rng(run.derived("validation")).permutation(count)
+    held = max(1, round(spec.validation * count))
+    return np.sort(order[held:]), np.sort(order[:held])
 
 
-def _weights(spec: Gradient, examples: Examples) -> Array:
+def _weights(spec: Gradient, targets: Targets) -> Array:
     """What each row counts, float32 [n], one on average."""
-    weights = np.ones(len(examples), np.float32)
+    weights = np.ones(len(targets), np.float32)
     if spec.balanced:
-        if not isinstance(examples.targets, Classes):
+        if not isinstance(targets, Classes):
             raise RecipeError("trainer.balanced is for rows with one label each")
-        index = examples.targets.index
-        counts = np.bincount(index, minlength=len(examples.targets.labels))
+        index = targets.index
+        counts = np.bincount(index, minlength=len(targets.labels))
         weights *= (len(index) / (np.count_nonzero(counts) * np.maximum(counts, 1)))[index]
     return weights
 
