@@ -176,9 +176,10 @@ class OnnxRuntime:
                     for index, (content, cost, kind) in enumerate(rows)
                 ]
                 start += len(offered)
-                tokens += sum(map(_length, offered))
-                # Neighbours in length share a batch with little padding; whose row is first is nobody's concern here.
-                offered.sort(key=_length)
+                tokens += sum([row.length for row in offered])
+                if len(offered) > 1:
+                    # Neighbours in length share a batch with little padding; whose row is first is nobody's concern.
+                    offered.sort(key=_length)
                 self._offer(offered)
                 if start < call.rows:
                     await call.until(start - rows_max)

@@ -111,8 +111,8 @@ class Rpc(Stream):
 
     def expect(self, *, bytes_max: int, number_max: int | None) -> None:
         """How long a message may be, and how many may come. To be said before any of it is here."""
-        self._bytes_max, self._number_max = bytes_max, number_max
-        self._messages = Messages(bytes_max=bytes_max)
+        self._bytes_max = self._messages.bytes_max = bytes_max
+        self._number_max = number_max
 
     # ---- for its handler
 

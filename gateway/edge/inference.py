@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
+
+import msgspec
 
 from gateway.call import Call, CallIds, Principal
 from gateway.edge.catalogue import COMPLETIONS, TENSORS, Catalogue
@@ -28,7 +30,7 @@ log = logging.getLogger("headrace.edge")
 MODEL_CHARS_MAX = 256
 
 
-class Caller(NamedTuple):
+class Caller(msgspec.Struct, frozen=True, gc=False):
     """Who asks, and from when to when."""
 
     id: str

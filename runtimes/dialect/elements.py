@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence, Sized
 from types import MappingProxyType
-from typing import Any, NamedTuple, get_args
+from typing import Any, get_args
 
 import msgspec
 
@@ -44,7 +44,7 @@ STRINGS_MAX = 1 << 16
 """Elements of a tensor of BYTES."""
 
 
-class Part(NamedTuple):
+class Part(msgspec.Struct, frozen=True, gc=False):
     """One input as it came: either `raw` bytes, or `values` one by one, in JSON or already decoded."""
 
     name: str
@@ -54,7 +54,7 @@ class Part(NamedTuple):
     values: msgspec.Raw | Sequence[Any] = ()
 
 
-class Wanted(NamedTuple):
+class Wanted(msgspec.Struct, frozen=True, gc=False):
     """One output that is asked for."""
 
     name: str
@@ -64,7 +64,7 @@ class Wanted(NamedTuple):
     """How many of each row's best columns are told in place of all its numbers; 0 for the numbers."""
 
 
-class Message(NamedTuple):
+class Message(msgspec.Struct, frozen=True, gc=False):
     """One request."""
 
     id: str
@@ -81,7 +81,7 @@ class Message(NamedTuple):
         return self.parts[0].shape[0] if self.parts and self.parts[0].shape else 1
 
 
-class Encoded(NamedTuple):
+class Encoded(msgspec.Struct, frozen=True, gc=False):
     """One output, ready for the wire: its bytes, or a list for JSON."""
 
     name: str

@@ -73,13 +73,14 @@ class Asked:
     def answer(self, reply: InferReply, *, model: str, predictor: Predictor, id: str, created_s: int) -> bytes:
         given = {tensor.name: tensor for tensor in predictor.outputs}
         outputs = []
-        for name, binary, classes in self.outputs:
+        for wanted in self.outputs:
+            name = wanted.name
             found, datatype = reply.outputs[name], given[name].datatype
             if given[name].column:
                 found = found[:, np.newaxis]
-            if classes:
-                found, datatype = _best(found, classes, predictor.labels), "BYTES"
-            outputs.append(Encoded(name, datatype, found.shape, (raw if binary else listed)(found, datatype)))
+            if wanted.classes:
+                found, datatype = _best(found, wanted.classes, predictor.labels), "BYTES"
+            outputs.append(Encoded(name, datatype, found.shape, (raw if wanted.binary else listed)(found, datatype)))
         return self.write(outputs, model, predictor.version)
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
+import msgspec
 from google.protobuf.message import DecodeError
+from msgspec.structs import replace
 
 from runtimes.contract import Invalid
 from runtimes.dialect.elements import (
@@ -46,7 +48,7 @@ CONTENTS: Mapping[str, str] = MappingProxyType(
 )
 
 
-class Asked(NamedTuple):
+class Asked(msgspec.Struct, frozen=True, gc=False):
     """A request, and whom it is for."""
 
     model: str
@@ -70,15 +72,13 @@ def read(body: bytes | bytearray) -> Asked:
 
 def write(outputs: Sequence[Encoded], *, id: str, model: str, version: str, final: bool | None = None) -> bytes:
     """A ModelInferResponse. `final` is for streams: whether another one follows for the same request."""
-    told = [
-        {"name": name, "datatype": datatype, "shape": [*map(int, shape)]} for name, datatype, shape, _data in outputs
-    ]
+    told = [{"name": it.name, "datatype": it.datatype, "shape": [*map(int, it.shape)]} for it in outputs]
     answer = ModelInferResponse(
         model_name=model,
         model_version=version,
         id=id,
         outputs=told,
-        raw_output_contents=[data for *_, data in outputs],
+        raw_output_contents=[it.data for it in outputs],
         parameters={} if final is None else {"triton_final_response": {"bool_param": final}},
     )
     body: bytes = answer.SerializeToString()
@@ -104,8 +104,8 @@ def _message(asked: Any, raws: list[memoryview]) -> Message:
     require_few("outputs", asked.outputs)
     if len(raws) not in (0, len(asked.inputs)):
         raise Invalid(f"{len(raws)} raw_input_contents were sent for {len(asked.inputs)} inputs; send one for each.")
-    parts = tuple(_part(given, raws[index] if raws else None) for index, given in enumerate(asked.inputs))
-    outputs = tuple(_wanted(output) for output in asked.outputs)
+    parts = tuple([_part(given, raws[index] if raws else None) for index, given in enumerate(asked.inputs)])
+    outputs = tuple([_wanted(output) for output in asked.outputs])
     return Message(asked.id, parts, outputs, _plain(asked.parameters), binary=True)
 
 
@@ -114,19 +114,20 @@ def _part(given: Any, raw: bytes | memoryview | None) -> Part:
     for parameter in ELSEWHERE:
         if parameter in given.parameters:
             raise Invalid(f"input `{name}`: `{parameter}` is not served; send the tensor itself.", param=name)
-    part = Part(name, given.datatype, shaped(name, given.shape))
-    listed = {field.name: values for field, values in given.contents.ListFields()}
+    part = Part(name, given.datatype, shaped(name, given.shape), raw)
+    listed = given.contents.ListFields()
     if raw is not None:
         if listed:
             raise Invalid(f"input `{name}` brings contents beside raw_input_contents; send one of them.", param=name)
-        return part._replace(raw=raw)
+        return part
+    listed = {field.name: values for field, values in listed}
     datatype = require_datatype(part)
     expected = CONTENTS.get(datatype)
     if expected is None:
         raise Invalid(f"input `{name}` is {datatype}, which goes as raw_input_contents only.", param=name)
     if listed.keys() - {expected}:
         raise Invalid(f"input `{name}` is {datatype}, whose elements go as {expected}.", param=name)
-    return part._replace(values=listed.get(expected, ()))
+    return replace(part, values=listed.get(expected, ()))
 
 
 def _wanted(output: Any) -> Wanted:
@@ -138,6 +139,8 @@ def _wanted(output: Any) -> Wanted:
 
 
 def _plain(parameters: Any) -> dict[str, Any]:
+    if not parameters:
+        return {}
     require_few("parameters", parameters)
     found = {}
     for name, value in parameters.items():

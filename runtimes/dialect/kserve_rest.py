@@ -116,13 +116,13 @@ def write(outputs: Sequence[Encoded], *, id: str, model: str, version: str) -> A
     """The body of a 200."""
     told: list[dict[str, Any]] = []
     tails: list[bytes] = []
-    for name, datatype, shape, data in outputs:
-        output = {"name": name, "datatype": datatype, "shape": shape}
-        if isinstance(data, bytes):
-            tails.append(data)
-            told.append(output | {"parameters": {"binary_data_size": len(data)}})
+    for it in outputs:
+        output = {"name": it.name, "datatype": it.datatype, "shape": it.shape}
+        if isinstance(it.data, bytes):
+            tails.append(it.data)
+            told.append(output | {"parameters": {"binary_data_size": len(it.data)}})
         else:
-            told.append(output | {"data": data})
+            told.append(output | {"data": it.data})
     head = {"id": id} if id else {}
     json = msgspec.json.encode(head | {"model_name": model, "model_version": version, "outputs": told})
     return Answer(b"".join((json, *tails)), len(json)) if tails else Answer(json, None)

@@ -201,16 +201,16 @@ class Connection:
     # ---- frames
 
     def _take(self, found: Frame) -> None:
-        kind, flags, id, payload, size = found
+        kind, flags, id = found.kind, found.flags, found.stream
         try:
             if kind == DATA:
-                self._data(flags, id, payload, size)
+                self._data(flags, id, found.payload, found.size)
             elif kind == HEADERS:
-                self._headers(flags, id, payload)
+                self._headers(flags, id, found.payload)
             else:
                 self._count_idle()
                 if kind in OTHERS:
-                    OTHERS[kind](self, flags, id, payload)
+                    OTHERS[kind](self, flags, id, found.payload)
         except StreamFault as fault:
             self._count_idle()
             self._leave(id, fault.code)

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
+import msgspec
+
 from runtimes.http2.frames import (
     ACK,
     CONTINUATION,
@@ -32,7 +34,7 @@ from runtimes.http2.frames import (
 )
 
 
-class Frame(NamedTuple):
+class Frame(msgspec.Struct, gc=False):
     kind: int
     flags: int
     stream: int
@@ -157,7 +159,8 @@ class Reader:
         if not flags & END_HEADERS:
             return None
         self._begun = None
-        return begun._replace(payload=bytes(self._block))
+        begun.payload = bytes(self._block)
+        return begun
 
 
 #: Where a frame says what it is.

@@ -3,31 +3,27 @@
 from __future__ import annotations
 
 from struct import Struct
-from typing import NamedTuple
 
 PREFIX = Struct(">BL")
 
 
 Body = bytes | bytearray
+Piece = tuple[bool, Body]
+"""Whether it is compressed, and the message."""
 
 
 class TooLong(Exception):
     """A message is longer than what is taken."""
 
 
-class Piece(NamedTuple):
-    compressed: bool
-    body: Body
-
-
 class Messages:
     """Cuts what arrives on a stream into messages of at most `bytes_max`. A long one is put together where it grows,
     for two copies of it would be one too many."""
 
-    __slots__ = ("_begun", "_bytes_max", "_compressed", "_missing_bytes")
+    __slots__ = ("_begun", "_compressed", "_missing_bytes", "bytes_max")
 
     def __init__(self, *, bytes_max: int) -> None:
-        self._bytes_max = bytes_max
+        self.bytes_max = bytes_max
         self._begun = bytearray()
         """Of a prefix, and once that is whole, of a message."""
         self._missing_bytes = 0
@@ -41,7 +37,7 @@ class Messages:
 
     def feed(self, data: bytes) -> list[Piece]:
         """What is whole by now. Raises TooLong at the prefix of a message that would be."""
-        found = []
+        found: list[Piece] = []
         at, end = 0, len(data)
         while at < end:
             if not self._missing_bytes:
@@ -56,10 +52,10 @@ class Messages:
                 else:
                     compressed, size = PREFIX.unpack_from(data, at)
                     at += PREFIX.size
-                if size > self._bytes_max:
+                if size > self.bytes_max:
                     raise TooLong(f"a message of {size} bytes")
                 if size <= end - at:
-                    found.append(Piece(compressed != 0, data[at : at + size]))
+                    found.append((compressed != 0, data[at : at + size]))
                     at += size
                     continue
                 self._compressed, self._missing_bytes = compressed != 0, size
@@ -68,7 +64,7 @@ class Messages:
             at += len(part)
             self._missing_bytes -= len(part)
             if not self._missing_bytes:
-                found.append(Piece(self._compressed, self._begun))
+                found.append((self._compressed, self._begun))
                 self._begun = bytearray()
         return found
 

@@ -71,7 +71,7 @@ def test_a_message_that_is_too_long_is_refused_at_its_prefix() -> None:
 
 
 def test_that_it_is_compressed_is_told() -> None:
-    assert Messages(bytes_max=50).feed(b"\1" + framed(b"x")[1:])[0].compressed
+    assert Messages(bytes_max=50).feed(b"\1" + framed(b"x")[1:])[0][0]
 
 
 @pytest.mark.parametrize(
