@@ -103,7 +103,9 @@ class _Part:
         self.label = Categories()
         self._values: dict[str, dict[str, int] | None] = {name: None if it else {} for name, it in kinds.items()}
         """Column → category → its number; of a column of numbers, None."""
-        self._row = struct.Struct("=" + "".join("f" if it is None else "i" for it in self._values.values()))
+        self._cells = [(name, "f" if it is None else "i") for name, it in self._values.items()]
+        """Column and what is written of it, as struct and numpy both call it."""
+        self._row = struct.Struct("=" + "".join(kind for _, kind in self._cells))
         self._rows = rows
 
     def append(self, record: tables.Record, *, file: str, number: int) -> None:
@@ -122,11 +124,10 @@ class _Part:
         place = {label: at for at, label in enumerate(labels)}
         costs = tuple(self.spec.costs.get(it, 1.0) for it in labels) if self.spec.costs else ()
         wanted = np.fromiter((place[it] for it in self.label.array()), np.int64)
-        kinds = [np.float32 if it is None else np.int32 for it in self._values.values()]
-        rows = np.frombuffer(mapped(self._rows), np.dtype([(str(at), kind) for at, kind in enumerate(kinds)]))
+        rows = np.frombuffer(mapped(self._rows), np.dtype(self._cells))
         inputs = {
-            name: rows[str(at)] if values is None else Named([*values], rows[str(at)]).column()
-            for at, (name, values) in enumerate(self._values.items())
+            name: rows[name] if values is None else Named([*values], rows[name]).column()
+            for name, values in self._values.items()
         }
         return Examples(inputs, Classes(wanted, labels, costs))
 
