@@ -447,7 +447,7 @@ def seal(folder: Path, card: Card, *, created_s: float) -> Manifest:
 
 
 def manifest_of(folder: Path, card: Card, *, created_s: float) -> Manifest:
-    """What `seal` would write."""
+    """What `seal` would write. Raises Rejected if nobody could read it: of a number that is none JSON has nothing."""
     files: dict[str, str] = {}
     size_bytes = 0
     for file in integrity.files(folder):
@@ -458,13 +458,14 @@ def manifest_of(folder: Path, card: Card, *, created_s: float) -> Manifest:
         size_bytes += file.stat().st_size
     if not files:
         raise Rejected(f"{folder} is empty: there is nothing to publish")
-    return Manifest(
+    manifest = Manifest(
         **{name: getattr(card, name) for name in Card.__struct_fields__},
         version=_version(card, files),
         files=dict(sorted(files.items())),
         size_bytes=size_bytes,
         created_s=created_s,
     )
+    return read_manifest(msgspec.json.encode(manifest), f"{folder}: what is to be its manifest")
 
 
 def _version(card: Card, files: dict[str, str]) -> str:

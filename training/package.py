@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import math
 import shutil
 import subprocess
 from pathlib import Path
@@ -60,9 +61,13 @@ def build(
 
 
 def card(draft: Manifest, before: Scores, after: Scores) -> Card:
-    """The bundle's card with its scores on it."""
+    """The bundle's card and its scores, but for those that its rows cannot tell: AUC, if they have one label."""
     fields = {name: getattr(draft, name) for name in Card.__struct_fields__}
-    return Card(**fields | {"before": before, "after": after})
+    return Card(**fields | {"before": _told(before), "after": _told(after)})
+
+
+def _told(scores: Scores) -> Scores:
+    return {name: it for name, it in scores.items() if math.isfinite(it)}
 
 
 def _write_generator(origin: Generator, small: Weights, folder: Path) -> None:

@@ -1,6 +1,7 @@
 """The Shelf: what is published comes back whole, and what has been tampered with does not come back at all."""
 
 import json
+import math
 import os
 import threading
 from collections.abc import Callable
@@ -78,6 +79,12 @@ def published(shelf: Shelf, source: Path) -> Artifact:
     for folder in (artifact.path, artifact.path / "deep"):
         folder.chmod(0o755)
     return artifact
+
+
+def test_what_no_reader_would_take_for_a_manifest_is_not_published(shelf: Shelf, source: Path) -> None:
+    with pytest.raises(Rejected, match=r"what is to be its manifest is not a manifest .*\$\.after"):
+        shelf.publish(source, card(after={"auc": math.nan}))
+    assert shelf.versions("intent") == []
 
 
 def test_what_is_published_is_found_under_its_version_and_verified(shelf: Shelf, source: Path) -> None:

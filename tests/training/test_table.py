@@ -11,7 +11,7 @@ import pytest
 from runtimes.artifact import Shelf, open_folder
 from training import recipe as recipes
 from training.contract import Classes, Examples, Rows, strings
-from training.errors import DataError, RecipeError
+from training.errors import DataError, GateFailed, RecipeError
 from training.evaluation import measures, scoring
 from training.model import predict
 from training.models import features, mlp
@@ -205,6 +205,22 @@ def test_a_run_ends_with_a_classifier_that_takes_each_column_by_its_name(tmp_pat
     assert answer["label"][:2].tolist() == ["yes", "no"]
     assert np.isfinite(answer["scores"]).all()
     np.testing.assert_allclose(answer["scores"].sum(1), 1, atol=1e-5)
+
+
+def test_what_test_rows_of_one_label_cannot_say_is_not_in_the_manifest(tmp_path: Path) -> None:
+    shelf = Shelf(tmp_path / "shelf")
+    made = recipe(tmp_path, gate={})
+    head, *lines = many().splitlines()
+    label = head.split(",").index("label")
+    said = ["test" if it.split(",")[label] == "yes" and at % 5 == 0 else "train" for at, it in enumerate(lines)]
+    rows = [f"{line},{part}" for line, part in zip(lines, said, strict=True)]
+    (tmp_path / "many.csv").write_text("\n".join([f"{head},split", *rows]) + "\n")
+    manifest = recipes.run(made, shelf, tmp_path / "runs")
+    assert "accuracy" in manifest.after
+    assert "auc" not in {*manifest.before, *manifest.after}
+    assert shelf.describe("tiny") == manifest
+    with pytest.raises(GateFailed, match=r"auc_min is 0\.8, measured nan"):
+        recipes.run(msgspec.structs.replace(made, gate={"auc_min": 0.8}), shelf, tmp_path / "runs")
 
 
 def test_the_graph_answers_as_torch_also_to_what_it_has_never_seen(tmp_path: Path) -> None:
