@@ -90,7 +90,8 @@ def _record(call: Call) -> Record:
         call.items,
         call.cost_nano,
         call.estimated,
-        round(call.wait_s, 6),
-        round(call.first_byte_s, 6),
-        round(call.total_s, 6),
+        # To the microsecond; `round(x, 6)` would write each out and read it again.
+        round(call.wait_s * 1e6) / 1e6,
+        round(call.first_byte_s * 1e6) / 1e6,
+        round(call.total_s * 1e6) / 1e6,
     )

@@ -12,6 +12,7 @@ from runtimes.artifact import Artifact
 from runtimes.contract import Invalid, Tensor
 from runtimes.graph import Graph
 from runtimes.integrity import Rejected
+from runtimes.words import words_of
 
 if TYPE_CHECKING:
     from runtimes.contract import Array
@@ -42,6 +43,7 @@ class Text:
         self._who = who
         self._truncate = artifact.manifest.truncate
         self._tokenizer = _tokenizer(artifact, who, self.tokens_max)
+        self._words = words_of(self._tokenizer)
         self._vocabulary = self._tokenizer.get_vocab_size()
         self._typed = "token_type_ids" in graph.axes
         kinds = {it.name: (it.datatype, it.shape) for it in graph.inputs if it.name != "token_type_ids"}
@@ -105,6 +107,10 @@ class Text:
         return feed | {"token_type_ids": np.zeros(ids.shape, np.int64)} if self._typed else feed
 
     def _ids(self, text: str) -> Array:
+        if self._words is not None and len(text) <= QUICK_CHARS:
+            ids = self._words.ids(text)
+            if ids is not None and len(ids) <= self.tokens_max:
+                return np.array(ids, np.int64)
         # One text at a time, because a batch would spread over all cores, whatever `threads` says; as batches of one,
         # because only the batch call lets other threads run meanwhile.
         chars_max = min(len(text), CHARS_PER_TOKEN_MAX * self.tokens_max)

@@ -33,7 +33,7 @@ from gateway import (
 from gateway.config import Model, Server
 from gateway.edge import admin, coding, connection, grpc_call, inference, request, server, texts
 from gateway.edge import grpc as edge_grpc
-from runtimes import Spec, batch, onnx, process, remote, remote_shelf, triton_client, vllm, wav, wire
+from runtimes import Spec, batch, onnx, process, remote, remote_shelf, triton_client, vllm, wav, wire, words
 from runtimes import connection as upstream
 from runtimes.dialect import bounded, elements, entries, protobuf
 from runtimes.http2 import connection as http2
@@ -70,7 +70,7 @@ CONNECTION, OPENAI = "gateway/test_connection.py", "gateway/test_openai.py"
 JOURNAL, WIRE, METER = "gateway/test_journal.py", "runtimes/test_wire.py", "gateway/test_meter.py"
 DIALECT, OIP = "runtimes/test_dialect_openai.py", "runtimes/test_dialect_kserve.py"
 KSERVE, GRPC, GRPC_WIRE = "gateway/test_kserve.py", "gateway/test_grpc.py", "gateway/test_grpc_wire.py"
-HTTP2, RPC = "runtimes/test_http2.py", "runtimes/test_rpc.py"
+HTTP2, RPC, WORDS = "runtimes/test_http2.py", "runtimes/test_rpc.py", "runtimes/test_words.py"
 RETRIES, SLOW = "gateway/test_retries.py", "e2e/test_slow_clients.py"
 PROCESS, DRAIN = "runtimes/test_process.py", "e2e/test_drain.py"
 TRITON = "runtimes/test_triton.py"
@@ -329,6 +329,10 @@ ROWS = {
             f"{GRPC_WIRE}::test_a_refusal_waits_a_moment_for_the_message_and_no_longer",
             f"{GRPC_WIRE}::test_a_call_s_deadline_ends_what_only_waits",
         ],
+    ),
+    "words whose tokens are kept": Row(
+        f"{words.WORDS_MAX:,}; {words.WORD_CHARS_MAX} characters",
+        [f"{WORDS}::test_words_are_forgotten_rather_than_too_many"],
     ),
     "texts made ahead": Row(
         f"{texts.UNSENT_MAX}, {B.write_s_max:g} s",
