@@ -17,10 +17,11 @@ import re
 import socket
 import struct
 from collections import deque
-from typing import TYPE_CHECKING, NoReturn, cast
+from typing import TYPE_CHECKING, NoReturn
 
 import httptools
 
+from gateway.edge.outlet import Outlet
 from gateway.edge.request import Request, unhandled
 from gateway.errors import (
     BadRequest,
@@ -50,7 +51,7 @@ OFFERS = frozenset({b"upgrade", b"http2-settings"})
 HOST = re.compile(rb"(?:\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._~-]+)(?::[0-9]{1,5})?")
 
 
-class Connection(asyncio.Protocol):
+class Connection(Outlet):
     """Reads requests one behind the other, and answers one at a time, in their order."""
 
     __slots__ = (
@@ -81,7 +82,6 @@ class Connection(asyncio.Protocol):
         "paused",
         "running",
         "server",
-        "transport",
     )
 
     def __init__(self, server: Server) -> None:
@@ -89,7 +89,6 @@ class Connection(asyncio.Protocol):
         self._bounds = server.bounds
         self._loop = asyncio.get_running_loop()
         self._parser = self._new_parser()
-        self.transport: asyncio.Transport
         self._refusal: GatewayError | None = None
         """Nothing is read any more; this is said once what came before is answered."""
         self._hung_up = False
@@ -130,10 +129,6 @@ class Connection(asyncio.Protocol):
         self._timer_s = 0.0
 
     # ---- for Request and Server
-
-    def write(self, data: bytes) -> None:
-        if not self.transport.is_closing():
-            self.transport.write(data)
 
     async def drained(self) -> None:
         """Return once the client has read most of what was written, or has gone."""
@@ -178,7 +173,7 @@ class Connection(asyncio.Protocol):
     # ---- asyncio calls these
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)  # uvloop's transports only look like asyncio's
+        super().connection_made(transport)
         self.transport.set_write_buffer_limits(high=UNREAD_BYTES_MAX)
         if len(self.server.connections) >= self._bounds.connections_max:
             self._close_with(
@@ -297,7 +292,7 @@ class Connection(asyncio.Protocol):
             self._refuse_one(request, error)
         else:
             if b"expect" in fields and self._may_continue(fields[b"expect"]):
-                self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+                self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def on_body(self, body: bytes) -> None:
         self._moved = True

@@ -6,11 +6,12 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol
 
 from gateway.call import Bounds
 from gateway.edge.connection import UNREAD_BYTES_MAX
 from gateway.edge.grpc_call import Rpc, Share
+from gateway.edge.outlet import Outlet
 from gateway.edge.server import BACKLOG, CLOSE_S_MAX, LOOK_S
 from gateway.errors import GatewayError
 from runtimes.clock import Clock
@@ -97,7 +98,7 @@ class GrpcServer:
             await self.clock.sleep(LOOK_S)
 
 
-class GrpcConnection(asyncio.Protocol):
+class GrpcConnection(Outlet):
     """One client's connection. One timer looks after all that it may not do for ever; it looks again when the first of
     that would be over, for setting it anew at each read would cost more."""
 
@@ -105,7 +106,6 @@ class GrpcConnection(asyncio.Protocol):
         self._server = server
         self._now_s = server.loop.time
         self.share = share = Share()
-        self.transport: asyncio.Transport
         self._timer: asyncio.TimerHandle | None = None
         self._timer_s = 0.0
         self._heard_s = self._busy_s = self._pinged_s = self._full_s = self._now_s()
@@ -115,14 +115,14 @@ class GrpcConnection(asyncio.Protocol):
         """When the header began that is still coming, or the greeting; None if there is nothing of that kind."""
         self.http2 = Connection(
             opened=lambda connection, id: Rpc(connection, id, server, share),
-            write=self._write,
+            write=self.write,
             now_s=self._now_s,
             streams_max=server.streams_max,
             header_bytes_max=server.bounds.header_bytes_max,
         )
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)  # uvloop's transports only look like asyncio's
+        super().connection_made(transport)
         if len(self._server.connections) >= self._server.bounds.connections_max:
             self.transport.abort()
             return
@@ -158,10 +158,6 @@ class GrpcConnection(asyncio.Protocol):
             self._timer.cancel()
             self._timer = None
         self.http2.lost("the connection is gone")
-
-    def _write(self, data: bytes) -> None:
-        if not self.transport.is_closing():
-            self.transport.write(data)
 
     def _look(self) -> None:
         http2, bounds, patience, now_s = self.http2, self._server.bounds, self._server.patience, self._now_s()

@@ -98,10 +98,8 @@ class Request:
             self._start(status, lines, first)
 
     def write(self, part: bytes) -> None:
-        # What a stream does most: without the calls that _chunk and Connection.write would be.
-        transport = self._connection.transport
-        if not transport.is_closing():
-            transport.write(b"%x\r\n%b\r\n" % (len(part), part) if self._chunked else part)
+        # What a stream does most: without the call that _chunk would be.
+        self._connection.write(b"%x\r\n%b\r\n" % (len(part), part) if self._chunked else part)
 
     def end(self, part: bytes) -> None:
         """The last of the body."""

@@ -102,6 +102,19 @@ class Transport(asyncio.Transport):
     def close(self) -> None: ...
 
 
+class Client(Transport):
+    """One that always holds something, so that all that is written comes by it."""
+
+    def get_write_buffer_size(self) -> int:
+        return 1
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return self
+
+    def fileno(self) -> int:
+        return -1
+
+
 class Rig:
     """A gateway with one `remote` model, and pretended sockets on both sides."""
 
@@ -151,8 +164,8 @@ class Rig:
             % (self.key.encode(), len(BODY), BODY)
         )
 
-    def connected(self) -> tuple[Connection, Transport]:
-        client, transport = Connection(self.server), Transport()
+    def connected(self) -> tuple[Connection, Client]:
+        client, transport = Connection(self.server), Client()
         client.connection_made(transport)
         return client, transport
 
@@ -213,7 +226,7 @@ async def stages(rig: Rig) -> Iterator[tuple[str, Work]]:
     """Each stage by name, in the order a call meets them."""
     pipeline, door, call = rig.pipeline, rig.door, rig.call()
     reader = Connection(Server(door=Mirror(), bounds=Bounds(), clock=rig.clock))
-    reader.connection_made(Transport())
+    reader.connection_made(Client())
     fields = {b"authorization": b"Bearer " + rig.key.encode()}
     asked = Asked(door, call.route, call.principal, call.received_s)
     request = Request(reader, method=b"POST", target=b"/", headers=[], fields={}, keep_alive=True, chunked=True)
