@@ -79,7 +79,7 @@ class Text:
             return
         texts = inputs["text"]
         start = chars = 0
-        for index, text in enumerate(texts):
+        for index, text in enumerate(texts.tolist()):  # numpy's arrays end with an exception when they are gone through
             if index > start and (chars + len(text) > PIECE_CHARS or index - start == rows_max):
                 yield {"text": texts[start:index]}, chars > QUICK_CHARS
                 start, chars = index, 0
@@ -90,10 +90,10 @@ class Text:
         """Each one's ids, how many they are, and what it goes together with: text is tokenized, ids lose their padding.
         Raises Invalid for a text that is empty or too long."""
         if "text" in piece:
-            found = [self._ids(text) for text in piece["text"]]
+            found = [self._ids(text) for text in piece["text"].tolist()]
         else:
-            lengths = piece["attention_mask"].sum(axis=1)
-            found = [row[:length] for row, length in zip(piece["input_ids"], lengths, strict=True)]
+            ids, lengths = piece["input_ids"], piece["attention_mask"].sum(axis=1)
+            found = [ids[index, :length] for index, length in enumerate(lengths.tolist())]
         return [(ids, len(ids), None) for ids in found]
 
     def feed(self, contents: Sequence[Array]) -> dict[str, Array]:
@@ -143,7 +143,7 @@ class Text:
     def _check_text(self, text: Array) -> None:
         if text.ndim != 1 or not len(text):
             raise Invalid(f"`text` must have the shape [n], n ≥ 1; got {list(text.shape)}", param="text")
-        if text.dtype != object or set(map(type, text)) != {str}:
+        if text.dtype != object or set(map(type, text.tolist())) != {str}:
             raise Invalid(f"`text` must hold strings; got {text.dtype}", param="text")
 
     def _check_tokens(self, ids: Array, mask: Array) -> None:

@@ -384,7 +384,8 @@ class Connection(Outlet):
             else:
                 # Taken off the request, which its handler knows: a cycle is garbage that must be looked for.
                 handler, request.handler = request.handler, unhandled
-                self._task = self._loop.create_task(handler(request))
+                # By itself each would have a name of its own, made from a number.
+                self._task = asyncio.Task(handler(request), loop=self._loop, name="request")
                 self._task.add_done_callback(self._done)
         self._advancing = False
         if self.running is None and not self._waiting and not self._hung_up:

@@ -57,7 +57,8 @@ class GrpcServer:
         """Whatever has a handler."""
 
     def start(self, rpc: Rpc, handler: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = self.loop.create_task(handler)
+        # By itself each would have a name of its own, made from a number.
+        task = asyncio.Task(handler, loop=self.loop, name="rpc")
         self.calls[task] = rpc
         task.add_done_callback(self.calls.__delitem__)
         return task

@@ -88,7 +88,9 @@ def write(outputs: Sequence[Encoded], *, id: str, model: str, version: str, fina
 def cut(body: bytes | bytearray) -> tuple[bytes, list[memoryview]]:
     """A ModelInferRequest without its raw_input_contents, and those, where they lie: protobuf would copy them twice,
     and they may be long. Raises Invalid."""
-    view, kept, raws = memoryview(body), list[memoryview](), list[memoryview]()
+    view = memoryview(body)
+    kept: list[memoryview] = []
+    raws: list[memoryview] = []
     for tag, start, begin, end in fields(body, 0, len(body)):
         if tag == RAW_INPUT_CONTENTS:
             raws.append(view[begin:end])
@@ -104,8 +106,9 @@ def _message(asked: Any, raws: list[memoryview]) -> Message:
     require_few("outputs", asked.outputs)
     if len(raws) not in (0, len(asked.inputs)):
         raise Invalid(f"{len(raws)} raw_input_contents were sent for {len(asked.inputs)} inputs; send one for each.")
-    parts = tuple([_part(given, raws[index] if raws else None) for index, given in enumerate(asked.inputs)])
-    outputs = tuple([_wanted(output) for output in asked.outputs])
+    # Slices, here and below: protobuf's lists end with an exception whenever they are gone through.
+    parts = tuple([_part(given, raws[index] if raws else None) for index, given in enumerate(asked.inputs[:])])
+    outputs = tuple([_wanted(output) for output in asked.outputs[:]])
     return Message(asked.id, parts, outputs, _plain(asked.parameters), binary=True)
 
 
@@ -114,7 +117,7 @@ def _part(given: Any, raw: bytes | memoryview | None) -> Part:
     for parameter in ELSEWHERE:
         if parameter in given.parameters:
             raise Invalid(f"input `{name}`: `{parameter}` is not served; send the tensor itself.", param=name)
-    part = Part(name, given.datatype, shaped(name, given.shape), raw)
+    part = Part(name, given.datatype, shaped(name, given.shape[:]), raw)
     listed = given.contents.ListFields()
     if raw is not None:
         if listed:

@@ -66,7 +66,7 @@ def texts(name: str, found: Array) -> Array:
 def raw(found: Array, datatype: Datatype) -> bytes:
     """An output as its bytes, row by row."""
     if datatype == "BYTES":
-        return joined(found.ravel())
+        return joined(found.ravel().tolist())
     return found.astype(DTYPES[datatype], copy=False).tobytes()
 
 
