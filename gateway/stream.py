@@ -116,8 +116,10 @@ class Stream:
             if whole.find(b'"usage"') < 0:
                 if self._usage:
                     self.settle()  # it was said before this text
-                self._around = _around_text(whole)
-                self._guessed += _text_bytes(whole) // 4 or 1
+                head, tail = self._around = _around_text(whole)
+                text = whole[len(head) : -len(tail)] if head else b"\\"
+                as_it_is = not (BACKSLASH in text or LINE_END in text)
+                self._guessed += (len(text) if as_it_is else _text_bytes(whole)) // 4 or 1
                 return whole
             if self._trims and (trimmed := self._trimmed(whole)):
                 return trimmed

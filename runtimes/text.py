@@ -109,7 +109,7 @@ class Text:
     def _ids(self, text: str) -> Array:
         if self._words is not None and len(text) <= QUICK_CHARS:
             ids = self._words.ids(text)
-            if ids is not None and len(ids) <= self.tokens_max:
+            if ids and len(ids) <= self.tokens_max:
                 return np.array(ids, np.int64)
         # One text at a time, because a batch would spread over all cores, whatever `threads` says; as batches of one,
         # because only the batch call lets other threads run meanwhile.

@@ -63,11 +63,14 @@ def words_of(tokenizer: Tokenizer) -> Words | None:
         and all("[" in token.content for token in tokenizer.get_added_tokens_decoder().values())
     ):
         return None
-    # What it puts around a text is seen around one of a single word.
+    if tokenizer.token_to_id(model.unk_token) is None:
+        return None  # it takes no word that it does not know
+    # What it puts around a text is seen around one of a single word, which it must have in it once.
     whole = tokenizer.encode("a")
     bare = [token.id for token in model.tokenize("a")]
-    head = (*whole.special_tokens_mask, 0).index(0)
+    added = whole.special_tokens_mask
+    head = (*added, 0).index(0)
     tail = head + len(bare)
-    if whole.ids[head:tail] != bare:
+    if whole.ids[head:tail] != bare or 0 in added[tail:]:
         return None
     return Words(model, lowercase=normalizer.lowercase, head=whole.ids[:head], tail=whole.ids[tail:])

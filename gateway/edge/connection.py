@@ -349,7 +349,8 @@ class Connection(Outlet):
         return parser
 
     def _may_continue(self, expected: bytes) -> bool:
-        first = self.running is None and not self._waiting  # nothing goes out between the parts of another answer
+        # Nothing goes out between the parts of another answer, or behind the last.
+        first = self.running is None and not self._waiting and not self._hung_up
         return first and expected.lower() == b"100-continue" and self._parser.get_http_version() == "1.1"
 
     def _require_host(self, hosts: list[bytes]) -> None:
@@ -446,7 +447,7 @@ class Connection(Outlet):
         elif what == "idle":
             self.transport.close()
             self._must_be_read()
-        elif self.running is not None:
+        elif self.running is not None or self._held:
             # What comes behind it may take as long as the answer under way; all the more as nothing more is read while
             # a whole request waits already.
             self._due_s += self._bounds.header_s_max
@@ -490,6 +491,8 @@ class Connection(Outlet):
     def _close_with(self, error: GatewayError) -> None:
         """Say so, and close: from here on nobody knows where a request begins. What came before it is answered first,
         or its client would take this for the answer."""
+        if self._hung_up:
+            return
         self._refusal = error
         self._reading = None
         # As much as is known of its path, which says in whose shape it is told.

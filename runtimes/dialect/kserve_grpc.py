@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
 
@@ -10,7 +11,7 @@ import msgspec
 from google.protobuf.message import DecodeError
 from msgspec.structs import replace
 
-from runtimes.contract import Invalid
+from runtimes.contract import Datatype, Invalid
 from runtimes.dialect.elements import (
     Encoded,
     Message,
@@ -26,8 +27,11 @@ from runtimes.dialect.kserve_rest import ELSEWHERE
 from runtimes.dialect.messages import ModelInferRequest, ModelInferResponse
 from runtimes.dialect.protobuf import (
     FIELDS_MAX,
+    ID,
     RAW_INPUT_CONTENTS,
+    RAW_OUTPUT_CONTENTS,
     UNCOUNTED_BYTES_MAX,
+    field,
     fields,
     require_modest,
     too_many,
@@ -61,28 +65,45 @@ class Asked(msgspec.Struct, frozen=True, gc=False):
 def read(body: bytes | bytearray) -> Asked:
     """Raises Invalid."""
     rest, raws = cut(body)
-    if len(rest) > UNCOUNTED_BYTES_MAX:
-        require_modest(rest)
-    try:
-        asked = ModelInferRequest.FromString(rest)
-    except DecodeError:
-        raise Invalid("The message is no inference.ModelInferRequest.") from None
-    return Asked(asked.model_name, asked.model_version, _message(asked, raws), len(body))
+    if not raws:
+        return replace(_asked(rest, 0), size=len(body))
+    told = _known(rest, len(raws)) if len(rest) <= KNOWN_BYTES_MAX else _asked(rest, len(raws))
+    message = told.message
+    parts = tuple([Part(it.name, it.datatype, it.shape, raw) for it, raw in zip(message.parts, raws, strict=True)])
+    asked = Message(message.id, parts, message.outputs, message.parameters, binary=True)
+    return Asked(told.model, told.version, asked, len(body))
 
 
 def write(outputs: Sequence[Encoded], *, id: str, model: str, version: str, final: bool | None = None) -> bytes:
     """A ModelInferResponse. `final` is for streams: whether another one follows for the same request."""
-    told = [{"name": it.name, "datatype": it.datatype, "shape": [*map(int, it.shape)]} for it in outputs]
+    told = tuple([(it.name, it.datatype, it.shape) for it in outputs])
+    parts = [_head(told, model, version, final)]
+    if id:
+        parts += field(ID, id.encode())
+    for it in outputs:
+        assert isinstance(it.data, bytes)
+        parts += field(RAW_OUTPUT_CONTENTS, it.data)
+    return b"".join(parts)
+
+
+#: What requests and answers say beside their elements, and that is much the same with each call, is made once: so many
+#: of either, of requests that say no more than so much.
+KNOWN_MAX, KNOWN_BYTES_MAX = 256, 512
+
+
+@lru_cache(KNOWN_MAX)
+def _head(
+    told: tuple[tuple[str, Datatype, tuple[int, ...]], ...], model: str, version: str, final: bool | None
+) -> bytes:
+    """A ModelInferResponse but for its id and elements."""
     answer = ModelInferResponse(
         model_name=model,
         model_version=version,
-        id=id,
-        outputs=told,
-        raw_output_contents=[it.data for it in outputs],
+        outputs=[{"name": name, "datatype": datatype, "shape": [*map(int, shape)]} for name, datatype, shape in told],
         parameters={} if final is None else {"triton_final_response": {"bool_param": final}},
     )
-    body: bytes = answer.SerializeToString()
-    return body
+    head: bytes = answer.SerializeToString()
+    return head
 
 
 def cut(body: bytes | bytearray) -> tuple[bytes, list[memoryview]]:
@@ -101,25 +122,36 @@ def cut(body: bytes | bytearray) -> tuple[bytes, list[memoryview]]:
     return b"".join(kept), raws
 
 
-def _message(asked: Any, raws: list[memoryview]) -> Message:
+def _asked(rest: bytes, raws: int) -> Asked:
+    """What `cut` has left of a request with so many raw_input_contents, whose size is not seen here. Raises Invalid."""
+    if len(rest) > UNCOUNTED_BYTES_MAX:
+        require_modest(rest)
+    try:
+        asked = ModelInferRequest.FromString(rest)
+    except DecodeError:
+        raise Invalid("The message is no inference.ModelInferRequest.") from None
     require_few("inputs", asked.inputs)
     require_few("outputs", asked.outputs)
-    if len(raws) not in (0, len(asked.inputs)):
-        raise Invalid(f"{len(raws)} raw_input_contents were sent for {len(asked.inputs)} inputs; send one for each.")
+    if raws not in (0, len(asked.inputs)):
+        raise Invalid(f"{raws} raw_input_contents were sent for {len(asked.inputs)} inputs; send one for each.")
     # Slices, here and below: protobuf's lists end with an exception whenever they are gone through.
-    parts = tuple([_part(given, raws[index] if raws else None) for index, given in enumerate(asked.inputs[:])])
+    parts = tuple([_part(given, is_raw=raws > 0) for given in asked.inputs[:]])
     outputs = tuple([_wanted(output) for output in asked.outputs[:]])
-    return Message(asked.id, parts, outputs, _plain(asked.parameters), binary=True)
+    message = Message(asked.id, parts, outputs, _plain(asked.parameters), binary=True)
+    return Asked(asked.model_name, asked.model_version, message, 0)
 
 
-def _part(given: Any, raw: bytes | memoryview | None) -> Part:
+_known = lru_cache(KNOWN_MAX)(_asked)
+
+
+def _part(given: Any, *, is_raw: bool) -> Part:
     name = require_name("input", given.name)
     for parameter in ELSEWHERE:
         if parameter in given.parameters:
             raise Invalid(f"input `{name}`: `{parameter}` is not served; send the tensor itself.", param=name)
-    part = Part(name, given.datatype, shaped(name, given.shape[:]), raw)
+    part = Part(name, given.datatype, shaped(name, given.shape[:]))
     listed = given.contents.ListFields()
-    if raw is not None:
+    if is_raw:
         if listed:
             raise Invalid(f"input `{name}` brings contents beside raw_input_contents; send one of them.", param=name)
         return part

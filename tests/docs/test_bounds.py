@@ -35,7 +35,7 @@ from gateway.edge import admin, coding, connection, grpc_call, inference, reques
 from gateway.edge import grpc as edge_grpc
 from runtimes import Spec, batch, onnx, process, remote, remote_shelf, triton_client, vllm, wav, wire, words
 from runtimes import connection as upstream
-from runtimes.dialect import bounded, elements, entries, protobuf
+from runtimes.dialect import bounded, elements, entries, kserve_grpc, protobuf
 from runtimes.http2 import connection as http2
 from runtimes.http2 import fields, reader
 from runtimes.http2 import stream as http2_stream
@@ -252,6 +252,10 @@ ROWS = {
             "runtimes/test_wav.py::test_what_cannot_be_read_is_refused_with_the_reason",
             "runtimes/test_audio.py::test_what_is_no_such_file_is_refused_with_its_row",
         ],
+    ),
+    "what requests and answers of gRPC say": Row(
+        f"{kserve_grpc.KNOWN_MAX}; {kserve_grpc.KNOWN_BYTES_MAX} bytes",
+        [f"{OIP}::test_few_requests_and_answers_are_remembered"],
     ),
     "a compressed body": Row(
         f"as long as a plain one, {mib(B.body_bytes_max)}; {coding.MEMBERS_MAX}",

@@ -58,6 +58,8 @@ class Doorman:
                     await self.go_on.wait()
                 if body:
                     request.keep_alive = False
+            case b"/large":
+                body = b"x" * 8_000_000
             case b"/key":
                 body = b", ".join(name + b": " + value for name, value in request.headers)
             case b"/stream":
@@ -338,6 +340,32 @@ async def test_garbage_behind_requests_in_hand_is_told_behind_their_answers(site
     site.app.go_on.set()
     assert [await peer.answer() for _ in range(2)] == [(200, b"/wait"), (200, b"/ok")]
     assert await peer.refused() == 400
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        GET,
+        b"NONSENSE\0\r\n\r\n",
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"POST /ok HTTP/1.1\r\nhost: a\r\ncontent-length: 2\r\nexpect: 100-continue\r\n\r\n",
+    ],
+)
+async def test_behind_the_last_answer_nothing_is_said(site: Site, peer: Peer, more: bytes) -> None:
+    site.server.leaving = True
+    peer.send(GET.replace(b"/ok", b"/closed") + more)
+    assert await peer.refused() == 403
+
+
+async def test_who_reads_slowly_is_not_told_that_what_it_sent_ahead_is_late() -> None:
+    async with serving(header_s_max=0.05) as site:
+        peer = await site.peer()
+        peer.send(GET.replace(b"/ok", b"/large") + GET + GET[:20])
+        await until(lambda: any(connection.paused for connection in site.server.connections))
+        peer.send(GET[20:])
+        await asyncio.sleep(0.3)
+        assert await peer.answer() == (200, b"x" * 8_000_000)
+        assert [await peer.answer() for _ in range(2)] == [(200, b"/ok")] * 2
 
 
 async def test_expecting_to_continue_is_answered_before_the_body(peer: Peer) -> None:

@@ -466,6 +466,16 @@ async def test_without_usage_a_stream_is_counted_by_its_text_and_never_above_wha
     assert (call.tokens_out, call.estimated) == (10, True)
 
 
+async def test_what_else_a_chunk_says_is_not_counted_however_the_stream_is_cut() -> None:
+    said = event(id="c1", provider="one with a long name", choices=[{"index": 0, "delta": {"content": "hello, world"}}])
+    found = set()
+    for frames in ([said] * 8, [said * 2] * 4, [said[:50], said[50:] + said * 6 + said[:20], said[20:]]):
+        call = a_call(stream=True)
+        await relayed(events(*frames, DONE), call)
+        found.add(call.tokens_out)
+    assert found == {8 * 3}
+
+
 async def test_what_a_model_calls_is_text_and_the_call_s_id_is_not() -> None:
     calls = [{"index": 0, "id": "i" * 400, "type": "function", "function": {"name": "f", "arguments": "x" * 39}}]
     call = a_call(stream=True)

@@ -280,6 +280,58 @@ def test_an_answer_over_grpc_is_read_by_the_stock_client() -> None:
     assert (answer.id, answer.model_name, answer.model_version) == ("7", "m", "v1")
 
 
+@pytest.mark.parametrize("final", [None, True, False])
+@pytest.mark.parametrize("size", [0, 1, 127, 128, 16_383, 16_384, 2_100_000])
+def test_an_answer_is_what_protobuf_would_write(size: int, final: bool | None) -> None:
+    outputs = [Encoded("a", "UINT8", (size,), b"a" * size), Encoded("b", "BYTES", (1, 1), b"\x01\0\0\0b")]
+    for id in ("", "7", "ü" * (size % 1000)):
+        answer = messages.ModelInferResponse.FromString(
+            kserve_grpc.write(outputs, id=id, model="m", version="v1", final=final)
+        )
+        parameters = {} if final is None else {"triton_final_response": {"bool_param": final}}
+        told = [{"name": it.name, "datatype": it.datatype, "shape": it.shape} for it in outputs]
+        assert answer == messages.ModelInferResponse(
+            model_name="m",
+            model_version="v1",
+            id=id,
+            outputs=told,
+            raw_output_contents=[it.data for it in outputs],
+            parameters=parameters,
+        )
+
+
+def test_requests_that_are_alike_but_for_their_elements_are_told_apart() -> None:
+    request = service_pb2.ModelInferRequest(model_name="m", id="7")
+    request.inputs.add(name="a", datatype="UINT8", shape=[2])
+    for elements in (b"ab", b"cd", b"ab"):
+        del request.raw_input_contents[:]
+        request.raw_input_contents.append(elements)
+        body = request.SerializeToString()
+        asked = kserve_grpc.read(body)
+        [part] = asked.message.parts
+        assert (part.name, part.datatype, part.shape, bytes(part.raw or b"")) == ("a", "UINT8", (2,), elements)
+        assert (asked.model, asked.message.id, asked.size) == ("m", "7", len(body))
+    request.raw_input_contents.append(b"one more than inputs")
+    for _ in range(2):
+        with pytest.raises(Invalid, match="2 raw_input_contents were sent for 1 inputs"):
+            kserve_grpc.read(request.SerializeToString())
+
+
+def test_few_requests_and_answers_are_remembered() -> None:
+    for number in range(kserve_grpc.KNOWN_MAX + 1):
+        request = service_pb2.ModelInferRequest(model_name=f"m{number}")
+        request.inputs.add(name="a", datatype="UINT8", shape=[1])
+        request.raw_input_contents.append(b"a")
+        assert kserve_grpc.read(request.SerializeToString()).model == f"m{number}"
+        kserve_grpc.write([], id="", model=f"m{number}", version="1")
+    assert kserve_grpc._known.cache_info().currsize == kserve_grpc.KNOWN_MAX
+    assert kserve_grpc._head.cache_info().currsize == kserve_grpc.KNOWN_MAX
+    before = kserve_grpc._known.cache_info().misses
+    request.id = "7" * kserve_grpc.KNOWN_BYTES_MAX
+    kserve_grpc.read(request.SerializeToString())
+    assert kserve_grpc._known.cache_info().misses == before  # it was not even asked for
+
+
 @pytest.mark.parametrize("wanted", [["FP32"], ["BYTES", "FP32"], list(EVERYTHING)])
 def test_only_what_is_asked_for_is_answered_in_the_order_it_is_asked_for(wanted: list[str]) -> None:
     outputs = [{"name": name} for name in wanted]

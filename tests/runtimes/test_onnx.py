@@ -12,6 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer
 
 from runtimes.artifact import Shelf, seal
 from runtimes.contract import Expired, InferReply, InferRequest, Invalid, Load, Overloaded, Site, Unavailable
@@ -99,6 +102,21 @@ def tokens(ids: Any, mask: Any) -> InferRequest:
 
 def ids_of(session: Session, *rows: str) -> list[Any]:
     return [ids for ids, _, _ in session.reading.rows({"text": np.array(rows, object)})]
+
+
+@pytest.mark.parametrize("text", ["", " \n"])
+def test_a_text_without_a_token_is_refused_whoever_tokenizes_it(tmp_path: Path, text: str) -> None:
+    tokenizer = Tokenizer(WordPiece({"[UNK]": 0, "a": 1}, unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = BertNormalizer(), BertPreTokenizer()
+    folder, shelf = tmp_path / "folder", Shelf(tmp_path / "shelf")
+    folder.mkdir()
+    (folder / "model.onnx").write_bytes(tiny.graph("classify"))
+    tokenizer.save(str(folder / "tokenizer.json"))
+    manifest = shelf.publish(folder, tiny.card("classify"))
+    session = Session(shelf.resolve(f"tiny@{manifest.version}"), threads=1, provider="cpu")
+    assert [list(ids) for ids in ids_of(session, "a A")] == [[1, 1]]
+    with pytest.raises(Invalid, match="without a single token"):
+        ids_of(session, "a", text)
 
 
 async def test_a_classifier_says_what_it_is_and_scores_each_label(site: Site) -> None:

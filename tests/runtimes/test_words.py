@@ -87,8 +87,10 @@ def changed(**parts: Any) -> Tokenizer:
         changed(normalizer=Lowercase()),
         changed(normalizer=Sequence([BertNormalizer()])),
         changed(pre_tokenizer=Whitespace()),
+        changed(post_processor=TemplateProcessing(single="$A [SEP] $A", special_tokens=[("[SEP]", 3)])),
         bert(clean_text=False),
         bert(special=("secret",)),
+        changed(model=WordPiece({"b": 0}, unk_token="[UNK]")),
     ],
 )
 def test_what_works_otherwise_has_no_words(tokenizer: Tokenizer) -> None:
