@@ -117,9 +117,9 @@ class Stream:
                 if self._usage:
                     self.settle()  # it was said before this text
                 head, tail = self._around = _around_text(whole)
-                text = whole[len(head) : -len(tail)] if head else b"\\"
-                as_it_is = not (BACKSLASH in text or LINE_END in text)
-                self._guessed += (len(text) if as_it_is else _text_bytes(whole)) // 4 or 1
+                text = whole[len(head) : -len(tail)]
+                is_plain = head and not (BACKSLASH in text or LINE_END in text)
+                self._guessed += (len(text) if is_plain else _text_bytes(whole)) // 4 or 1
                 return whole
             if self._trims and (trimmed := self._trimmed(whole)):
                 return trimmed

@@ -34,7 +34,7 @@ from runtimes.contract import Invalid
 from runtimes.dialect import generation, kserve_grpc, messages
 from runtimes.dialect.elements import Encoded, joined
 from runtimes.dialect.generation import Generation, Said
-from runtimes.dialect.protobuf import LENGTH_DELIMITED, field
+from runtimes.dialect.protobuf import INFER_RESPONSE, field
 from runtimes.rpc.messages import Body
 from runtimes.rpc.status import Status
 
@@ -350,9 +350,6 @@ def _text(model: str, wants: Generation, said: Said, *, final: bool | None) -> b
 
 
 def _part(answer: bytes) -> bytes:
-    """A ModelInferResponse as part of a stream: field 2 of a ModelStreamInferResponse, as protobuf writes it, so that
-    it is not taken apart to be put together again."""
+    """A ModelInferResponse as part of a stream, as protobuf writes it, so that it is not taken apart to be put together
+    again."""
     return b"".join(field(INFER_RESPONSE, answer))
-
-
-INFER_RESPONSE = 2 << 3 | LENGTH_DELIMITED

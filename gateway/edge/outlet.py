@@ -32,6 +32,5 @@ class Outlet(asyncio.Protocol):
                 sent = 0
             if sent == len(data):
                 return
-            if sent:
-                data = data[sent:]
+            data = data[sent:]
         transport.write(data)

@@ -26,6 +26,8 @@ ID, RAW_OUTPUT_CONTENTS = _field(3), _field(6)
 """Of a ModelInferResponse."""
 RAW_INPUT_CONTENTS = _field(7)
 """Of a ModelInferRequest."""
+INFER_RESPONSE = _field(2)
+"""Of a ModelStreamInferResponse."""
 FIELDS_MAX = 4 * NAMED_MAX
 """Of a message itself, one for each element of its lists."""
 NESTED_FIELDS_MAX = STRINGS_MAX + FIELDS_MAX

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 
 import pytest
 import uvloop
@@ -21,14 +22,17 @@ def runner(request: pytest.FixtureRequest) -> Iterator[asyncio.Runner]:
         yield runner
 
 
-async def connected() -> tuple[Outlet, socket.socket]:
+@asynccontextmanager
+async def connected() -> AsyncIterator[tuple[Outlet, socket.socket]]:
     """One, and its client, whose kernel takes little ahead."""
     ours, theirs = socket.socketpair()
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SMALL_BYTES)
     ours.setblocking(False)
     theirs.setblocking(False)
     _, outlet = await asyncio.get_running_loop().connect_accepted_socket(Outlet, ours)
-    return outlet, theirs
+    with theirs:
+        yield outlet, theirs
+    outlet.transport.abort()
 
 
 async def read(client: socket.socket, size: int) -> bytes:
@@ -40,19 +44,16 @@ async def read(client: socket.socket, size: int) -> bytes:
 
 def test_what_is_written_is_there_before_the_loop_goes_on(runner: asyncio.Runner) -> None:
     async def check() -> None:
-        outlet, client = await connected()
-        with client:
+        async with connected() as (outlet, client):
             outlet.write(b"first")
             assert client.recv(100) == b"first"
-            outlet.transport.abort()
 
     runner.run(check())
 
 
 def test_what_the_kernel_does_not_take_follows_in_its_order(runner: asyncio.Runner) -> None:
     async def check() -> None:
-        outlet, client = await connected()
-        with client:
+        async with connected() as (outlet, client):
             parts = [bytes([index]) * 30_000 for index in range(50)]
             for part in parts[:25]:
                 outlet.write(part)
@@ -62,19 +63,16 @@ def test_what_the_kernel_does_not_take_follows_in_its_order(runner: asyncio.Runn
                 outlet.write(part)
             whole = b"".join(parts)
             assert half + await read(client, len(whole) - len(half)) == whole
-            outlet.transport.abort()
 
     runner.run(check())
 
 
 def test_behind_what_the_transport_was_given_it_waits_for_it(runner: asyncio.Runner) -> None:
     async def check() -> None:
-        outlet, client = await connected()
-        with client:
+        async with connected() as (outlet, client):
             outlet.transport.write(b"1" * 100_000)  # more than the kernel takes, under either loop
             outlet.write(b"2")
             assert await read(client, 100_001) == b"1" * 100_000 + b"2"
-            outlet.transport.abort()
 
     runner.run(check())
 
@@ -82,9 +80,8 @@ def test_behind_what_the_transport_was_given_it_waits_for_it(runner: asyncio.Run
 @pytest.mark.parametrize("end", ["abort", "close"])
 def test_whoever_has_its_descriptor_next_gets_nothing_of_it(runner: asyncio.Runner, end: str) -> None:
     async def check() -> None:
-        outlet, client = await connected()
-        number = outlet.transport.get_extra_info("socket").fileno()
-        with client:
+        async with connected() as (outlet, _):
+            number = outlet.transport.get_extra_info("socket").fileno()
             getattr(outlet.transport, end)()
             for _ in range(10):  # until it is closed for good
                 outlet.write(b"secret")
