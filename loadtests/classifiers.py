@@ -187,7 +187,12 @@ async def _raw(way: Raw, plan: Scenario, step: str, artifact: Path) -> Report:
             stdout=asyncio.subprocess.PIPE,
             preexec_fn=partial(os.sched_setaffinity, 0, range(os.cpu_count() or 1)),
         )
-        out, _ = await child.communicate()
+        try:
+            out, _ = await child.communicate()
+        finally:
+            if child.returncode is None:
+                child.kill()
+                await child.wait()
     if child.returncode:
         raise ChildFault(f"{way.name} ended with status {child.returncode}; its words are above")
     done = msgspec.json.decode(out, type=Done)

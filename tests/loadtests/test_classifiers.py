@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from loadtests.classifiers import LAPS, _shares
+from loadtests.classifiers import LAPS, Raw, _raw, _shares
 from loadtests.grpc_client import infer_request
+from loadtests.scenario import load
 from tests.loadtests.test_command import command
 
 
@@ -34,6 +38,23 @@ async def test_without_an_artifact_it_says_how_to_come_by_one(tmp_path: Path, mo
     assert status == 1
     assert "support-intent@stable" in errors
     assert "make serve" in errors
+
+
+async def test_the_bare_runtime_ends_with_who_started_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start, started = asyncio.create_subprocess_exec, asyncio.get_running_loop().create_future()
+
+    async def starting(*command: str, **how: Any) -> asyncio.subprocess.Process:
+        started.set_result(await start(*command, **how))
+        return await started
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", starting)
+    [plan] = load("classify", ("callers_each=[1]",)).steps("classify").values()
+    measuring = asyncio.create_task(_raw(Raw("raw", "", rows=1), plan, "classify", tmp_path))
+    child = await started
+    measuring.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await measuring
+    assert child.returncode == -signal.SIGKILL
 
 
 @pytest.mark.engine
