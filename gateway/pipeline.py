@@ -61,16 +61,16 @@ class Pipeline:
         Raises GatewayError; its status is noted beside the stage that raises it.
         """
         with self.trace.span(call), self.usage.record(call):  # 503 journal full
-            try:
-                target = self.route.find(call)  # 404
-                self.tenants.authorize(call.principal, call.alias or call.model, call.route)  # 403
-                with self.quota.hold(call, tokens_out_default=target.tokens_out_default, price=target.price):  # 429
+            target = self.route.find(call)  # 404
+            self.tenants.authorize(call.principal, call.alias or call.model, call.route)  # 403
+            with self.quota.hold(call, tokens_out_default=target.tokens_out_default, price=target.price):  # 429
+                try:
                     async with (
                         self.fairness.turn(call),  # 503 full · 504 waited too long
                         self.route.dispatch(call, target) as reply,  # 400 · 502 after failover · 503 none up
                     ):
                         return await meter(call, reply, client, self.clock)
-            except asyncio.CancelledError:
-                if self.stopped:  # else the client has left
-                    raise Draining("This gateway stopped before the answer was whole.") from None
-                raise
+                except asyncio.CancelledError:
+                    if self.stopped:  # else the client has left
+                        raise Draining("This gateway stopped before the answer was whole.") from None
+                    raise

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from gateway.budget import Purse
 from gateway.call import Call, Limits, Principal
-from gateway.errors import QuotaExceeded, QuotaTooSmall
+from gateway.errors import DeadlineExceeded, QuotaExceeded, QuotaTooSmall
 from gateway.price import Price
 from gateway.store import Spent
 from runtimes.clock import Clock
@@ -111,6 +111,10 @@ def purses_of(spent: Iterable[Spent], at_s: float) -> dict[tuple[str, str], Purs
 HOLDERS_KEPT = 10_000
 
 
+LEFT = (asyncio.CancelledError, DeadlineExceeded)
+"""How a call ends that its client does not wait for any longer."""
+
+
 class Hold:
     """See Quota.hold."""
 
@@ -145,10 +149,10 @@ class Hold:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         call = self._call
-        if error is not None and isinstance(error, asyncio.CancelledError) and call.replica and not call.tokens_in:
-            # The client left before the answer; an engine that had its prompt by then has worked on it. Noted in the
-            # call, so that the record says what was charged.
-            call.tokens_in, call.estimated = call.tokens_in_estimate, True
+        if error is not None and isinstance(error, LEFT) and call.replica and not call.tokens_in:
+            # An engine that had its prompt by then has worked on it. Noted in the call, so that the record says what
+            # was charged.
+            call.tokens_in, call.items, call.estimated = call.tokens_in_estimate, call.items or call.rows, True
         used = call.tokens_in + call.tokens_out
         held, held_by_key = self._taken
         self._pair.tenant.settle(held, used)

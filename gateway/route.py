@@ -112,6 +112,7 @@ class Dispatch:
                 break
             now_s = replica.clock.now_s()
             if now_s >= call.deadline_s:
+                call.replica = ""
                 raise DeadlineExceeded(f"The call's time was up before model {call.model!r} could begin.")
             asked += 1
             if not answers(replica, call):
@@ -127,7 +128,7 @@ class Dispatch:
                 replica.failed(str(error))
                 continue
             except Expired as error:
-                raise DeadlineExceeded(f"Model {call.model!r} did not begin to answer in time.") from error
+                raise DeadlineExceeded(f"Model {call.model!r} had not answered when the call's time was up.") from error
             if reply.status < 500 or asked == len(candidates):
                 return reply
             replica.failed(f"it answered {reply.status}")

@@ -220,7 +220,7 @@ def fitted(model: Described, inputs: Mapping[str, Array], who: str) -> Fitted:
     if model.rows_max:
         rows = {len(array) for _, array in found.values()}
         if len(rows) > 1 or 0 in rows:
-            raise Invalid(f"the inputs {', '.join(found)} must have the same number of rows, at least one")
+            raise Invalid(f"{', '.join(f'`{name}`' for name in found)} must have rows, and all as many")
     return found
 
 

@@ -60,7 +60,8 @@ def decoded(decoder: msgspec.json.Decoder[T], body: bytes, *, what: str = "The b
     try:
         return decoder.decode(body)
     except msgspec.ValidationError as error:
-        raise Invalid(f"{error}.", param=param or _parameter(str(error))) from None
+        said = f"{error}." if param is None else f"{what}: {error}."
+        raise Invalid(said, param=param or _parameter(str(error))) from None
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise Invalid(f"{what} is not valid JSON in UTF-8. Send one JSON object.", param=param) from None
     except RecursionError:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.call import Call, Limits
-from gateway.errors import QuotaExceeded, QuotaTooSmall
+from gateway.errors import DeadlineExceeded, QuotaExceeded, QuotaTooSmall
 from gateway.quota import Gcra, Quota
 from tests.fakes import FakeClock, a_call, a_principal, limits
 
@@ -183,13 +183,14 @@ async def test_what_fails_amid_reserving_keeps_nothing(monkeypatch: pytest.Monke
     assert [holder.running for holder in quota.holders.values()] == [0, 0]
 
 
-async def test_who_leaves_while_the_engine_works_has_used_the_prompt() -> None:
+@pytest.mark.parametrize("left", [asyncio.CancelledError, DeadlineExceeded("The deadline has passed.")])
+async def test_who_waits_no_longer_while_the_engine_works_has_used_prompt_and_rows(left: BaseException) -> None:
     quota = Quota(clock=FakeClock())
-    call = tenant_call(limits(tpm=100), body=b"x" * 196, tokens_out_max=10)
-    with pytest.raises(asyncio.CancelledError), quota.hold(call, tokens_out_default=16):
+    call = tenant_call(limits(tpm=100), body=b"x" * 196, tokens_out_max=10, rows=3)
+    with pytest.raises((asyncio.CancelledError, DeadlineExceeded)), quota.hold(call, tokens_out_default=16):
         call.replica = "chat-0"
-        raise asyncio.CancelledError
-    assert (call.tokens_in, call.tokens_out, call.estimated) == (50, 0, True)
+        raise left
+    assert (call.tokens_in, call.tokens_out, call.items, call.estimated) == (50, 0, 3, True)
     with pytest.raises(QuotaExceeded):
         await spend(quota, tenant_call(limits(tpm=100), body=b"", tokens_out_max=50))
     await spend(quota, tenant_call(limits(tpm=100), body=b"", tokens_out_max=49))

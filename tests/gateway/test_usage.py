@@ -220,6 +220,19 @@ async def test_a_stream_cut_off_because_the_gateway_stops_is_no_client_that_left
     assert ending(await only(stages)) == (Outcome.failed, 200, "draining")
 
 
+async def test_nobody_pays_for_an_answer_that_had_not_begun_when_the_gateway_stopped(stages_of: Open) -> None:
+    stages = await stages_of(Script([asyncio.Event()]))
+    task = asyncio.create_task(consume(stages, a_call()))
+    await stages.replicas["chat"][0].runtime.begun.wait()
+    stages.pipeline.stopped = True
+    task.cancel()
+    with pytest.raises(Draining):
+        await task
+    record = await only(stages)
+    assert ending(record) == (Outcome.failed, 503, "draining")
+    assert (record.tokens_in, record.estimated) == (0, False)
+
+
 async def test_a_fault_of_the_gateway_itself_is_recorded(stages_of: Open) -> None:
     stages = await stages_of(Script([ZeroDivisionError()]))
     with pytest.raises(ZeroDivisionError):

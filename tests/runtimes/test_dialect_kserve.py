@@ -441,6 +441,7 @@ REFUSED: dict[str, tuple[Callable[[], InferRequest], str | None, str]] = {
         "parameters",
         "at most",
     ),
+    "parameters that are none": (body(b'{"inputs":[],"parameters":null}'), "parameters", "`parameters`: Expected"),
     "gRPC's very many inputs": (asks(inputs=[declared("INT64")] * MANY), "inputs", "at most"),
     "gRPC's very many outputs": (asks(outputs=[{"name": "x"}] * MANY), "outputs", "at most"),
     "gRPC's very many parameters": (
