@@ -44,7 +44,7 @@ load: machine ## measure the gateway beside its peers, and each door to a classi
 	@$(HEADRACE) engine install triton
 	@$(BIN)/headrace-load peers install || echo "headrace: going on without them"
 	@$(BIN)/headrace-load peers run plain ladder stream --json $(HEADRACE_STATE)/load.json --html $(HEADRACE_STATE)/load.html
-	@$(BIN)/headrace-load classifiers --set warmup_s=0.3 --set duration_s=0.6 --json $(HEADRACE_STATE)/classifiers.json --html $(HEADRACE_STATE)/classifiers.html
+	@$(BIN)/headrace-load classifiers --json $(HEADRACE_STATE)/classifiers.json --html $(HEADRACE_STATE)/classifiers.html
 
 profile: dev ## what a call costs the gateway, stage by stage
 	@$(BIN)/python -m tests.profile

@@ -92,62 +92,60 @@ async def classifiers(
     steps = scenario.steps(name)
     runs: dict[str, list[Report]] = {}
     cores = Cores.of(os.sched_getaffinity(0))
-    ways: tuple[Raw | Door, ...] = ()
     for number in range(1, repeat + 1):
-        with tempfile.TemporaryDirectory(prefix="headrace-load-") as folder:
-            async with doors(artifact, state=state, folder=Path(folder)) as ways:
-                with pinned(cores.client):
-                    for step, lap, way in turns(steps, ways, LAPS):
-                        say(f"{step}, {number} of {repeat}, lap {lap} of {LAPS}: {way.name}")
-                        if isinstance(way, Raw):
-                            made = await _raw(way, steps[step], step, artifact)
-                        else:
-                            made = await _through(way, replace(steps[step], model=way.model), step)
-                        runs.setdefault(way.name, []).append(made)
+        async with doors(artifact, state=state) as ways:
+            with pinned(cores.client):
+                for step, lap, way in turns(steps, ways, LAPS):
+                    say(f"{step}, {number} of {repeat}, lap {lap} of {LAPS}: {way.name}")
+                    plan = steps[step]
+                    measuring = _raw(way, plan, step, artifact) if isinstance(way, Raw) else _through(way, plan, step)
+                    runs.setdefault(way.name, []).append(await measuring)
     version = Own("headrace").version()
     return Results(sides=tuple(Side(it.name, version, it.about, runs=tuple(runs[it.name])) for it in ways))
 
 
 @asynccontextmanager
-async def doors(artifact: Path, *, state: Path, folder: Path) -> AsyncIterator[tuple[Raw | Door, ...]]:
+async def doors(artifact: Path, *, state: Path) -> AsyncIterator[tuple[Raw | Door, ...]]:
     """All of them, open."""
-    port, grpc_port, admin_port = free_ports(3)
-    own = folder / "state"
-    own.mkdir()
-    (own / "engines").symlink_to(state / "engines")
-    config = folder / "headrace.toml"
-    config.write_text(
-        CONFIG.format(
-            port=port, grpc_port=grpc_port, admin_port=admin_port, state=own, artifact=artifact, rows=BATCH_ROWS
+    with tempfile.TemporaryDirectory(prefix="headrace-load-") as made:
+        folder = Path(made)
+        port, grpc_port, admin_port = free_ports(3)
+        own = folder / "state"
+        own.mkdir()
+        (own / "engines").symlink_to(state / "engines")
+        config = folder / "headrace.toml"
+        config.write_text(
+            CONFIG.format(
+                port=port, grpc_port=grpc_port, admin_port=admin_port, state=own, artifact=artifact, rows=BATCH_ROWS
+            )
         )
-    )
-    command = str(Path(sys.executable).with_name("headrace"))
-    access = Access(keys={TENANT: issued(command, TENANT, FAR_LIMITS, config)})
-    ready, metrics = (f"http://127.0.0.1:{admin_port}/{it}" for it in ("readyz", "metrics"))
-    http, grpc = parse(f"http://127.0.0.1:{port}"), parse(f"grpc://127.0.0.1:{grpc_port}")
-    serve = (command, "serve", "--config", str(config))
-    async with running("headrace", serve, folder=folder, env=bare_env(), core=None, ready=ready):
-        yield (
-            Raw("raw batch 8", "ONNX Runtime in a loop, 8 rows at a time", BATCH_ROWS),
-            Raw("raw batch 1", "ONNX Runtime in a loop, a row at a time", 1),
-            Door(
-                "headrace HTTP",
-                "POST /v1/classify; ONNX Runtime in the gateway's process",
-                http,
-                "onnx",
-                access,
-                metrics,
-            ),
-            Door("headrace gRPC", "ModelInfer; the same", grpc, "onnx", access, metrics),
-            Door("headrace unbatched", "POST /v1/classify, a row at a time", http, "onnx-one", access, metrics),
-            Door("triton gRPC", "ModelInfer at Triton's own socket", parse(f"grpc+unix:{own / SOCKET}"), "model"),
-            Door("headrace to triton", "ModelInfer through the gateway to that Triton", grpc, "triton", access),
-        )
+        command = str(Path(sys.executable).with_name("headrace"))
+        access = Access(keys={TENANT: issued(command, TENANT, FAR_LIMITS, config)})
+        ready, metrics = (f"http://127.0.0.1:{admin_port}/{it}" for it in ("readyz", "metrics"))
+        http, grpc = parse(f"http://127.0.0.1:{port}"), parse(f"grpc://127.0.0.1:{grpc_port}")
+        serve = (command, "serve", "--config", str(config))
+        async with running("headrace", serve, folder=folder, env=bare_env(), core=None, ready=ready):
+            yield (
+                Raw("raw batch 8", "ONNX Runtime in a loop, 8 rows at a time", BATCH_ROWS),
+                Raw("raw batch 1", "ONNX Runtime in a loop, a row at a time", 1),
+                Door(
+                    "headrace HTTP",
+                    "POST /v1/classify; ONNX Runtime in the gateway's process",
+                    http,
+                    "onnx",
+                    access,
+                    metrics,
+                ),
+                Door("headrace gRPC", "ModelInfer; the same", grpc, "onnx", access, metrics),
+                Door("headrace unbatched", "POST /v1/classify, a row at a time", http, "onnx-one", access, metrics),
+                Door("triton gRPC", "ModelInfer at Triton's own socket", parse(f"grpc+unix:{own / SOCKET}"), "model"),
+                Door("headrace to triton", "ModelInfer through the gateway to that Triton", grpc, "triton", access),
+            )
 
 
 async def _through(way: Door, plan: Scenario, step: str) -> Report:
     before = await _batches(way)
-    made = await trial(plan, name=step, target=way.target, access=way.access, pid=None)
+    made = await trial(replace(plan, model=way.model), name=step, target=way.target, access=way.access, pid=None)
     after = await _batches(way)
     rows, queue_s = (
         tuple(_shares({le: after[name][le] - before[name].get(le, 0) for le in after[name]})) for name in HISTOGRAMS

@@ -35,7 +35,7 @@ def classifiers_(
     artifact
         Its folder, with a manifest; by default what `support-intent@stable` is on the shelf.
     repeat
-        How many times the servers are started anew; each time goes four times by all doors, there and back.
+        How many times the servers are started anew; each time goes several times by all doors, there and back.
     settings
         Change a field of the scenario `classify`, e.g. duration_s=20; can be given several times.
     json

@@ -65,13 +65,12 @@ class Asked(msgspec.Struct, frozen=True, gc=False):
 def read(body: bytes | bytearray) -> Asked:
     """Raises Invalid."""
     rest, raws = cut(body)
-    if not raws:
-        return replace(_asked(rest, 0), size=len(body))
-    told = _known(rest, len(raws)) if len(rest) <= KNOWN_BYTES_MAX else _asked(rest, len(raws))
-    message = told.message
-    parts = tuple([Part(it.name, it.datatype, it.shape, raw) for it, raw in zip(message.parts, raws, strict=True)])
-    asked = Message(message.id, parts, message.outputs, message.parameters, binary=True)
-    return Asked(told.model, told.version, asked, len(body))
+    is_known = raws and len(rest) <= KNOWN_BYTES_MAX
+    model, version, message = (_known if is_known else _told)(rest, len(raws))
+    if raws:
+        parts = tuple([Part(it.name, it.datatype, it.shape, raw) for it, raw in zip(message.parts, raws, strict=True)])
+        message = Message(message.id, parts, message.outputs, message.parameters, binary=True)
+    return Asked(model, version, message, len(body))
 
 
 def write(outputs: Sequence[Encoded], *, id: str, model: str, version: str, final: bool | None = None) -> bytes:
@@ -122,8 +121,8 @@ def cut(body: bytes | bytearray) -> tuple[bytes, list[memoryview]]:
     return b"".join(kept), raws
 
 
-def _asked(rest: bytes, raws: int) -> Asked:
-    """What `cut` has left of a request with so many raw_input_contents, whose size is not seen here. Raises Invalid."""
+def _told(rest: bytes, raws: int) -> tuple[str, str, Message]:
+    """Model, version and the rest of what `cut` left of a request with so many raw_input_contents. Raises Invalid."""
     if len(rest) > UNCOUNTED_BYTES_MAX:
         require_modest(rest)
     try:
@@ -138,10 +137,10 @@ def _asked(rest: bytes, raws: int) -> Asked:
     parts = tuple([_part(given, is_raw=raws > 0) for given in asked.inputs[:]])
     outputs = tuple([_wanted(output) for output in asked.outputs[:]])
     message = Message(asked.id, parts, outputs, _plain(asked.parameters), binary=True)
-    return Asked(asked.model_name, asked.model_version, message, 0)
+    return asked.model_name, asked.model_version, message
 
 
-_known = lru_cache(KNOWN_MAX)(_asked)
+_known = lru_cache(KNOWN_MAX)(_told)
 
 
 def _part(given: Any, *, is_raw: bool) -> Part:

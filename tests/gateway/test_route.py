@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -10,16 +11,26 @@ import numpy as np
 import pytest
 
 from gateway.call import Call
-from gateway.errors import BadRequest, EngineFailed, EngineUnavailable, GatewayError, ModelNotFound, Unsupported
+from gateway.errors import (
+    BadRequest,
+    DeadlineExceeded,
+    EngineFailed,
+    EngineUnavailable,
+    GatewayError,
+    ModelNotFound,
+    Unsupported,
+)
 from gateway.replica import FAILURES_MAX, State
 from runtimes.contract import (
     Broken,
+    Exchange,
     Generator,
     InferReply,
     InferRequest,
     Invalid,
     Overloaded,
     Predictor,
+    Reply,
     RuntimeFault,
     Unavailable,
 )
@@ -79,6 +90,29 @@ async def test_a_replica_that_was_passed_over_is_let_go_at_once(stages_of: Open)
     assert (first.load().running, stages.replicas["chat"][0].running) == (0, 0)
     asking.cancel()
     await asyncio.gather(asking, return_exceptions=True)
+
+
+class Slow(FakeGenerator):
+    """One that fails after a minute."""
+
+    clock: FakeClock
+
+    @asynccontextmanager
+    async def exchange(self, request: Exchange) -> AsyncIterator[Reply]:
+        self.clock.advance(60.0)
+        async with super().exchange(request) as reply:
+            yield reply
+
+
+async def test_who_has_no_time_left_for_another_replica_pays_for_none(stages_of: Open) -> None:
+    first, second = Slow(Unavailable("reset")), FakeGenerator(OK)
+    stages = await stages_of(first, second)
+    first.clock = clock = stages.replicas["chat"][0].clock
+    with pytest.raises(DeadlineExceeded):
+        await ask(stages, a_call(deadline_s=clock.now_s() + 30.0))
+    (record,) = await stages.records()
+    assert (record.replica, record.tokens_in, record.estimated) == ("", 0, False)
+    assert not second.begun.is_set()
 
 
 async def test_nothing_is_retried_after_the_first_byte(stages_of: Open) -> None:
