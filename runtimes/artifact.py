@@ -305,10 +305,10 @@ class Shelf:
             it.name for it in home.iterdir() if Version.fullmatch(it.name) and it.is_dir() and not it.is_symlink()
         )
 
-    def list(self) -> list[Manifest]:
-        """Every version of every artifact, by name, then by age."""
-        found = [self.describe(f"{name}@{version}") for name in self.names() for version in self.versions(name)]
-        return sorted(found, key=lambda it: (it.name, it.created_s))
+    def list(self, name: str) -> list[Manifest]:
+        """Every version of one artifact, oldest first."""
+        found = [self.describe(f"{name}@{version}") for version in self.versions(name)]
+        return sorted(found, key=lambda it: it.created_s)
 
     def _home(self, name: str) -> Path:
         if not Name.fullmatch(name):

@@ -4,6 +4,8 @@ compression, and training on Ray.
     <state>/engines/<name>-<version>/          a virtual environment; complete once it holds `.ready`
     <state>/logs/install-<name>.log            what pip said
 
+A file that another environment has too is the same file, by a hard link: torch alone is 0.7 GB.
+
 What goes in is locked and hashed in `environments/*.txt`, all but torch: its CPU build has a local version
 (`+cpu`) that package indexes do not carry, so it comes from wherever pip is configured to find it, or from
 PyTorch's own index. Being pinned by that local version, it can never turn into a CUDA build.
@@ -14,10 +16,13 @@ That branch has been read and tested with a fake pip, never run: no machine with
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import filecmp
 import hashlib
 import os
 import shutil
+import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -35,6 +40,9 @@ TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
 
 LOCKS = Path(__file__).with_name("environments")
 ROOT = Path(__file__).parents[1]
+SHARED_BYTES_MIN = 4096
+"""A smaller file is not worth a link."""
+
 TICK_S = 2.0
 """How often a long step says how far it is."""
 
@@ -320,6 +328,8 @@ class Installation:
         else:
             self._install_torch(torch_index)
         self._install_rest()
+        # Before the proof, which compiles what it imports: that depends on when the source was written.
+        share(self._home, [it for it in self._home.parent.iterdir() if it != self._home])
         return self._prove()
 
     def _is_ours(self) -> bool:
@@ -458,6 +468,34 @@ def run_logged(argv: Sequence[str], log: Path, tick: Callable[[], None]) -> int:
         if child.poll() is None:  # interrupted: leave nobody behind who goes on writing there
             child.terminate()
             child.wait()
+
+
+def share(home: Path, others: Sequence[Path]) -> None:
+    """Make each file of `home` that one of the others has too, byte for byte at the same place, a hard link to it.
+    pip removes a file before it writes one in its place, so none changes below another environment."""
+    for root, _, files in os.walk(home / "lib"):
+        for mine in (Path(root, it) for it in files):
+            for other in others:
+                # A file system without links, enough links of one file, an environment that is being removed.
+                with contextlib.suppress(OSError):
+                    if _shared(mine, other / mine.relative_to(home)):
+                        break
+
+
+def _shared(mine: Path, twin: Path) -> bool:
+    """Whether they are one file now."""
+    a, b = mine.lstat(), twin.lstat()
+    alike = a.st_mode == b.st_mode and a.st_size == b.st_size >= SHARED_BYTES_MIN
+    if not alike or not stat.S_ISREG(a.st_mode):
+        return False
+    if not mine.samefile(twin):
+        if not filecmp.cmp(mine, twin, shallow=False):
+            return False
+        draft = mine.with_name(f".{mine.name}.link")
+        draft.unlink(missing_ok=True)
+        draft.hardlink_to(twin)
+        draft.replace(mine)
+    return True
 
 
 def size_mb(folder: Path) -> float:

@@ -10,10 +10,12 @@ from typing import Annotated
 from cyclopts import Parameter, validators
 
 from runtimes.artifact import Manifest
+from runtimes.integrity import ShelfFault
 from training import layouts, leftovers
 from training.console import AsJson, Where, line_of, shelf_at, state
 from training.layouts.intake import Origin, take_in
 from training.layouts.parts import Facts, Task
+from training.shelf_command import noted
 
 
 def export(
@@ -90,17 +92,29 @@ def gc(
     """Remove versions that no alias means or meant lately, and folders of runs that led to none that is left.
 
     "Left" is on this shelf: name the one that you publish to. Nothing that is younger than an hour is removed. A
-    version that a configuration names by its hash needs an alias to stay.
+    version that a configuration names by its hash needs an alias to stay. Of a name that is damaged all stays.
     """
     place = shelf_at(shelf)
     select = place.sweep if yes else place.unused
-    versions = [it for name in place.names() for it in select(name, keep=keep)]
-    gone = {(it.name, it.version) for it in versions}
-    published = [it for it in place.list() if (it.name, it.version) not in gone]
-    runs = leftovers.find(state() / "runs", published, now_s=place.clock.wall_s())
+    versions: list[Manifest] = []
+    left: list[Manifest] = []
+    faults: list[str] = []
+    whole = set[str]()
+    names = place.names()
+    for name in names:
+        with noted(faults):
+            before = place.list(name)
+            gone = select(name, keep=keep)
+            versions += gone
+            left += [it for it in before if it not in gone]
+            whole.add(name)
+    runs = leftovers.find(state() / "runs", left, now_s=place.clock.wall_s())
+    runs = [it for it in runs if it.name in whole or it.name not in names]
     if yes:
         runs = [it for it in runs if leftovers.remove(it)]
     _print_gone(versions, runs, done=yes, as_json=json_)
+    if faults:
+        raise ShelfFault("\n".join(faults))
 
 
 def _print_gone(versions: list[Manifest], runs: list[leftovers.Leftover], *, done: bool, as_json: bool) -> None:

@@ -20,6 +20,8 @@ _RUN = re.compile(r"(.+)-([0-9a-f]{12})")
 
 class Leftover(msgspec.Struct, frozen=True):
     path: Path
+    name: str
+    """The recipe's."""
     size_bytes: int
 
 
@@ -33,7 +35,7 @@ def find(runs: Path, published: Collection[Manifest], *, now_s: float) -> list[L
             continue
         stats = [it.stat() for it in folder.rglob("*") if it.is_file()]
         if max((it.st_mtime for it in stats), default=0.0) < now_s - AGE_S_MIN:
-            found.append(Leftover(folder, sum(it.st_size for it in stats)))
+            found.append(Leftover(folder, name[1], sum(it.st_size for it in stats)))
     return found
 
 

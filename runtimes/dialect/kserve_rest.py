@@ -90,7 +90,7 @@ def read(body: bytes, json_bytes: int | None) -> Message:
     if json_bytes is None:
         asked, at = decoded(INFERENCE, body), len(body)
     else:
-        what = f"The {json_bytes} bytes that Inference-Header-Content-Length says are JSON,"
+        what = f"The body up to byte {json_bytes}, where Inference-Header-Content-Length has its JSON end,"
         asked, at = decoded(INFERENCE, body[:json_bytes], what=what), json_bytes
     require_values("parameters", asked.parameters, param="parameters")
     parameters = decoded(PARAMETERS, bytes(asked.parameters), what="`parameters`", param="parameters")

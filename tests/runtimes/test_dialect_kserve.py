@@ -530,7 +530,7 @@ REFUSED: dict[str, tuple[Callable[[], InferRequest], str | None, str]] = {
     "bytes that belong to nobody": (binary(16, tail=bytes(20)), None, "4 bytes behind its JSON"),
     "a JSON length beyond the body": (binary(16, json_bytes=10_000), None, "Inference-Header-Content-Length"),
     "a JSON length amid the JSON": (
-        binary(16, json_bytes=10), None, "10 bytes that Inference-Header-Content-Length .* not valid JSON"
+        binary(16, json_bytes=10), None, "up to byte 10, where Inference-Header-Content-Length .* not valid JSON"
     ),
     "a JSON length amid the bytes": (binary(16, json_bytes=120), None, "not valid JSON"),
     "a JSON length of nothing": (binary(16, json_bytes=0), None, "not valid JSON"),

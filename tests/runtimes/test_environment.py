@@ -11,6 +11,7 @@ from runtimes import environment
 from runtimes.environment import (
     LOCKS,
     PLANS,
+    SHARED_BYTES_MIN,
     TORCH_INDEX,
     EnvironmentFault,
     Environments,
@@ -217,6 +218,50 @@ def test_training_finds_this_checkout(environments: Environments, tmp_path: Path
     made = environments.install("train")
     [path] = environments.folder(made).glob("lib/*/site-packages/headrace.pth")
     assert (Path(path.read_text().strip()) / "training").is_dir()
+
+
+def test_a_file_that_another_environment_has_too_is_kept_once(
+    environments: Environments, pip: FakePip, tmp_path: Path
+) -> None:
+    environments.install("vllm")
+    packages = {
+        it: tmp_path / "engines" / it / "lib" / "python3.11" / "site-packages" for it in ("vllm-0.32.0", "train-2.13.0")
+    }
+    old, new = packages.values()
+    content = bytes(SHARED_BYTES_MIN)
+    for at in (old, new):
+        at.mkdir(parents=True, exist_ok=True)
+        (at / "same.so").write_bytes(content)
+        (at / "small.py").write_bytes(content[1:])
+        (at / "runs.sh").write_bytes(content)
+        (at / "other.so").write_bytes(content[1:] + at.parts[-4][:1].encode())
+        (at / "link.so").symlink_to(at / "same.so")
+    (new / "runs.sh").chmod(0o755)
+    (new / "own.so").write_bytes(content)
+    environments.install("train")
+    shared = [it.name for it in sorted(new.iterdir()) if not it.is_symlink() and it.stat().st_nlink == 2]
+    assert shared == ["same.so"]
+    assert (new / "same.so").samefile(old / "same.so")
+    assert (new / "link.so").readlink() == new / "same.so"
+    proof = next(it for it in pip.commands if str(new.parents[2]) in it[0] and it[1] == "-c")
+    assert pip.commands[-1] == proof  # compiled after that, against the time of the file that stays
+
+
+def test_where_files_cannot_be_linked_each_environment_has_its_own(
+    environments: Environments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Path, target: Path) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    environments.install("vllm")
+    for name in ("vllm-0.32.0", "train-2.13.0"):
+        at = tmp_path / "engines" / name / "lib" / "python3.11" / "site-packages"
+        at.mkdir(parents=True, exist_ok=True)
+        (at / "same.so").write_bytes(bytes(SHARED_BYTES_MIN))
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    made = environments.install("train")
+    [kept] = environments.folder(made).rglob("*same.so*")
+    assert (kept.name, kept.stat().st_nlink, kept.read_bytes()) == ("same.so", 1, bytes(SHARED_BYTES_MIN))
 
 
 def test_a_gpu_gets_vllms_own_build(tmp_path: Path, pip: FakePip) -> None:

@@ -113,7 +113,7 @@ def test_what_one_host_publishes_and_promotes_another_resolves(
     assert here.resolve("tiny@stable").manifest.version == new
     assert here.rollback("tiny") == old
     assert there.aliases("tiny") == {"stable": old}
-    assert [it.version for it in there.list()] == [old, new]
+    assert [it.version for it in there.list("tiny")] == [old, new]
     assert there.names() == ["tiny"]
 
 
@@ -194,7 +194,7 @@ def test_two_publishers_of_the_same_agree_on_its_manifest(
 
     here._store.first = meanwhile
     assert publish(here, tmp_path / "made", 0.1) == theirs
-    assert [it.created_s for it in here.list()] == [clock.wall_s()]
+    assert [it.created_s for it in here.list("tiny")] == [clock.wall_s()]
 
 
 @pytest.mark.parametrize("first", ["sweep", "promote"])

@@ -3,12 +3,14 @@
 import fcntl
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
 from runtimes.artifact import Manifest, Shelf
 from runtimes.clock import SystemClock
+from runtimes.integrity import ShelfFault
 from tests import tiny
 from training import exchange_command, leftovers
 
@@ -56,7 +58,7 @@ def test_a_run_that_led_to_nothing_on_the_shelf_is_found_with_its_size(state: Pa
     run_folder(state, "tiny-eeeeeeeeeeee", age_s=HOUR_S / 2)
     (state / "runs" / "notes").mkdir()
     [found] = leftovers.find(state / "runs", [manifest], now_s=PAST_S)
-    assert (found.path, found.size_bytes) == (lost, 10)
+    assert (found.path, found.name, found.size_bytes) == (lost, "tiny", 10)
 
 
 def test_a_run_under_way_is_left_alone(state: Path) -> None:
@@ -88,3 +90,20 @@ def test_gc_removes_nothing_until_it_is_told_to(
     assert not folder.exists()
     exchange_command.gc()
     assert "0 versions and 0 runs, 0 bytes" in capsys.readouterr().out
+
+
+def test_gc_leaves_a_damaged_name_and_its_runs_as_they_are_and_goes_on(
+    state: Path, manifest: Manifest, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shelf = Shelf(state / "shelf")
+    other = run_folder(state, "gone-ffffffffffff")
+    damaged = shelf.root / "damaged"
+    shutil.copytree(shelf.root / "tiny", damaged)
+    its = run_folder(state, "damaged-ffffffffffff")
+    before = shelf.versions("damaged")
+    with pytest.raises(ShelfFault, match="holds the manifest of tiny@"):
+        exchange_command.gc(yes=True)
+    assert "1 versions and 1 runs" in capsys.readouterr().out
+    assert shelf.versions("tiny") == [manifest.version]
+    assert shelf.versions("damaged") == before
+    assert (other.exists(), its.exists()) == (False, True)
