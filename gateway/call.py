@@ -181,6 +181,8 @@ class Call(msgspec.Struct, gc=False):
     tokens_out: int = 0
     tokens_cached: int = 0
     items: int = 0
+    rows_begun: int = 0
+    """What a model that speaks tensors has been given and not answered yet: items soon."""
     cost_nano: int = 0
     estimated: bool = False
     wait_s: float = 0.0

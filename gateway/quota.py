@@ -149,10 +149,12 @@ class Hold:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         call = self._call
-        if error is not None and isinstance(error, LEFT) and call.replica and not call.tokens_in:
-            # An engine that had its prompt by then has worked on it. Noted in the call, so that the record says what
-            # was charged.
-            call.tokens_in, call.items, call.estimated = call.tokens_in_estimate, call.items or call.rows, True
+        if error is not None and isinstance(error, LEFT) and call.replica:
+            # An engine that had its prompt or rows by then has worked on them. Noted in the call, so that the record
+            # says what was charged.
+            call.items += call.rows_begun
+            if not call.tokens_in:
+                call.tokens_in, call.estimated = call.tokens_in_estimate, True
         used = call.tokens_in + call.tokens_out
         held, held_by_key = self._taken
         self._pair.tenant.settle(held, used)

@@ -217,10 +217,13 @@ async def _infer(predictor: Predictor, call: Call) -> Reply:
         if isinstance(asked, Series):
             steps = asked.steps(model=call.model, predictor=predictor, id=call.id, created_s=int(call.at_s))
             return await Writing(steps, asked.param, predictor, call).begun()
+        call.rows_begun = _rows(asked.request)
         reply = await predictor.infer(asked.request)
         body = asked.answer(reply, model=call.model, predictor=predictor, id=call.id, created_s=int(call.at_s))
-        _count(call, asked.request, reply)
+        _count(call, reply)
         return _whole(body)
+    except Expired:
+        raise  # for the work done by then its client is charged, as `Quota` knows
     except Exception as fault:
         call.items = call.tokens_in = 0  # nothing was delivered
         if not isinstance(fault, Invalid):
@@ -270,19 +273,25 @@ class Writing:
     async def _part(self) -> bytes | None:
         """The next one, None if there is no more."""
         while isinstance(self._step, InferRequest):
+            self._call.rows_begun = _rows(self._step)
             try:
                 reply = await self._predictor.infer(self._step)
             except Invalid as fault:  # it knows the tensor only
                 raise Invalid(str(fault), param=self._param) from None
-            _count(self._call, self._step, reply)
+            _count(self._call, reply)
             self._step = self._steps.send(reply)
         part, self._step = self._step, next(self._steps, None)
         return part
 
 
-def _count(call: Call, request: InferRequest, reply: InferReply) -> None:
+def _rows(request: InferRequest) -> int:
     shape = next((tensor.shape for tensor in request.inputs.values()), ())
-    call.items += shape[0] if shape else 1
+    return shape[0] if shape else 1
+
+
+def _count(call: Call, reply: InferReply) -> None:
+    call.items += call.rows_begun
+    call.rows_begun = 0
     call.tokens_in += reply.tokens_in
     call.batch_rows_max = max(call.batch_rows_max, reply.batch_rows_max)
     call.inner_queue_s += reply.queue_s

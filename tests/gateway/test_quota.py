@@ -184,13 +184,13 @@ async def test_what_fails_amid_reserving_keeps_nothing(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("left", [asyncio.CancelledError, DeadlineExceeded("The deadline has passed.")])
-async def test_who_waits_no_longer_while_the_engine_works_has_used_prompt_and_rows(left: BaseException) -> None:
+async def test_who_waits_no_longer_while_the_engine_works_has_used_the_prompt(left: BaseException) -> None:
     quota = Quota(clock=FakeClock())
-    call = tenant_call(limits(tpm=100), body=b"x" * 196, tokens_out_max=10, rows=3)
+    call = tenant_call(limits(tpm=100), body=b"x" * 196, tokens_out_max=10)
     with pytest.raises((asyncio.CancelledError, DeadlineExceeded)), quota.hold(call, tokens_out_default=16):
         call.replica = "chat-0"
         raise left
-    assert (call.tokens_in, call.tokens_out, call.items, call.estimated) == (50, 0, 3, True)
+    assert (call.tokens_in, call.tokens_out, call.estimated) == (50, 0, True)
     with pytest.raises(QuotaExceeded):
         await spend(quota, tenant_call(limits(tpm=100), body=b"", tokens_out_max=50))
     await spend(quota, tenant_call(limits(tpm=100), body=b"", tokens_out_max=49))

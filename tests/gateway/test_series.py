@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gateway.call import Call
-from gateway.errors import BadRequest, DeadlineExceeded, EngineFailed
+from gateway.errors import BadRequest, DeadlineExceeded, Draining, EngineFailed
 from gateway.meter import Answer
 from runtimes.clock import SystemClock
 from runtimes.contract import Expired, InferReply, InferRequest, Invalid, Overloaded, RuntimeFault, Unavailable
@@ -22,16 +22,19 @@ WIDTH = 384
 
 
 class Embedder(FakePredictor):
-    """Gives a row's number in every place; has a fault for the window of that number."""
+    """Gives a row's number in every place; has a fault for the window of that number, and stands still after `lets`."""
 
-    def __init__(self, faults: dict[int, RuntimeFault] | None = None) -> None:
+    def __init__(self, faults: dict[int, RuntimeFault] | None = None, *, lets: int = 1000) -> None:
         super().__init__(task="embed", answer=InferReply({}, tokens_in=0))
         self.faults = faults or {}
+        self.lets = lets
         self.asked = 0
         self.let = asyncio.Event()
         self.let.set()
 
     async def infer(self, request: InferRequest) -> InferReply:
+        if self.asked == self.lets:
+            self.let.clear()
         await self.let.wait()
         window, self.asked = self.asked, self.asked + 1
         if window in self.faults:
@@ -97,25 +100,26 @@ async def test_a_long_answer_begins_before_it_is_whole(stages_of: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fault", "error", "outcome", "failures"),
+    ("fault", "error", "outcome", "failures", "windows"),
     [
-        (Unavailable("it crashed"), EngineFailed, "failed", 1),
-        (Overloaded("it is full"), EngineFailed, "failed", 1),
-        (Expired("it took too long"), DeadlineExceeded, "failed", 0),
-        (Invalid("row 800 is too long", param="text"), BadRequest, "rejected", 0),
+        (Unavailable("it crashed"), EngineFailed, "failed", 1, 3),
+        (Overloaded("it is full"), EngineFailed, "failed", 1, 3),
+        (Expired("it took too long"), DeadlineExceeded, "failed", 0, 4),
+        (Invalid("row 800 is too long", param="text"), BadRequest, "rejected", 0, 3),
     ],
     ids=lambda it: getattr(it, "__name__", None) or type(it).__name__,
 )
 async def test_what_goes_wrong_amid_an_answer_is_raised_and_billed_up_to_there(
-    stages_of: Any, fault: RuntimeFault, error: type[Exception], outcome: str, failures: int
+    stages_of: Any, fault: RuntimeFault, error: type[Exception], outcome: str, failures: int, windows: int
 ) -> None:
+    """The rows that a model was working on when the time was up are the client's, its tokens are not known."""
     client = FakeClient()
     stages, other = await stages_of(Embedder({3: fault})), Embedder()
     with pytest.raises(error):
         await stages.pipeline.run(embed(LONG), client)
     assert client.status == 200
     (record,) = await stages.records()
-    assert (record.items, record.tokens_in, record.outcome) == (3 * WINDOW_ROWS, 6 * WINDOW_ROWS, outcome)
+    assert (record.items, record.tokens_in, record.outcome) == (windows * WINDOW_ROWS, 6 * WINDOW_ROWS, outcome)
     assert (record.status, bool(record.code)) == (200, True)
     assert stages.replicas["chat"][0].failures == failures
     assert other.asked == 0
@@ -175,3 +179,53 @@ async def test_who_leaves_amid_it_pays_for_what_was_made(stages_of: Any) -> None
     )
     assert not record.estimated
     assert stages.at_rest()
+
+
+async def test_who_leaves_before_anything_is_made_pays_for_the_rows_that_a_model_was_given(stages_of: Any) -> None:
+    stages = await stages_of(Embedder(lets=0))
+    call = embed(3)
+    running = asyncio.create_task(stages.pipeline.run(call, FakeClient()))
+    await until(lambda: call.rows_begun > 0)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    (record,) = await stages.records()
+    assert (record.items, record.tokens_in, record.estimated) == (3, call.tokens_in_estimate, True)
+
+
+async def test_a_call_whose_time_is_up_pays_for_the_rows_that_a_model_was_given(stages_of: Any) -> None:
+    stages = await stages_of(Embedder({0: Expired("it took too long")}))
+    call = embed(3)
+    with pytest.raises(DeadlineExceeded):
+        await stages.pipeline.run(call, FakeClient())
+    (record,) = await stages.records()
+    assert (record.items, record.tokens_in, record.estimated) == (3, call.tokens_in_estimate, True)
+
+
+async def test_a_call_whose_time_is_up_before_its_answer_begins_pays_for_all_its_windows(stages_of: Any) -> None:
+    body = json.dumps({"model": "chat", "query": "q", "documents": ["d"] * LONG}).encode()
+    call = a_call(route="/v1/rerank", translation=TRANSLATIONS["/v1/rerank"], tokens_out_max=0, body=body)
+    stages = await stages_of(Embedder({2: Expired("it took too long")}))
+    with pytest.raises(DeadlineExceeded):
+        await stages.pipeline.run(call, FakeClient())
+    (record,) = await stages.records()
+    assert record.items > 2 * WINDOW_ROWS
+    assert (record.tokens_in, record.estimated) == (2 * (record.items - WINDOW_ROWS), False)
+
+
+@pytest.mark.parametrize("windows", [0, 2])
+async def test_nobody_pays_for_rows_whose_answer_the_gateway_cut_off_because_it_stops(
+    stages_of: Any, windows: int
+) -> None:
+    body = json.dumps({"model": "chat", "query": "q", "documents": ["d"] * LONG}).encode()
+    call = a_call(route="/v1/rerank", translation=TRANSLATIONS["/v1/rerank"], tokens_out_max=0, body=body)
+    model = Embedder(lets=windows)
+    stages = await stages_of(model)
+    running = asyncio.create_task(stages.pipeline.run(call, FakeClient()))
+    await until(lambda: model.asked == windows and call.rows_begun > 0)
+    stages.pipeline.stopped = True
+    running.cancel()
+    with pytest.raises(Draining):
+        await running
+    (record,) = await stages.records()
+    assert (record.items, record.tokens_in, record.estimated) == (0, 0, False)
