@@ -115,6 +115,8 @@ class Tensor(msgspec.Struct, frozen=True):
     column: bool = False
     """Each row has one element, and no axis for it here. On the Open Inference Protocol it has one, as in Triton, where
     no row is without axes."""
+    optional: bool = False
+    """A request may do without it: another says the same, or there is a default."""
 
     @property
     def told(self) -> tuple[int, ...]:

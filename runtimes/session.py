@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+import msgspec
 import numpy as np
 
 from runtimes.artifact import Artifact
@@ -122,4 +123,4 @@ class Session:
 
 
 def _columns(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return tuple(Tensor(it.name, it.datatype, it.shape, column=len(it.shape) == 1) for it in tensors)
+    return tuple(msgspec.structs.replace(it, column=len(it.shape) == 1) for it in tensors)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 from tokenizers import Encoding, Tokenizer
 
@@ -52,7 +53,10 @@ class Text:
                 f"{who} has a tokenizer and its graph takes {sorted(graph.axes.keys() & {*kinds})}; it must take "
                 "`input_ids` and `attention_mask`, both tensor(int64) [n, length]"
             )
-        self.inputs = (Tensor("text", "BYTES", (-1,)), *(it for it in graph.inputs if it.name in NAMES))
+        self.inputs = (
+            Tensor("text", "BYTES", (-1,), optional=True),
+            *(msgspec.structs.replace(it, optional=True) for it in graph.inputs if it.name in NAMES),
+        )
         self.outputs = tuple(it for it in graph.outputs if _is_of_rows(it, graph))
 
     def check(self, inputs: Mapping[str, Array]) -> None:

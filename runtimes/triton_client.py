@@ -166,12 +166,13 @@ def described(metadata: Any, config: Any, *, task: str, labels: tuple[str, ...])
     if PARAMETER in config.parameters:
         ours = msgspec.json.decode(config.parameters[PARAMETER].string_value, type=Served)
     columns = frozenset(it.name for it in (*config.input, *config.output) if it.HasField("reshape")) if ours else ()
+    optional = {it.name for it in config.input if it.optional}
     outputs = tuple(_tensor(it, columns) for it in metadata.outputs if not (ours and it.name == TOKENS))
     return Described(
         task=ours.task if ours else task,
         labels=ours.labels if ours else labels,
         thresholds=ours.thresholds if ours else {},
-        inputs=tuple(_tensor(it, columns) for it in metadata.inputs),
+        inputs=tuple(_tensor(it, columns, optional=it.name in optional) for it in metadata.inputs),
         outputs=outputs,
         platform=metadata.platform,
         version=ours.version if ours else max(metadata.versions, key=lambda it: (len(it), it), default="1"),
@@ -181,11 +182,11 @@ def described(metadata: Any, config: Any, *, task: str, labels: tuple[str, ...])
     )
 
 
-def _tensor(said: Any, columns: Iterable[str]) -> Tensor:
+def _tensor(said: Any, columns: Iterable[str], *, optional: bool = False) -> Tensor:
     if said.datatype not in tensors.DTYPES:
         raise ValueError(f"`{said.name}` holds {said.datatype}, which Headrace cannot pass on")
     shape, column = tuple(said.shape), said.name in columns
-    return Tensor(said.name, said.datatype, shape[:-1] if column else shape, column)
+    return Tensor(said.name, said.datatype, shape[:-1] if column else shape, column, optional)
 
 
 # ---- arrays on the wire ------------------------------------------------------------------------------------

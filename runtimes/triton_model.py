@@ -39,8 +39,8 @@ class TritonPythonModel:
         inputs = [_described(it, batched=reading.batched) for it in session.inputs]
         if reading.counts_tokens:
             outputs += (Tensor(TOKENS, "INT32", (-1,)),)
-            # Text or token ids, never both; ids of calls with longer texts beside those of others.
-            inputs = [it | {"optional": True, "allow_ragged_batch": True} for it in inputs]
+            # Token ids of calls with longer texts go beside those of others.
+            inputs = [it | {"allow_ragged_batch": True} for it in inputs]
         # Not by `add_input`, which knows nothing of reshaping and of ragged batches.
         known["input"] = inputs
         known["output"] = [_described(it, batched=reading.batched) for it in outputs]
@@ -139,7 +139,8 @@ def _session(served: Served) -> Session:
 def _described(tensor: Tensor, *, batched: bool) -> dict[str, Any]:
     """The first axis of what is batched goes without saying."""
     dims = list(tensor.shape[1:] if batched else tensor.shape)
-    known = {"name": tensor.name, "data_type": "TYPE_" + tensor.datatype.replace("BYTES", "STRING")}
+    known: dict[str, Any] = {"name": tensor.name, "data_type": "TYPE_" + tensor.datatype.replace("BYTES", "STRING")}
+    known |= {"optional": True} if tensor.optional else {}
     return known | ({"dims": dims} if dims else {"dims": [1], "reshape": {"shape": []}})
 
 

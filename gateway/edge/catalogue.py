@@ -96,16 +96,12 @@ class Catalogue:
         """As much of Triton's model configuration as means something here. `max_batch_size` is 0 because shapes are
         told whole, the batch's axis included. Raises as `metadata` does."""
         facts = self._facts(model, version, principal)
-        inputs = [_tensor(it) for it in facts.inputs]
-        if facts.generates:
-            for it in inputs[1:]:
-                it["optional"] = True
         return {
             "name": model,
             "platform": facts.platform,
             "backend": facts.platform.partition("_")[0],
             "max_batch_size": 0,
-            "input": inputs,
+            "input": [_tensor(it) for it in facts.inputs],
             "output": [_tensor(it) for it in facts.outputs],
             "model_transaction_policy": {"decoupled": facts.generates},
         }
@@ -203,4 +199,5 @@ def _facts(it: Target | Alias, replica: Replica) -> Facts:
 
 def _tensor(tensor: Tensor) -> Json:
     kind = "STRING" if tensor.datatype == "BYTES" else tensor.datatype
-    return {"name": tensor.name, "data_type": f"TYPE_{kind}", "dims": list(tensor.told)}
+    known: Json = {"name": tensor.name, "data_type": f"TYPE_{kind}", "dims": list(tensor.told)}
+    return known | {"optional": True} if tensor.optional else known

@@ -20,11 +20,10 @@ from runtimes.dialect.elements import Message, Part, count, quoted, require_data
 
 INPUTS = (
     Tensor("text_input", "BYTES", (1,)),
-    Tensor("stream", "BOOL", (1,)),
-    Tensor("sampling_parameters", "BYTES", (1,)),
-    Tensor("exclude_input_in_output", "BOOL", (1,)),
+    Tensor("stream", "BOOL", (1,), optional=True),
+    Tensor("sampling_parameters", "BYTES", (1,), optional=True),
+    Tensor("exclude_input_in_output", "BOOL", (1,), optional=True),
 )
-"""All but the first may be left out."""
 OUTPUTS = (Tensor("text_output", "BYTES", (-1,)),)
 
 

@@ -111,7 +111,8 @@ def _fields(pairs: Iterable[tuple[bytes, bytes]]) -> Fields:
         elif not NAME.fullmatch(name) or name in CONNECTION_SPECIFIC or (name == b"te" and value != b"trailers"):
             fault = "a field that HTTP/2 does not have"
         else:
-            regular[name] = value
+            # gRPC's own libraries let blanks through at a value's ends; gRPC's PROTOCOL-HTTP2.md has them taken off.
+            regular[name] = value = value.strip(b" \t")
         if not VALUE.fullmatch(value):
             fault = "a value with characters that none may have"
     return Fields(pseudo, regular, size, number, fault)

@@ -140,6 +140,13 @@ def test_a_server_that_has_answered_needs_no_more_of_the_request() -> None:
     assert side.heard[1].data == b""
 
 
+def test_blanks_at_a_value_s_ends_are_taken_off() -> None:
+    side = Side()
+    side.hear(header(1, [*REQUEST, ("authorization", " Bearer \tkey\t "), ("empty", " ")], flags=WHOLE))
+    regular = side.heard[1].fields[0].regular
+    assert (regular[b"authorization"], regular[b"empty"]) == (b"Bearer \tkey", b"")
+
+
 def test_a_client_s_header_may_be_preceded_by_others() -> None:
     side = Side(client=True)
     side.hear(header(1, [(":status", "103")]), header(1, RESPONSE), data(1, b"answer"))
@@ -378,7 +385,7 @@ STREAM_ENDS: dict[str, tuple[bytes, Code]] = {
     "no name": (wrong(("", "ok")), Code.PROTOCOL_ERROR),
     "a value with a line's end": (wrong(("a", "b\r\nc: d")), Code.PROTOCOL_ERROR),
     "a value with a zero": (wrong(("a", "b\0")), Code.PROTOCOL_ERROR),
-    "a value that begins with a blank": (wrong(("a", " b")), Code.PROTOCOL_ERROR),
+    "a path that begins with a blank": (wrong((":path", " /"), without=":path"), Code.PROTOCOL_ERROR),
     "connection": (wrong(("connection", "keep-alive")), Code.PROTOCOL_ERROR),
     "transfer-encoding": (wrong(("transfer-encoding", "chunked")), Code.PROTOCOL_ERROR),
     "te with more than trailers": (wrong(("te", "trailers, deflate")), Code.PROTOCOL_ERROR),

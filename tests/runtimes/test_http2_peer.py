@@ -113,7 +113,8 @@ class Sending:
             room = min(theirs.local_flow_control_window(id), theirs.max_outbound_frame_size)
             part, rest = body[:room], body[room:]
             if part:
-                theirs.send_data(id, part, pad_length=min(room - len(part), 7) or None)
+                # Padding has a byte that says how long it is.
+                theirs.send_data(id, part, pad_length=min(max(room - len(part) - 1, 0), 7) or None)
             if not rest and tail:
                 theirs.send_headers(id, tail, end_stream=True)
             elif not rest:
