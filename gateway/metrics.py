@@ -54,6 +54,8 @@ class PerModel:
         """When the last call came that went to an engine."""
         self.computed, self.compute_s = 0, 0.0
         """Calls whose runtime said how long it computed, and how long."""
+        self.inner_queue_s = 0.0
+        """Beside `queue_s`."""
 
 
 class Metrics(Collector):
@@ -82,6 +84,7 @@ class Metrics(Collector):
             if call.compute_s:
                 per.computed += 1
                 per.compute_s += call.compute_s
+                per.inner_queue_s += call.inner_queue_s
         if call.first_byte_s:
             per.first_byte_s.observe(call.first_byte_s)
             if call.stream and call.tokens_out > 1:

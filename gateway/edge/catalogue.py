@@ -10,7 +10,7 @@ from gateway.errors import EngineUnavailable, Forbidden, NotFound, Unsupported
 from gateway.pipeline import Pipeline
 from gateway.replica import Replica, State
 from gateway.target import Target
-from runtimes.contract import Tensor
+from runtimes.contract import Batching, Tensor
 from runtimes.dialect import generation
 from runtimes.dialect.elements import Message
 
@@ -136,19 +136,24 @@ class Catalogue:
         for (_, outcome), number in per.calls.items():
             calls[outcome] = calls.get(outcome, 0) + number
         served = calls.get("served", 0)
-        up = [replica for replica in target.replicas if replica.state is State.ready]
+        batches = [sum(it.runtime.batch_rows.counts) for it in target.replicas if isinstance(it.runtime, Batching)]
+        apart = {"count": per.computed, "ns": 0}
         return {
             "name": target.name,
-            "version": _version(target, up[0]) if up else "",
+            # Of all that it had: promotions do not begin the counts anew. And Triton's perf_analyzer wants a number.
+            "version": VERSION,
             # Row by row, as Triton counts; who generates has no rows.
             "last_inference": int(per.last_at_s * 1e3),
             "inference_count": per.items or served,
-            "execution_count": served,
+            "execution_count": sum(batches) if batches else served,
             "inference_stats": {
                 "success": {"count": served, "ns": int(per.total_s.sum * 1e9)},
                 "fail": {"count": sum(calls.values()) - served, "ns": 0},
-                "queue": {"count": sum(per.queue_s.counts), "ns": int(per.queue_s.sum * 1e9)},
+                "queue": {"count": sum(per.queue_s.counts), "ns": int((per.queue_s.sum + per.inner_queue_s) * 1e9)},
+                # What goes in and out of a model is not told apart from it; Triton's tools want the counts alike.
+                "compute_input": apart,
                 "compute_infer": {"count": per.computed, "ns": int(per.compute_s * 1e9)},
+                "compute_output": apart,
             },
         }
 

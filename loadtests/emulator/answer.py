@@ -10,7 +10,7 @@ from loadtests.emulator.dialect import LAST_CHUNK, STREAM_HEAD, Shape, body, pie
 from loadtests.emulator.fault import Fault
 from loadtests.emulator.log import Ended
 from loadtests.emulator.request import Ask
-from loadtests.emulator.strike import strike
+from loadtests.emulator.strike import strike, surplus
 
 if TYPE_CHECKING:
     from loadtests.emulator.connection import Connection
@@ -113,13 +113,13 @@ class Answer:
             self.begun = True
             piece = STREAM_HEAD + piece
         if self.written == self.shape.tokens:
-            piece += LAST_CHUNK
+            piece += LAST_CHUNK + surplus(self)
         self.write(piece)
 
     def write_whole(self, answer: bytes) -> None:
         """All of it in one piece, less the header if that is written."""
         self.written = self.shape.tokens
-        self.write(answer.partition(b"\r\n\r\n")[2] if self.begun else answer)
+        self.write((answer.partition(b"\r\n\r\n")[2] if self.begun else answer) + surplus(self))
 
     def next_piece(self) -> bytes:
         """Of a stream."""

@@ -107,11 +107,17 @@ def _not_streamed(answer: Answer) -> None:
 # ---- behind the answer -------------------------------------------------------------------------------------
 
 
+SURPLUS = b'HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n{"id":"chatcmpl-foreign'
+
+
+def surplus(answer: Answer) -> bytes:
+    """What goes out with the last bytes of the answer: by themselves they could be read and the next call come before
+    it, for which it would be the answer."""
+    return SURPLUS if answer.fault is not None and answer.fault.kind is Kind.surplus else b""
+
+
 def _surplus(answer: Answer) -> None:
-    answer.write(
-        b'HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n{"id":"chatcmpl-foreign'
-    )
-    answer.end(Ended.faulted)
+    answer.end(Ended.faulted)  # it has gone out
 
 
 # ---- amid the answer ---------------------------------------------------------------------------------------

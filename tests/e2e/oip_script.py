@@ -128,7 +128,9 @@ async def config(user: User) -> Any:
     found = await user.told("get_model_config", user.model)
     found = found.get("config", found)
     kinds = {it["name"]: it["data_type"] for it in [*found["input"], *found["output"]]}
-    return [found["name"] == user.model, {name: kinds[name] for name in ("text", "input_ids", "scores", "label")}]
+    optional = sorted(it["name"] for it in found["input"] if it.get("optional"))
+    told = {name: kinds[name] for name in ("text", "input_ids", "scores", "label")}
+    return [found["name"] == user.model, told, optional]
 
 
 async def index(user: User) -> Any:

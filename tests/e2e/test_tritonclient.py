@@ -174,6 +174,8 @@ async def test_a_model_s_configuration_is_read(triton: Client, model: str, decou
     assert config["model_transaction_policy"].get("decoupled", False) is decoupled
     kinds = {it["name"]: it["data_type"] for it in [*config["input"], *config["output"]]}
     assert "TYPE_STRING" in kinds.values()
+    needed = {it["name"] for it in config["input"] if not it.get("optional")}
+    assert needed == ({"text_input"} if decoupled else set()), "text or token ids, neither alone"
 
 
 async def test_the_index_holds_what_the_key_may_use(triton: Client, served: GatewayProcess) -> None:
@@ -186,15 +188,20 @@ async def test_the_index_holds_what_the_key_may_use(triton: Client, served: Gate
         assert [it["name"] for it in (found if isinstance(found, list) else found["models"])] == ["slow"]
 
 
-async def test_statistics_count_texts(triton: Client) -> None:
-    async def counted() -> int:
+async def test_statistics_count_texts_and_batches(triton: Client) -> None:
+    async def counted() -> tuple[int, int, set[int]]:
         found = as_json(await triton.get_inference_statistics("tiny"))
         (stats,) = found["model_stats"]
-        return int(stats.get("inference_count", 0))
+        computed = {
+            int(stats["inference_stats"][f"compute_{it}"].get("count", 0)) for it in ("input", "infer", "output")
+        }
+        return int(stats.get("inference_count", 0)), int(stats.get("execution_count", 0)), computed
 
-    before = await counted()
-    await triton.infer("tiny", [triton.input("text", TEXTS)])
-    assert await counted() == before + len(TEXTS)
+    rows, batches, computed = await counted()
+    await triton.infer("tiny", [triton.input("text", TEXTS[:1] * 40)])
+    rows_after, batches_after, computed_after = await counted()
+    assert (rows_after, computed_after) == (rows + 40, {it + 1 for it in computed})
+    assert batches_after - batches in range(2, 40)
 
 
 async def test_no_model_is_loaded_by_a_client(triton: Client) -> None:

@@ -122,6 +122,9 @@ async def test_statistics_say_when_a_model_was_last_asked_and_how_long_it_comput
     after = (await site.get("/models/classifier/stats")).json()["model_stats"][0]
     assert after["last_inference"] == int(last.at_s * 1000)
     assert after["inference_stats"]["compute_infer"] == {"count": 2, "ns": 500_000_000}
+    # What Triton's perf_analyzer wants, and ends without: a number for a version, and counts that are the same.
+    assert after["version"].isdigit()
+    assert {after["inference_stats"][f"compute_{it}"]["count"] for it in ("input", "infer", "output")} == {2}
 
 
 async def test_an_unknown_version_is_a_404(site: Site) -> None:
