@@ -16,7 +16,8 @@ GatewayError
 │   ├── QuotaTooSmall 429        can never fit the limit: not retryable
 │   └── BudgetSpent 429          no money left until the stated time: not worth a client's retries
 ├── EngineFailed 502             the engine answered nonsense, or broke off
-│   └── EngineTimeout 504        the engine has the call and does not begin to answer
+│   ├── EngineTimeout 504        the engine has the call and does not begin to answer
+│   └── ModelFailed 502          the model itself failed at this call: not retryable
 ├── EngineUnavailable 503        no replica can answer now
 ├── QueueFull 503                the model's bounded queue is full
 ├── TooManyConnections 503
@@ -125,6 +126,10 @@ class EngineFailed(GatewayError):
 
 class EngineTimeout(EngineFailed):
     status, code = 504, "engine_timeout"
+
+
+class ModelFailed(EngineFailed):
+    grpc, code, retryable = "INTERNAL", "model_failed", False
 
 
 class EngineUnavailable(GatewayError):

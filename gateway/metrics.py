@@ -56,6 +56,8 @@ class PerModel:
         """Calls whose runtime said how long it computed, and how long."""
         self.inner_queue_s = 0.0
         """Beside `queue_s`."""
+        self.served_items, self.served_s = 0, 0.0
+        """Of the calls that went well."""
 
 
 class Metrics(Collector):
@@ -74,6 +76,9 @@ class Metrics(Collector):
         if call.code and call.outcome is not Outcome.rejected:
             # An engine's own codes are not ours to count by: there may be any number of them.
             per.errors[call.code if call.code in CODES else "engine"] += 1
+        if call.outcome is Outcome.served:
+            per.served_items += call.items
+            per.served_s += call.total_s
         if call.replica:
             per.queue_s.observe(call.wait_s)
             per.tokens_in += call.tokens_in

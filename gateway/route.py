@@ -20,6 +20,7 @@ from gateway.errors import (
     EngineFailed,
     EngineTimeout,
     EngineUnavailable,
+    ModelFailed,
     ModelNotFound,
     Unsupported,
 )
@@ -30,6 +31,7 @@ from runtimes.contract import (
     POOLING,
     Broken,
     Expired,
+    Failed,
     InferReply,
     InferRequest,
     Invalid,
@@ -85,7 +87,7 @@ class Route:
 
         Entering raises Unsupported for a route the model does not answer, EngineUnavailable (503) if no replica is
         up, EngineFailed (502) if those that are could not answer, EngineTimeout (504) if the last of them did not begin
-        to, DeadlineExceeded (504).
+        to, ModelFailed (502) if the model of the last of them failed, DeadlineExceeded (504).
         """
         return Dispatch(call, target)
 
@@ -142,6 +144,8 @@ class Dispatch:
                     f"({names}); retry.",
                     retry_after_s=1.0,
                 )
+            if isinstance(fault, Failed):
+                raise ModelFailed(f"Model {call.model!r} failed at this call: {fault.said}")
             raise EngineFailed(f"No engine of model {call.model!r} could answer ({names}); retry.", retry_after_s=1.0)
         states = ", ".join(f"{replica.name} is {replica.state}" for replica in self._target.replicas)
         raise EngineUnavailable(f"No engine of model {call.model!r} is up ({states}); retry later.", retry_after_s=2.0)

@@ -11,6 +11,7 @@ import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import msgspec
@@ -134,6 +135,12 @@ class InferRequest(msgspec.Struct, frozen=True):
     """Whose it is, to nobody's knowledge here: flows that wait for the same model take turns."""
     outputs: tuple[str, ...] = ()
     """Which are wanted; empty for all."""
+    version: str = ""
+    """Which of `Predictor.versions` is to answer; empty for whichever the server takes."""
+    id: str = ""
+    """The client's own name for it."""
+    parameters: Mapping[str, bool | int | float | str] = MappingProxyType({})
+    """What it says beside its tensors; for models of servers elsewhere, which may read it."""
 
 
 class InferReply(msgspec.Struct, frozen=True):
@@ -149,6 +156,8 @@ class InferReply(msgspec.Struct, frozen=True):
     """The longest that any of these waited inside the runtime."""
     compute_s: float = 0.0
     """Spent by the model, on the whole of the batches that these were in."""
+    version: str = ""
+    """Which of `Predictor.versions` has answered; empty where there are none."""
 
 
 class Spec(Protocol):
@@ -228,9 +237,11 @@ class Predictor(Runtime, Protocol):
     """What runs it, as the Open Inference Protocol names it, e.g. `onnxruntime_onnx`."""
     version: str
     """Of the artifact; `1` where nothing better is known."""
+    versions: tuple[str, ...]
+    """That a request may ask for, each a model of its own; empty where there is only one, by whatever name."""
 
     async def infer(self, request: InferRequest) -> InferReply:
-        """Run the model. Raises Invalid, Expired, Overloaded or Unavailable. Safe to run concurrently."""
+        """Run the model. Raises Invalid, Expired, Overloaded, Unavailable or Failed. Safe to run concurrently."""
 
 
 @runtime_checkable
@@ -252,6 +263,14 @@ class RuntimeFault(Exception):
 
 class Unavailable(RuntimeFault):
     """Nothing has been answered and another replica may do it: not started, refused, reset, crashed."""
+
+
+class Failed(Unavailable):
+    """The model was asked and failed; `said` is why, in its own words, which may be about what it was given."""
+
+    def __init__(self, message: str, said: str) -> None:
+        super().__init__(message)
+        self.said = said
 
 
 class Silent(Unavailable):

@@ -86,6 +86,7 @@ class OnnxRuntime:
         self.outputs: tuple[Tensor, ...] = ()
         self.platform = "onnxruntime_onnx"
         self.version = ""
+        self.versions: tuple[str, ...] = ()
         self._spec = spec
         self._site = site
         self._clock = clock

@@ -110,6 +110,7 @@ class TritonRuntime:
         self.outputs: tuple[Tensor, ...] = ()
         self.platform = ""
         self.version = ""
+        self.versions: tuple[str, ...] = ()
         self._spec = spec
         self._site = site
         self._clock = clock
@@ -175,7 +176,8 @@ class TritonRuntime:
         return Load(running=self._running, waiting=0)
 
     async def ready(self) -> None:
-        """After an outage the model may be another one, so what it is is asked anew."""
+        """After an outage the model may be another one, and of a server elsewhere at any time, so what it is is asked
+        anew."""
         if self._client is None or self._closing:
             raise self._refusal()
         if self._process is not None:
@@ -185,7 +187,7 @@ class TritonRuntime:
         except Unavailable:
             self._known = False
             raise
-        if not self._known:
+        if self._process is None or not self._known:
             await self._describe()
 
     def snapshot(self) -> Snapshot | None:
@@ -231,7 +233,7 @@ class TritonRuntime:
         found = await self._client.describe(task=self._spec.task or "predict", labels=self._spec.labels)
         self.task, self.labels, self.thresholds = found.task, found.labels, found.thresholds
         self.inputs, self.outputs = found.inputs, found.outputs
-        self.platform, self.version = found.platform, found.version
+        self.platform, self.version, self.versions = found.platform, found.version, found.versions
         self._described, self._known = found, True
 
     def _left_s(self, deadline_s: float) -> float | None:

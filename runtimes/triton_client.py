@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError
 from runtimes.contract import (
     Datatype,
     Expired,
+    Failed,
     InferReply,
     InferRequest,
     Invalid,
@@ -37,6 +38,8 @@ SERVICE = "/inference.GRPCInferenceService/"
 MESSAGE_BYTES_MAX = 64 << 20
 """Of one message in either direction. Token ids take up to four times as much here as in a client's JSON."""
 PROBE_S_MAX = 5.0
+TRANSPORT = frozenset({"binary_data_output", "triton_enable_empty_final_response"})
+"""Parameters about the wire that a request came by, which is not the one to the server."""
 SAID_CHARS_MAX = 500
 """Of what a server says is wrong with a request."""
 
@@ -51,6 +54,8 @@ class Described(msgspec.Struct, frozen=True):
     outputs: tuple[Tensor, ...]
     platform: str
     version: str
+    versions: tuple[str, ...]
+    """Of a model that is not ours: what its server answers with."""
     rows_max: int
     """That one request may have; 0 for a model without batches, whose first axis may be anything."""
     columns: frozenset[str]
@@ -86,7 +91,9 @@ class Client:
         wanted = request.outputs and (*request.outputs, *([TOKENS] if model.counts_tokens else ()))
         parts = []
         for piece in pieces(inputs, model.rows_max):
-            message = messages.ModelInferRequest(**self._model, outputs=[{"name": name} for name in wanted])
+            message = self._empty(model, request)
+            for name in wanted:
+                message.outputs.add(name=name)
             for name, (datatype, array) in piece.items():
                 message.inputs.add(name=name, datatype=datatype, shape=array.shape)
                 message.raw_input_contents.append(packed(name, datatype, array))
@@ -102,7 +109,7 @@ class Client:
         if "label" in outputs:
             outputs["label"] = _strings(outputs["label"])
         tokens_in = int(outputs.pop(TOKENS).sum()) if model.counts_tokens else 0
-        return InferReply(outputs=outputs, tokens_in=tokens_in)
+        return InferReply(outputs, tokens_in, version=answer.model_version if model.versions else "")
 
     async def ready(self) -> None:
         """Return if the model would answer now, else raise Unavailable."""
@@ -127,6 +134,22 @@ class Client:
 
     async def aclose(self) -> None:
         await self._channel.aclose()
+
+    def _empty(self, model: Described, request: InferRequest) -> Any:
+        """A message with all that is said beside its tensors. To ours that means nothing, and Triton's own times and
+        priorities would hold up others."""
+        message = messages.ModelInferRequest(**self._model)
+        if not model.versions:
+            return message
+        message.id = request.id
+        message.model_version = request.version or message.model_version
+        for name, value in request.parameters.items():
+            if name not in TRANSPORT:
+                try:
+                    setattr(message.parameters[name], _choice(value), value)
+                except ValueError:
+                    raise Invalid(f"the parameter `{name}` is beyond 64 bits", param="parameters") from None
+        return message
 
     async def _ask(self, method: _Method, message: Any) -> Any:
         try:
@@ -166,6 +189,8 @@ def described(metadata: Any, config: Any, *, task: str, labels: tuple[str, ...])
     if PARAMETER in config.parameters:
         ours = msgspec.json.decode(config.parameters[PARAMETER].string_value, type=Served)
     columns = frozenset(it.name for it in (*config.input, *config.output) if it.HasField("reshape")) if ours else ()
+    if config.model_transaction_policy.decoupled:
+        raise ValueError("its model is decoupled, with any number of answers to a request; Headrace passes on one")
     optional = {it.name for it in config.input if it.optional}
     outputs = tuple(_tensor(it, columns) for it in metadata.outputs if not (ours and it.name == TOKENS))
     return Described(
@@ -176,10 +201,17 @@ def described(metadata: Any, config: Any, *, task: str, labels: tuple[str, ...])
         outputs=outputs,
         platform=metadata.platform,
         version=ours.version if ours else max(metadata.versions, key=lambda it: (len(it), it), default="1"),
+        versions=() if ours else tuple(metadata.versions),
         rows_max=config.max_batch_size,
         columns=frozenset(columns),
         counts_tokens=ours is not None and len(outputs) < len(metadata.outputs),
     )
+
+
+def _choice(value: bool | int | float | str) -> str:
+    """Where protobuf has such a parameter."""
+    kinds = {bool: "bool_param", int: "int64_param", float: "double_param", str: "string_param"}
+    return "uint64_param" if type(value) is int and value >= 1 << 63 else kinds[type(value)]
 
 
 def _tensor(said: Any, columns: Iterable[str], *, optional: bool = False) -> Tensor:
@@ -274,7 +306,7 @@ def fault_of(status: Status, said: str, who: str, names: Iterable[str] = (), *, 
         case Status.UNAUTHENTICATED | Status.PERMISSION_DENIED:
             return Unavailable(f"{who}: its server refused the gateway's own credentials; see `key_env`")
         case _:
-            return Unavailable(f"{who}: its server failed ({status.name})")
+            return Failed(f"{who}: its server failed ({status.name})", said[:SAID_CHARS_MAX])
 
 
 class _Method:

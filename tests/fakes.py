@@ -234,6 +234,9 @@ class FakePredictor:
         self.outputs: tuple[Tensor, ...] = (Tensor("scores", "FP32", (-1, len(labels))),)
         self.platform = "fake"
         self.version = "1"
+        self.versions: tuple[str, ...] = ()
+        self.got: InferRequest | None = None
+        """The newest."""
         self._answer = answer
 
     async def open(self) -> None: ...
@@ -244,6 +247,7 @@ class FakePredictor:
         return Load(running=0, waiting=0)
 
     async def infer(self, request: InferRequest) -> InferReply:
+        self.got = request
         if isinstance(self._answer, RuntimeFault):
             raise self._answer
         return self._answer

@@ -44,8 +44,11 @@ class FakeTriton:
         self.begun = asyncio.Event()
         self.left = asyncio.Event()
         """Set once a call was cancelled here."""
+        self.decoupled = False
         self.rows: list[int] = []
         """Of each inference."""
+        self.asked: Any = None
+        """The newest inference, whole."""
         self.left_s: float | None = None
         """What the newest caller said is left of its time."""
         self.authorization: str | None = None
@@ -94,7 +97,8 @@ class FakeTriton:
         )
 
     async def _config(self, request: Any, _context: Any) -> Any:
-        config = {"name": request.name, "backend": "python", "max_batch_size": self.rows_max}
+        config: dict[str, Any] = {"name": request.name, "backend": "python", "max_batch_size": self.rows_max}
+        config["model_transaction_policy"] = {"decoupled": self.decoupled}
         return messages.ModelConfigResponse(config=config)
 
     async def _infer(self, request: Any, context: Any) -> Any:
@@ -112,13 +116,15 @@ class FakeTriton:
             it.name: tensors.array(Part(it.name, it.datatype, tuple(it.shape), raw))
             for it, raw in zip(request.inputs, request.raw_input_contents, strict=True)
         }
+        self.asked = request
         text = given["text"]
         self.rows.append(len(text))
         found = {"scores": np.eye(3, dtype=np.float32)[[min(len(it), 2) for it in text.flat]], "said": text}
         wanted = [it for it in self.outputs if not request.outputs or it.name in {to.name for to in request.outputs}]
         told = [{"name": it.name, "datatype": it.datatype, "shape": found[it.name].shape} for it in wanted]
         raws = [self.nonsense or tensors.raw(found[it.name], it.datatype) for it in wanted]
-        return messages.ModelInferResponse(outputs=told, raw_output_contents=raws)
+        version = request.model_version or self.versions[-1]
+        return messages.ModelInferResponse(model_version=version, outputs=told, raw_output_contents=raws)
 
 
 def address(folder: Path) -> str:

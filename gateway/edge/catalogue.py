@@ -30,7 +30,7 @@ EXTENSIONS = (
 class Facts(NamedTuple):
     """What is to be known of a model that is up."""
 
-    version: str
+    versions: tuple[str, ...]
     platform: str
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
@@ -66,16 +66,20 @@ class Catalogue:
             True in kinds and any(part.name == generation.INPUTS[0].name for part in message.parts)
         )
 
-    def require_version(self, model: str, version: str, principal: Principal) -> None:
-        """Raises NotFound unless the model, if the caller may know of it, has this version."""
+    def require_version(self, model: str, version: str, principal: Principal) -> str:
+        """What the model is to be asked for: the version, if it has several, else nothing. Raises NotFound unless the
+        model, if the caller may know of it, has this one."""
         found = self.pipeline.route.get(model)
-        if version in ("", VERSION) or found is None or not covered(principal.models, model):
-            return
-        known = {_version(found, replica) for replica in found.replicas if replica.state is State.ready}
-        if known and version not in known:
+        if not version or found is None or not covered(principal.models, model):
+            return ""
+        ready = [replica for replica in found.replicas if replica.state is State.ready]
+        numbered = not isinstance(found, Alias) and any(map(_is_numbered, ready))
+        known = {it for replica in ready for it in _versions(found, replica)}
+        if known and version not in known and (version != VERSION or numbered):
             raise NotFound(
                 f"Model {model!r} has no version {version[:64]!r}; it has {', '.join(sorted(known))}.", param="version"
             )
+        return version if numbered else ""
 
     def model_ready(self, model: str, version: str, principal: Principal) -> bool:
         """Raises NotFound, Forbidden."""
@@ -86,7 +90,7 @@ class Catalogue:
         facts = self._facts(model, version, principal)
         return {
             "name": model,
-            "versions": [facts.version],
+            "versions": list(facts.versions),
             "platform": facts.platform,
             "inputs": [{"name": it.name, "datatype": it.datatype, "shape": list(it.told)} for it in facts.inputs],
             "outputs": [{"name": it.name, "datatype": it.datatype, "shape": list(it.told)} for it in facts.outputs],
@@ -112,7 +116,7 @@ class Catalogue:
         for it in self.pipeline.route.visible(principal):
             up = [replica for replica in it.replicas if replica.state is State.ready]
             if up:
-                version = _version(it, up[0])
+                version = _versions(it, up[0])[-1]
                 found.append({"name": it.name, "version": version, "state": "READY", "reason": ""})
             elif not ready:
                 reason = "; ".join(replica.reason for replica in it.replicas)
@@ -121,7 +125,7 @@ class Catalogue:
 
     def statistics(self, model: str, version: str, principal: Principal) -> list[Json]:
         """Of one model, of those of an alias, or of all that the caller may use; of this process, since it began. Times
-        are those of whole calls, whatever came of them. Raises NotFound, Forbidden."""
+        are those of whole calls. Raises NotFound, Forbidden."""
         found = [self._named(model, version, principal)] if model else self.pipeline.route.visible(principal)
         targets = {it.name: it for them in found for it in (them.targets if isinstance(them, Alias) else (them,))}
         return [self._statistics(target) for target in targets.values()]
@@ -137,24 +141,27 @@ class Catalogue:
             calls[outcome] = calls.get(outcome, 0) + number
         served = calls.get("served", 0)
         batches = [sum(it.runtime.batch_rows.counts) for it in target.replicas if isinstance(it.runtime, Batching)]
-        apart = {"count": per.computed, "ns": 0}
+        apart, none = {"count": per.computed, "ns": 0}, {"count": 0, "ns": 0}
         return {
             "name": target.name,
             # Of all that it had: promotions do not begin the counts anew. And Triton's perf_analyzer wants a number.
             "version": VERSION,
             # Row by row, as Triton counts; who generates has no rows.
             "last_inference": int(per.last_at_s * 1e3),
-            "inference_count": per.items or served,
+            "inference_count": per.served_items or served,
             "execution_count": sum(batches) if batches else served,
             "inference_stats": {
-                "success": {"count": served, "ns": int(per.total_s.sum * 1e9)},
-                "fail": {"count": sum(calls.values()) - served, "ns": 0},
+                "success": {"count": served, "ns": int(per.served_s * 1e9)},
+                "fail": {"count": sum(calls.values()) - served, "ns": int((per.total_s.sum - per.served_s) * 1e9)},
                 "queue": {"count": sum(per.queue_s.counts), "ns": int((per.queue_s.sum + per.inner_queue_s) * 1e9)},
                 # What goes in and out of a model is not told apart from it; Triton's tools want the counts alike.
                 "compute_input": apart,
                 "compute_infer": {"count": per.computed, "ns": int(per.compute_s * 1e9)},
                 "compute_output": apart,
+                "cache_hit": none,
+                "cache_miss": none,
             },
+            "batch_stats": [],
         }
 
     def _named(self, model: str, version: str, principal: Principal) -> Target | Alias:
@@ -183,23 +190,28 @@ def _generates(replica: Replica) -> bool:
     return replica.generator is not None and COMPLETIONS in replica.generator.routes
 
 
-def _version(it: Target | Alias, replica: Replica) -> str:
-    """Which of its models answers an alias's call is not for the caller to say, so it has no version but the one that
-    asks for none."""
+def _is_numbered(replica: Replica) -> bool:
+    """Its versions are models of their own, on a server elsewhere."""
+    return replica.generator is None and bool(replica.predictor.versions)
+
+
+def _versions(it: Target | Alias, replica: Replica) -> tuple[str, ...]:
+    """Those that may be asked for, the one that answers by itself last. Which of its models answers an alias's call is
+    not for the caller to say, so it has no version but the one that asks for none."""
     if isinstance(it, Alias) or replica.generator is not None:
-        return VERSION
-    return replica.predictor.version or VERSION
+        return (VERSION,)
+    return replica.predictor.versions or (replica.predictor.version or VERSION,)
 
 
 def _facts(it: Target | Alias, replica: Replica) -> Facts:
-    version = _version(it, replica)
+    versions = _versions(it, replica)
     if _generates(replica):
-        return Facts(version, replica.kind, generation.INPUTS, generation.OUTPUTS, generates=True)
+        return Facts(versions, replica.kind, generation.INPUTS, generation.OUTPUTS, generates=True)
     if replica.generator is not None:
         known = ", ".join(sorted(replica.generator.routes))
         raise Unsupported(f"Model {it.name!r} answers {known}, not the Open Inference Protocol.", param="model")
     predictor = replica.predictor
-    return Facts(version, predictor.platform, predictor.inputs, predictor.outputs, generates=False)
+    return Facts(versions, predictor.platform, predictor.inputs, predictor.outputs, generates=False)
 
 
 def _tensor(tensor: Tensor) -> Json:

@@ -251,12 +251,12 @@ class Grpc:
         return await _read(rpc, IDLE_S_MAX, late)
 
     async def _tensors(self, caller: Caller, asked: kserve_grpc.Asked, *, final: bool | None) -> bytes:
-        self.catalogue.require_version(asked.model, asked.version, caller.principal)
+        version = self.catalogue.require_version(asked.model, asked.version, caller.principal)
 
-        def write(outputs: list[Encoded], model: str, version: str) -> bytes:
-            return kserve_grpc.write(outputs, id=asked.message.id, model=model, version=version, final=final)
+        def write(outputs: list[Encoded], model: str, told: str) -> bytes:
+            return kserve_grpc.write(outputs, id=asked.message.id, model=model, version=told, final=final)
 
-        call = self.inference.tensors(caller, asked.model, asked.message, write, size=asked.size)
+        call = self.inference.tensors(caller, asked.model, asked.message, write, version=version, size=asked.size)
         return (await self._run(call)).body
 
     async def _in_one_piece(
@@ -273,6 +273,7 @@ class Grpc:
         running = asyncio.create_task(self.inference.run(call, texts))
         running.add_done_callback(texts.close)
         self.running.add(running)
+        running.add_done_callback(self.running.discard)
         try:
             async for said in texts:
                 await self._write(rpc, _part(_text(call.model, wants, said, final=False)))
@@ -280,7 +281,6 @@ class Grpc:
         finally:
             running.cancel()
             await asyncio.wait((running,))
-            self.running.discard(running)
         said = texts.last if answer.events else whole(answer)
         await self._write(rpc, _part(_text(call.model, wants, said, final=True)))
 

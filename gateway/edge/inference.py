@@ -49,7 +49,7 @@ class Inference:
         self.clock = clock
         self.ids = CallIds(clock)
 
-    def tensors(self, caller: Caller, model: str, message: Message, write: Write, *, size: int) -> Call:
+    def tensors(self, caller: Caller, model: str, message: Message, write: Write, *, version: str, size: int) -> Call:
         """A call that gives and takes tensors; `message` is what its body, of so many bytes, says."""
         # Here, not above: it brings numpy, which a gateway without such a model must not pay for.
         from runtimes.dialect.kserve import Tensors
@@ -57,7 +57,7 @@ class Inference:
         call = self._call(caller, TENSORS, model, b"")
         call.read_bytes = size
         call.rows = message.rows
-        call.translation = Tensors(message, write)
+        call.translation = Tensors(message, write, version)
         call.tokens_out_max = 0
         return call
 

@@ -167,7 +167,7 @@ class KServe:
     # ---- what is computed
 
     async def _infer(self, asked: Asked, request: Request) -> None:
-        self.catalogue.require_version(asked.model, asked.version, asked.principal)
+        wanted = self.catalogue.require_version(asked.model, asked.version, asked.principal)
         body, json_bytes = await self._body(request)
         message = kserve_rest.read(body, json_bytes)
         caller = self._caller(asked, request, stream=False)
@@ -184,7 +184,7 @@ class KServe:
             written.append(told.json_bytes)
             return told.body
 
-        call = self.inference.tensors(caller, asked.model, message, write, size=len(body))
+        call = self.inference.tensors(caller, asked.model, message, write, version=wanted, size=len(body))
         answer = await self.inference.run(call, IN_ONE_PIECE)
         await self._respond(request, answer.body, written[-1])
 

@@ -3,7 +3,7 @@ takes, and its answer. Pure; the two wires are `kserve_rest` and `kserve_grpc`."
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -24,9 +24,10 @@ class Tensors:
 
     tasks: ClassVar[frozenset[str]] = frozenset({"classify", "embed", "predict"})
 
-    def __init__(self, message: Message, write: Write) -> None:
+    def __init__(self, message: Message, write: Write, version: str = "") -> None:
         self.message = message
         self.write = write
+        self.version = version
 
     def parse(self, body: bytes, *, predictor: Predictor, deadline_s: float, flow: str) -> Asked:
         message = self.message
@@ -41,7 +42,7 @@ class Tensors:
         outputs = message.outputs
         if not outputs:
             every = [Wanted(tensor.name, message.binary) for tensor in predictor.outputs]
-            return Asked(InferRequest(inputs, deadline_s, flow), every, self.write)
+            return Asked(self._request(inputs, deadline_s, flow), every, self.write)
         if len({wanted.name for wanted in outputs}) != len(outputs):
             raise Invalid("an output is asked for twice.", param="outputs")
         given = {tensor.name: tensor for tensor in predictor.outputs}
@@ -58,8 +59,14 @@ class Tensors:
                     f"{tensor.datatype} {list(tensor.shape)}.",
                     param=wanted.name,
                 )
-        request = InferRequest(inputs, deadline_s, flow, tuple(wanted.name for wanted in outputs))
+        request = self._request(inputs, deadline_s, flow, tuple(wanted.name for wanted in outputs))
         return Asked(request, outputs, self.write)
+
+    def _request(
+        self, inputs: Mapping[str, Array], deadline_s: float, flow: str, outputs: tuple[str, ...] = ()
+    ) -> InferRequest:
+        message = self.message
+        return InferRequest(inputs, deadline_s, flow, outputs, self.version, message.id, message.parameters)
 
 
 class Asked:
@@ -75,13 +82,15 @@ class Asked:
         outputs = []
         for wanted in self.outputs:
             name = wanted.name
+            if name not in reply.outputs:  # a model need not give all that it declares
+                continue
             found, datatype = reply.outputs[name], given[name].datatype
             if given[name].column:
                 found = found[:, np.newaxis]
             if wanted.classes:
                 found, datatype = _best(found, wanted.classes, predictor.labels), "BYTES"
             outputs.append(Encoded(name, datatype, found.shape, (raw if wanted.binary else listed)(found, datatype)))
-        return self.write(outputs, model, predictor.version)
+        return self.write(outputs, model, reply.version or predictor.version)
 
 
 def _admitted(part: Part, declared: dict[str, Tensor]) -> Array:

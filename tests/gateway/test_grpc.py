@@ -432,6 +432,20 @@ async def test_a_client_that_cancels_frees_the_engine(tmp_path: Path) -> None:
         assert (record.outcome, record.code) == ("cancelled", "client_left")
 
 
+async def test_a_stream_that_is_cancelled_once_more_while_it_ends_is_not_under_way_for_ever(tmp_path: Path) -> None:
+    async with open_site(tmp_path, chunk("he"), asyncio.Event()) as site:
+        stream = site.inference.ModelStreamInfer(iter([generation()]), metadata=KEY)
+        await stream.read()
+        (handler,) = [it for it in asyncio.all_tasks() if getattr(it.get_coro(), "__name__", "") == "_answer"]
+        for _ in range(2):  # its deadline, and then its client's leaving
+            handler.cancel()
+            await asyncio.sleep(0)
+        async with asyncio.timeout(10):
+            while not site.door.at_rest:
+                await asyncio.sleep(0.01)
+        stream.cancel()
+
+
 async def test_a_client_s_deadline_is_the_call_s(tmp_path: Path) -> None:
     async with open_site(tmp_path, asyncio.Event()) as site:
         ask = site.inference.ModelInfer(generation(stream=False), metadata=KEY, timeout=30)

@@ -19,7 +19,7 @@ from gateway.edge.coding import MEMBERS_MAX
 from gateway.edge.kserve import KServe
 from gateway.edge.schema import OIP
 from gateway.edge.server import Server
-from runtimes.contract import Broken
+from runtimes.contract import Broken, Failed
 from tests.fakes import Stages, let_stand
 from tests.gateway.oip import BOUNDS, chunk, parts
 
@@ -124,6 +124,11 @@ async def test_statistics_say_when_a_model_was_last_asked_and_how_long_it_comput
     assert after["inference_stats"]["compute_infer"] == {"count": 2, "ns": 500_000_000}
     # What Triton's perf_analyzer wants, and ends without: a number for a version, and counts that are the same.
     assert after["version"].isdigit()
+    assert (after["inference_count"], after["inference_stats"]["fail"]) == (2, {"count": 0, "ns": 0})
+    await site.post("/models/broken/infer", INFER)
+    failed = (await site.get("/models/broken/stats")).json()["model_stats"][0]
+    assert (failed["inference_count"], failed["inference_stats"]["success"]) == (0, {"count": 0, "ns": 0})
+    assert failed["inference_stats"]["fail"]["ns"] > 0
     assert {after["inference_stats"][f"compute_{it}"]["count"] for it in ("input", "infer", "output")} == {2}
 
 
@@ -131,6 +136,27 @@ async def test_an_unknown_version_is_a_404(site: Site) -> None:
     refused(await site.get("/models/classifier/versions/9"), 404, "no version '9'")
     refused(await site.post("/models/classifier/versions/9/infer", INFER), 404, "no version '9'")
     refused(await site.post("/models/llm/versions/9/generate", {"text_input": "hi"}), 404, "no version '9'")
+
+
+async def test_versions_that_are_models_of_their_own_are_asked_for_by_number(site: Site) -> None:
+    predictor: Any = site.stages.replicas["classifier"][0].runtime
+    predictor.version, predictor.versions = "3", ("2", "3")
+    assert (await site.get("/models/classifier")).json()["versions"] == ["2", "3"]
+    refused(await site.post("/models/classifier/versions/1/infer", INFER), 404, "no version '1'; it has 2, 3")
+    for path, version in (("", ""), ("/versions/2", "2")):
+        answer = await site.post(f"/models/classifier{path}/infer", INFER)
+        assert (answer.status_code, predictor.got.version) == (200, version)
+    let_stand(site.stages, "either", {"classifier": 1})
+    await site.post("/models/either/versions/1/infer", INFER)
+    assert predictor.got.version == "", "of an alias's models none is the caller's to choose"
+
+
+async def test_a_model_that_fails_says_why_and_is_not_to_be_asked_again(site: Site) -> None:
+    broken: Any = site.stages.replicas["broken"][0].runtime
+    broken._answer = Failed("broken-0: its server failed (INTERNAL)", "there is no such voice")
+    answer = await site.post("/models/broken/infer", INFER)
+    refused(answer, 502, "there is no such voice")
+    assert answer.headers["x-should-retry"] == "false"
 
 
 async def test_an_alias_is_told_of_as_its_first_model_that_is_up(site: Site) -> None:

@@ -352,6 +352,24 @@ def test_only_what_is_asked_for_is_answered_in_the_order_it_is_asked_for(wanted:
     assert written == wanted
 
 
+@pytest.mark.parametrize("outputs", [[], [{"name": "BOOL"}, {"name": "FP32"}]])
+def test_of_a_model_that_gives_less_than_it_declares_what_there_is_is_told(outputs: list[Any]) -> None:
+    body = {"inputs": [declared("BOOL") | {"data": [True, False]}], "outputs": outputs}
+    written: list[str] = []
+
+    def write(outputs: list[Encoded], model: str, version: str) -> bytes:
+        written.extend(it.name for it in outputs)
+        return version.encode()
+
+    predictor = Everything()
+    asked = Tensors(kserve_rest.read(json.dumps(body).encode(), None), write).parse(
+        b"", predictor=predictor, deadline_s=0, flow=""
+    )
+    reply = InferReply({"FP32": EVERYTHING["FP32"]}, 0, version="3")
+    assert asked.answer(reply, model="m", predictor=predictor, id="", created_s=0) == b"3"
+    assert written == ["FP32"]
+
+
 def test_an_output_that_is_no_text_goes_as_bytes_only() -> None:
     with pytest.raises(Invalid, match="UTF-8"):
         listed(np.array([b"\xff"], object), "BYTES")

@@ -16,6 +16,7 @@ from runtimes import triton_client
 from runtimes.artifact import Shelf
 from runtimes.contract import (
     Expired,
+    Failed,
     InferReply,
     InferRequest,
     Invalid,
@@ -124,6 +125,43 @@ async def test_after_an_outage_the_model_is_asked_anew_what_it_is(runtime: Trito
     triton.ready, triton.versions = True, ["9", "10"]
     await runtime.ready()
     assert runtime.version == "10"
+
+
+async def test_a_version_that_is_published_later_is_told_and_answers(
+    runtime: TritonRuntime, triton: FakeTriton
+) -> None:
+    triton.versions = ["1", "2"]
+    assert (await infer(runtime, "a")).version == "2", "as its server says, before anybody has asked what is new"
+    await runtime.ready()
+    assert (runtime.version, runtime.versions) == ("2", ("1", "2"))
+    reply = await runtime.infer(InferRequest(texts("a"), math.inf, version="1"))
+    assert (reply.version, triton.asked.model_version) == ("1", "1")
+
+
+async def test_what_a_request_says_beside_its_tensors_goes_with_it(runtime: TritonRuntime, triton: FakeTriton) -> None:
+    parameters = {
+        "sequence_id": 5,
+        "sequence_start": True,
+        "heat": 0.5,
+        "voice": "low",
+        "many": (1 << 64) - 1,
+        "binary_data_output": True,
+    }
+    await runtime.infer(InferRequest(texts("a"), math.inf, id="7", parameters=parameters))
+    got = {it: getattr(said, said.WhichOneof("parameter_choice")) for it, said in triton.asked.parameters.items()}
+    del parameters["binary_data_output"]  # that is about the client's wire
+    assert (triton.asked.id, got) == ("7", parameters)
+    with pytest.raises(Invalid, match="beyond 64 bits"):
+        await runtime.infer(InferRequest(texts("a"), math.inf, parameters={"much": 1 << 64}))
+
+
+async def test_a_model_of_any_number_of_answers_does_not_open(
+    site: Site, triton: FakeTriton, tmp_path: Path, clock: FakeClock
+) -> None:
+    triton.decoupled = True
+    with pytest.raises(Unavailable, match="decoupled"):
+        async with opened(site, address(tmp_path), clock):
+            pass
 
 
 @pytest.mark.parametrize(
@@ -319,8 +357,8 @@ async def test_a_call_that_closing_cuts_off_fails_and_is_not_cancelled(
         (grpc.StatusCode.RESOURCE_EXHAUSTED, Overloaded),
         (grpc.StatusCode.NOT_FOUND, Unavailable),
         (grpc.StatusCode.UNAUTHENTICATED, Unavailable),
-        (grpc.StatusCode.INTERNAL, Unavailable),
-        (grpc.StatusCode.CANCELLED, Unavailable),
+        (grpc.StatusCode.INTERNAL, Failed),
+        (grpc.StatusCode.CANCELLED, Failed),
     ],
 )
 async def test_its_errors_are_ours(
@@ -329,6 +367,8 @@ async def test_its_errors_are_ours(
     triton.trouble = (code, f"failed on {SECRET}")
     with pytest.raises(kind) as failed:
         await infer(runtime, "a")
+    if isinstance(failed.value, Failed):
+        assert failed.value.said == f"failed on {SECRET}", "for whoever made the call, and for no log"
     if kind is not Invalid:
         error = failed.value
         assert not any(SECRET in str(it) or SECRET in repr(it) for it in (error, error.__cause__, error.__context__))
