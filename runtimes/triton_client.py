@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -40,6 +41,8 @@ MESSAGE_BYTES_MAX = 64 << 20
 PROBE_S_MAX = 5.0
 TRANSPORT = frozenset({"binary_data_output", "triton_enable_empty_final_response"})
 """Parameters about the wire that a request came by, which is not the one to the server."""
+SEQUENCE = "sequence_id"
+"""Of Triton's sequence extension: which requests follow each other, whose model may remember them."""
 SAID_CHARS_MAX = 500
 """Of what a server says is wrong with a request."""
 
@@ -145,6 +148,7 @@ class Client:
         message.model_version = request.version or message.model_version
         for name, value in request.parameters.items():
             if name not in TRANSPORT:
+                value = _own(value, request.flow) if name == SEQUENCE else value
                 try:
                     setattr(message.parameters[name], _choice(value), value)
                 except ValueError:
@@ -206,6 +210,15 @@ def described(metadata: Any, config: Any, *, task: str, labels: tuple[str, ...])
         columns=frozenset(columns),
         counts_tokens=ours is not None and len(outputs) < len(metadata.outputs),
     )
+
+
+def _own(sequence: bool | int | float | str, flow: str) -> bool | int | float | str:
+    """A sequence's name that no other flow can choose: what a model remembers is for whom it came from. 0 and "" stand
+    for none."""
+    if not sequence:
+        return sequence
+    digest = hashlib.sha256(msgspec.json.encode([flow, sequence])).digest()
+    return digest.hex() if isinstance(sequence, str) else int.from_bytes(digest[:8]) >> 1 or 1
 
 
 def _choice(value: bool | int | float | str) -> str:

@@ -149,10 +149,27 @@ async def test_what_a_request_says_beside_its_tensors_goes_with_it(runtime: Trit
     }
     await runtime.infer(InferRequest(texts("a"), math.inf, id="7", parameters=parameters))
     got = {it: getattr(said, said.WhichOneof("parameter_choice")) for it, said in triton.asked.parameters.items()}
-    del parameters["binary_data_output"]  # that is about the client's wire
+    for name in ("binary_data_output", "sequence_id"):  # the one is about the client's wire, the other see below
+        del parameters[name]
+    got.pop("sequence_id")
     assert (triton.asked.id, got) == ("7", parameters)
     with pytest.raises(Invalid, match="beyond 64 bits"):
         await runtime.infer(InferRequest(texts("a"), math.inf, parameters={"much": 1 << 64}))
+
+
+@pytest.mark.parametrize("ids", [(5, 6), ("a", "b")])
+async def test_a_sequence_is_its_flow_s_own(runtime: TritonRuntime, triton: FakeTriton, ids: tuple[Any, Any]) -> None:
+    async def known_as(flow: str, sequence: int | str) -> int | str:
+        request = InferRequest(texts("a"), math.inf, flow=flow, parameters={"sequence_id": sequence})
+        await runtime.infer(request)
+        said = triton.asked.parameters["sequence_id"]
+        found: int | str = getattr(said, said.WhichOneof("parameter_choice"))
+        return found
+
+    names = [await known_as(flow, sequence) for flow in ("one", "other") for sequence in ids]
+    assert len({*names}) == 4
+    assert names[0] == await known_as("one", ids[0])
+    assert not await known_as("one", type(ids[0])()), "for no sequence at all"
 
 
 async def test_a_model_of_any_number_of_answers_does_not_open(
