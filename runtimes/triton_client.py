@@ -261,9 +261,9 @@ def fitted(model: Described, inputs: Mapping[str, Array], who: str) -> Fitted:
         if name in model.columns:
             array = array.reshape(*array.shape, 1)
         found[name] = (tensor.datatype, array.astype(dtype, copy=False))
-    if not found:
+    if not found and not (model.versions and all(it.optional for it in model.inputs)):  # ours takes one or the other
         raise Invalid(f"{who} was given no input; it takes {', '.join(known)}")
-    if model.rows_max:
+    if model.rows_max and found:
         rows = {len(array) for _, array in found.values()}
         if len(rows) > 1 or 0 in rows:
             raise Invalid(f"{', '.join(f'`{name}`' for name in found)} must have rows, and all as many")
@@ -272,11 +272,12 @@ def fitted(model: Described, inputs: Mapping[str, Array], who: str) -> Fitted:
 
 def pieces(inputs: Fitted, rows_max: int) -> Iterator[Fitted]:
     """The same rows in parts that the model takes at once."""
-    rows = len(next(iter(inputs.values()))[1])
-    for start in range(0, rows, rows_max) if rows_max else ():
-        yield {name: (datatype, array[start : start + rows_max]) for name, (datatype, array) in inputs.items()}
-    if not rows_max:
+    if not rows_max or not inputs:
         yield inputs
+        return
+    rows = len(next(iter(inputs.values()))[1])
+    for start in range(0, rows, rows_max):
+        yield {name: (datatype, array[start : start + rows_max]) for name, (datatype, array) in inputs.items()}
 
 
 def packed(name: str, datatype: Datatype, array: Array) -> bytes:

@@ -37,7 +37,7 @@ class Tensors:
             if part.name in inputs:
                 raise Invalid(f"input `{part.name}` is given twice.", param=part.name)
             inputs[part.name] = _admitted(part, declared)
-        if not inputs:
+        if not inputs and not all(tensor.optional for tensor in predictor.inputs):
             raise Invalid(f"no inputs are given; the model takes {_names(predictor.inputs)}.", param="inputs")
         outputs = message.outputs
         if not outputs:

@@ -29,7 +29,7 @@ from runtimes.contract import (
 from runtimes.process import scratch
 from runtimes.rpc.status import Status
 from runtimes.triton import Triton, TritonRuntime
-from runtimes.triton_client import MESSAGE_BYTES_MAX, SAID_CHARS_MAX, fault_of
+from runtimes.triton_client import MESSAGE_BYTES_MAX, SAID_CHARS_MAX, fault_of, fitted, pieces
 from tests import tiny
 from tests.fakes import FakeClock, work
 from tests.triton import FakeTriton, address
@@ -248,6 +248,15 @@ async def test_integers_are_widened_and_nothing_else_is_changed(runtime: TritonR
     assert (await runtime.infer(InferRequest(both, math.inf))).outputs
     with pytest.raises(Invalid, match="`weight` must hold INT64; got uint64"):
         await runtime.infer(InferRequest({"weight": np.ones((1, 2), np.uint64)}, math.inf))
+
+
+@pytest.mark.parametrize("rows_max", [0, 4])
+async def test_a_model_that_needs_no_input_may_be_given_none(runtime: TritonRuntime, rows_max: int) -> None:
+    described = runtime._described
+    assert described is not None
+    inputs = tuple(msgspec.structs.replace(it, optional=True) for it in described.inputs)
+    free = msgspec.structs.replace(described, inputs=inputs, rows_max=rows_max)
+    assert [*pieces(fitted(free, {}, "cls-0"), rows_max)] == [{}]
 
 
 SECRET = "xyzzy"
