@@ -320,7 +320,8 @@ def fault_of(status: Status, said: str, who: str, names: Iterable[str] = (), *, 
         case Status.UNAUTHENTICATED | Status.PERMISSION_DENIED:
             return Unavailable(f"{who}: its server refused the gateway's own credentials; see `key_env`")
         case _:
-            return Failed(f"{who}: its server failed ({status.name})", said[:SAID_CHARS_MAX])
+            # Behind the first line a model in Python says where in its code it failed, which is nobody's business.
+            return Failed(f"{who}: its server failed ({status.name})", said.partition("\n")[0][:SAID_CHARS_MAX])
 
 
 class _Method:

@@ -390,7 +390,7 @@ async def test_a_call_that_closing_cuts_off_fails_and_is_not_cancelled(
 async def test_its_errors_are_ours(
     runtime: TritonRuntime, triton: FakeTriton, code: grpc.StatusCode, kind: type[RuntimeFault]
 ) -> None:
-    triton.trouble = (code, f"failed on {SECRET}")
+    triton.trouble = (code, f"failed on {SECRET}\nAt:\n  /models/theirs/1/model.py(7): execute")
     with pytest.raises(kind) as failed:
         await infer(runtime, "a")
     if isinstance(failed.value, Failed):
