@@ -135,6 +135,8 @@ class InferRequest(msgspec.Struct, frozen=True):
     """Whose it is, to nobody's knowledge here: flows that wait for the same model take turns."""
     outputs: tuple[str, ...] = ()
     """Which are wanted; empty for all."""
+    classes: Mapping[str, int] = MappingProxyType({})
+    """Output → how many of its best places are wanted instead of it, in the words of a server elsewhere."""
     version: str = ""
     """Which of `Predictor.versions` is to answer; empty for whichever the server takes."""
     id: str = ""

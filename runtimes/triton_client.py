@@ -96,7 +96,9 @@ class Client:
         for piece in pieces(inputs, model.rows_max):
             message = self._empty(model, request)
             for name in wanted:
-                message.outputs.add(name=name)
+                output = message.outputs.add(name=name)
+                if name in request.classes:
+                    output.parameters["classification"].int64_param = request.classes[name]
             for name, (datatype, array) in piece.items():
                 message.inputs.add(name=name, datatype=datatype, shape=array.shape)
                 message.raw_input_contents.append(packed(name, datatype, array))

@@ -36,6 +36,7 @@ class Everything:
     outputs = inputs
     platform = "test"
     version = "v7"
+    versions: tuple[str, ...] = ()
 
 
 def bodies() -> Iterator[tuple[bytes, int | None]]:

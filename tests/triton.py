@@ -120,9 +120,12 @@ class FakeTriton:
         text = given["text"]
         self.rows.append(len(text))
         found = {"scores": np.eye(3, dtype=np.float32)[[min(len(it), 2) for it in text.flat]], "said": text}
+        classes = {it.name for it in request.outputs if "classification" in it.parameters}
+        found |= {name: np.full((len(text), 1), b"1.0:0:theirs", object) for name in classes}
         wanted = [it for it in self.outputs if not request.outputs or it.name in {to.name for to in request.outputs}]
-        told = [{"name": it.name, "datatype": it.datatype, "shape": found[it.name].shape} for it in wanted]
-        raws = [self.nonsense or tensors.raw(found[it.name], it.datatype) for it in wanted]
+        datatypes: dict[str, Any] = {it.name: "BYTES" if it.name in classes else it.datatype for it in wanted}
+        told = [{"name": name, "datatype": it, "shape": found[name].shape} for name, it in datatypes.items()]
+        raws = [self.nonsense or tensors.raw(found[name], it) for name, it in datatypes.items()]
         version = request.model_version or self.versions[-1]
         return messages.ModelInferResponse(model_version=version, outputs=told, raw_output_contents=raws)
 

@@ -4,6 +4,7 @@ takes, and its answer. Pure; the two wires are `kserve_rest` and `kserve_grpc`."
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -46,6 +47,8 @@ class Tensors:
         if len({wanted.name for wanted in outputs}) != len(outputs):
             raise Invalid("an output is asked for twice.", param="outputs")
         given = {tensor.name: tensor for tensor in predictor.outputs}
+        # A server elsewhere has labels of its own, unless the configuration says which they are.
+        theirs = bool(predictor.versions) and not predictor.labels
         for wanted in outputs:
             tensor = given.get(wanted.name)
             if tensor is None:
@@ -53,20 +56,26 @@ class Tensors:
                     f"output `{wanted.name}` is none of the model's; it gives {_names(predictor.outputs)}.",
                     param=wanted.name,
                 )
-            if wanted.classes and (tensor.datatype == "BYTES" or len(tensor.shape) != 2):
+            if wanted.classes and not theirs and (tensor.datatype == "BYTES" or len(tensor.shape) != 2):
                 raise Invalid(
                     f"output `{wanted.name}`: `classification` is of numbers in rows and columns; this is "
                     f"{tensor.datatype} {list(tensor.shape)}.",
                     param=wanted.name,
                 )
-        request = self._request(inputs, deadline_s, flow, tuple(wanted.name for wanted in outputs))
+        classes = {wanted.name: wanted.classes for wanted in outputs if wanted.classes} if theirs else {}
+        request = self._request(inputs, deadline_s, flow, tuple(wanted.name for wanted in outputs), classes)
         return Asked(request, outputs, self.write)
 
     def _request(
-        self, inputs: Mapping[str, Array], deadline_s: float, flow: str, outputs: tuple[str, ...] = ()
+        self,
+        inputs: Mapping[str, Array],
+        deadline_s: float,
+        flow: str,
+        outputs: tuple[str, ...] = (),
+        classes: Mapping[str, int] = MappingProxyType({}),
     ) -> InferRequest:
         message = self.message
-        return InferRequest(inputs, deadline_s, flow, outputs, self.version, message.id, message.parameters)
+        return InferRequest(inputs, deadline_s, flow, outputs, classes, self.version, message.id, message.parameters)
 
 
 class Asked:
@@ -87,7 +96,9 @@ class Asked:
             found, datatype = reply.outputs[name], given[name].datatype
             if given[name].column:
                 found = found[:, np.newaxis]
-            if wanted.classes:
+            if name in self.request.classes:
+                datatype = "BYTES"
+            elif wanted.classes:
                 found, datatype = _best(found, wanted.classes, predictor.labels), "BYTES"
             outputs.append(Encoded(name, datatype, found.shape, (raw if wanted.binary else listed)(found, datatype)))
         return self.write(outputs, model, reply.version or predictor.version)

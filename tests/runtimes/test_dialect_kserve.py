@@ -352,6 +352,32 @@ def test_only_what_is_asked_for_is_answered_in_the_order_it_is_asked_for(wanted:
     assert written == wanted
 
 
+def test_classes_of_a_server_elsewhere_are_in_its_own_words() -> None:
+    wanted = [
+        {"name": "FP32", "parameters": {"classification": 2}},
+        {"name": "BYTES", "parameters": {"classification": 1}},
+    ]
+    body = {"inputs": [declared("BOOL") | {"data": [True, False]}], "outputs": wanted}
+    written: list[Encoded] = []
+
+    def write(outputs: list[Encoded], model: str, version: str) -> bytes:
+        written.extend(outputs)
+        return b""
+
+    predictor = Everything()
+    predictor.versions, predictor.labels = ("1",), ()
+    asked = Tensors(kserve_rest.read(json.dumps(body).encode(), None), write).parse(
+        b"", predictor=predictor, deadline_s=0, flow=""
+    )
+    assert asked.request.classes == {"FP32": 2, "BYTES": 1}
+    found = np.array([b"7.0:1:cat", b"2.0:0:dog"], object)
+    asked.answer(InferReply({"FP32": found, "BYTES": found[:1]}, 0), model="m", predictor=predictor, id="", created_s=0)
+    assert [(it.name, it.datatype, it.data) for it in written] == [
+        ("FP32", "BYTES", ["7.0:1:cat", "2.0:0:dog"]),
+        ("BYTES", "BYTES", ["7.0:1:cat"]),
+    ]
+
+
 @pytest.mark.parametrize("outputs", [[], [{"name": "BOOL"}, {"name": "FP32"}]])
 def test_of_a_model_that_gives_less_than_it_declares_what_there_is_is_told(outputs: list[Any]) -> None:
     body = {"inputs": [declared("BOOL") | {"data": [True, False]}], "outputs": outputs}

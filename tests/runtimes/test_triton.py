@@ -157,6 +157,13 @@ async def test_what_a_request_says_beside_its_tensors_goes_with_it(runtime: Trit
         await runtime.infer(InferRequest(texts("a"), math.inf, parameters={"much": 1 << 64}))
 
 
+async def test_classes_are_those_of_its_server(runtime: TritonRuntime, triton: FakeTriton) -> None:
+    request = InferRequest(texts(*"abcdef"), math.inf, outputs=("scores",), classes={"scores": 1})
+    reply = await runtime.infer(request)
+    assert reply.outputs["scores"].tolist() == [[b"1.0:0:theirs"]] * 6
+    assert triton.asked.outputs[0].parameters["classification"].int64_param == 1
+
+
 @pytest.mark.parametrize("ids", [(5, 6), ("a", "b")])
 async def test_a_sequence_is_its_flow_s_own(runtime: TritonRuntime, triton: FakeTriton, ids: tuple[Any, Any]) -> None:
     async def known_as(flow: str, sequence: int | str) -> int | str:
