@@ -1,7 +1,8 @@
 """Text generation as Triton's backends for language models have it, and as a completion in OpenAI's dialect. Pure.
 
 `text_input` becomes the prompt, a completion's text `text_output`; parameters go on by their names, unknown ones
-included, as they would on `/v1/completions`.
+included, as they would on `/v1/completions`. Those in `sampling_parameters`, a JSON object in a string, are taken like
+those beside it, which win where both say the same name.
 """
 
 from __future__ import annotations
@@ -82,12 +83,6 @@ def from_message(message: Message) -> Generation:
             raise Invalid(f"output `{wanted.name}` is none of the model's; it gives `text_output`.", param=wanted.name)
         if wanted.classes:
             raise Invalid("output `text_output` has no classes; leave `classification` out.", param=wanted.name)
-    sampling = fields.pop("sampling_parameters", None)
-    if sampling is not None:
-        json, what = sampling.encode(), "`sampling_parameters`"
-        require_values(what, json, param="sampling_parameters")
-        given: dict[str, Any] = decoded(_FIELDS, json, what=what, param="sampling_parameters")
-        fields |= given
     return _asked(message.id, {**fields, **message.parameters})
 
 
@@ -114,9 +109,10 @@ def _only(part: Part, tensor: Tensor) -> Any:
 
 
 def _asked(id: str, fields: dict[str, Any]) -> Generation:
-    prompt = fields.pop("text_input", None)
-    if isinstance(prompt, list) and len(prompt) == 1:
-        (prompt,) = prompt
+    sampling = _single(fields.pop("sampling_parameters", None))
+    if sampling is not None:
+        fields = _sampling(sampling) | fields
+    prompt = _single(fields.pop("text_input", None))
     if not isinstance(prompt, str):
         raise Invalid("`text_input` must be one string.", param="text_input")
     stream = fields.pop("stream", None)
@@ -136,6 +132,21 @@ def _asked(id: str, fields: dict[str, Any]) -> Generation:
     if not 0 <= (parameters.get("max_tokens") or 0) <= TOKENS_OUT_MAX:
         raise Invalid(f"`max_tokens` must be from 0 to {TOKENS_OUT_MAX}.", param="max_tokens")
     return Generation(id, prompt, stream is True, parameters)
+
+
+def _single(given: Any) -> Any:
+    """Triton takes a list of one element for that element."""
+    return given[0] if isinstance(given, list) and len(given) == 1 else given
+
+
+def _sampling(given: Any) -> dict[str, Any]:
+    """As Triton's backend for vLLM takes them. Raises Invalid."""
+    what, param = "`sampling_parameters`", "sampling_parameters"
+    if not isinstance(given, str):
+        raise Invalid(f"{what} must be one string that holds a JSON object.", param=param)
+    json = given.encode()
+    require_values(what, json, param=param)
+    return decoded(_FIELDS, json, what=what, param=param)
 
 
 def _number(name: str, value: Any) -> Any:

@@ -333,6 +333,26 @@ async def test_parameters_go_on_to_the_engine(site: Site) -> None:
     assert json.loads(llm.got) == {"model": "team/llm:1", "prompt": "hi", "stream": False} | given
 
 
+@pytest.mark.parametrize("given", [{}, {"parameters": {"seed": 7}}, {"seed": 7}])
+async def test_sampling_parameters_go_on_like_those_beside_them_which_win(site: Site, given: dict[str, Any]) -> None:
+    llm: Any = site.stages.replicas["team/llm:1"][0].runtime
+    sampling = json.dumps({"max_tokens": "3", "temperature": 0, "seed": 5})
+    for text in sampling, [sampling]:
+        asked = {"text_input": "hi", "sampling_parameters": text} | given
+        assert (await site.post("/models/team/llm:1/generate", asked)).status_code == 200
+        expected = {"max_tokens": 3, "temperature": 0, "seed": 7 if given else 5}
+        assert json.loads(llm.got) == {"model": "team/llm:1", "prompt": "hi", "stream": False} | expected
+
+
+async def test_sampling_parameters_are_heard_by_a_stream_and_reserved_for(site: Site) -> None:
+    llm: Any = site.stages.replicas["llm"][0].runtime
+    asked = {"text_input": "hi", "sampling_parameters": '{"max_tokens": 3}'}
+    said(await site.post("/models/llm/generate_stream", asked))
+    assert json.loads(llm.got)["max_tokens"] == 3
+    asked["sampling_parameters"] = '{"max_tokens": -1}'
+    refused(await site.post("/models/llm/generate_stream", asked), 400, "`max_tokens` must be from 0")
+
+
 WRONG = {
     "no text": ({}, "`text_input` must be one string"),
     "several texts": ({"text_input": ["a", "b"]}, "`text_input` must be one string"),
@@ -347,10 +367,19 @@ WRONG = {
     "more than any number": ({"text_input": "a", "parameters": {"max_tokens": 10**400}}, "`max_tokens` must be from 0"),
     "another model": ({"text_input": "a", "model": "classifier"}, "`model` is not taken here"),
     "many texts out": ({"text_input": "a", "parameters": {"n": 1000}}, "`n` is not taken here"),
+    "another model to sample from": (
+        {"text_input": "a", "sampling_parameters": '{"model": "classifier"}'}, "`model` is not taken here"
+    ),
+    "very many values to sample by": (
+        {"text_input": "a", "sampling_parameters": json.dumps({"stop": [[]] * 4096})}, "more than 4096 values"
+    ),
+    "sampling parameters that are no string": (
+        {"text_input": "a", "sampling_parameters": {"seed": 5}}, "`sampling_parameters` must be one string that holds"
+    ),
     "parameters that are none": ({"text_input": "a", "parameters": 5}, "`parameters` must be an object"),
     "an id that is none": ({"text_input": "a", "id": 5}, "`id` must be a string"),
     "no object": ([], ""),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("what", WRONG)
@@ -366,6 +395,8 @@ async def test_sampling_parameters_that_are_none_are_named(site: Site, given: st
         for name, text in (("text_input", "a"), ("sampling_parameters", given))
     ]
     refused(await site.post("/models/team/llm:1/infer", {"inputs": inputs}), 400, says)
+    body = {"text_input": "a", "sampling_parameters": given}
+    refused(await site.post("/models/team/llm:1/generate", body), 400, says)
 
 
 async def test_a_model_that_answers_only_openai_s_routes_says_so(site: Site) -> None:
