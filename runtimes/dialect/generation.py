@@ -127,7 +127,9 @@ def _asked(id: str, fields: dict[str, Any]) -> Generation:
     for name, value in fields.items():
         if name in REFUSED:
             raise Invalid(f"`{name}` is not taken here: {REFUSED[name]}.", param=name)
-        parameters[RENAMED.get(name, name)] = _number(name, value)
+        found = _words(name, value) if name in WORDS else _number(name, value)
+        if found or name not in WORDS:
+            parameters[RENAMED.get(name, name)] = found
     # By it a call is reckoned before any engine sees it.
     if not 0 <= (parameters.get("max_tokens") or 0) <= TOKENS_OUT_MAX:
         raise Invalid(f"`max_tokens` must be from 0 to {TOKENS_OUT_MAX}.", param="max_tokens")
@@ -147,6 +149,14 @@ def _sampling(given: Any) -> dict[str, Any]:
     json = given.encode()
     require_values(what, json, param=param)
     return decoded(_FIELDS, json, what=what, param=param)
+
+
+def _words(name: str, value: Any) -> list[str]:
+    """Some as TensorRT-LLM's backend takes them, whose clients send an empty string for none; engines refuse that."""
+    words = [value or ""] if isinstance(value, str | None) else value
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        raise Invalid(f"`{name}` must be a string or a list of strings.", param=name)
+    return [word for word in words if word]
 
 
 def _number(name: str, value: Any) -> Any:
@@ -172,6 +182,7 @@ NUMBERS: Mapping[str, type] = MappingProxyType(
         **dict.fromkeys(("presence_penalty", "frequency_penalty", "repetition_penalty"), float),
     }
 )
+WORDS = frozenset({"bad_words", "stop_words"})
 #: As TensorRT-LLM's backend calls them.
 RENAMED: Mapping[str, str] = MappingProxyType({"stop_words": "stop", "random_seed": "seed"})
 #: Triton's own, about how a request is handled and not about what is generated.

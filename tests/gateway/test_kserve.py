@@ -353,6 +353,30 @@ async def test_sampling_parameters_are_heard_by_a_stream_and_reserved_for(site: 
     refused(await site.post("/models/llm/generate_stream", asked), 400, "`max_tokens` must be from 0")
 
 
+@pytest.mark.parametrize(
+    ("words", "given"),
+    [
+        ({"bad_words": "", "stop_words": ""}, {}),
+        ({"bad_words": [""], "stop_words": []}, {}),
+        ({"bad_words": None, "stop_words": None}, {}),
+        ({"bad_words": "x", "stop_words": "a, b"}, {"bad_words": ["x"], "stop": ["a, b"]}),
+        ({"bad_words": ["x", ""], "stop_words": ["y", "z"]}, {"bad_words": ["x"], "stop": ["y", "z"]}),
+        ({"stop": "a", "stop_words": ""}, {"stop": "a"}),
+    ],
+)
+async def test_words_are_lists_without_empty_ones(site: Site, words: dict[str, Any], given: dict[str, Any]) -> None:
+    llm: Any = site.stages.replicas["team/llm:1"][0].runtime
+    for asked in words, {"parameters": words}, {"sampling_parameters": json.dumps(words)}:
+        answer = await site.post("/models/team/llm:1/generate", {"text_input": "hi", "max_tokens": 20} | asked)
+        assert answer.status_code == 200
+        body = {"model": "team/llm:1", "prompt": "hi", "stream": False, "max_tokens": 20}
+        assert json.loads(llm.got) == body | given
+    sampling = INFER["inputs"][0] | {"name": "sampling_parameters", "data": [json.dumps(words)]}
+    inputs = [INFER["inputs"][0] | {"name": "text_input"}, sampling]
+    assert (await site.post("/models/team/llm:1/infer", {"inputs": inputs})).status_code == 200
+    assert json.loads(llm.got) == {"model": "team/llm:1", "prompt": "hello", "stream": False} | given
+
+
 WRONG = {
     "no text": ({}, "`text_input` must be one string"),
     "several texts": ({"text_input": ["a", "b"]}, "`text_input` must be one string"),
@@ -376,6 +400,8 @@ WRONG = {
     "sampling parameters that are no string": (
         {"text_input": "a", "sampling_parameters": {"seed": 5}}, "`sampling_parameters` must be one string that holds"
     ),
+    "words that are none": ({"text_input": "a", "stop_words": 5}, "`stop_words` must be a string or a list of strings"),
+    "a list of words of another type": ({"text_input": "a", "bad_words": ["x", 5]}, "`bad_words` must be a string or"),
     "parameters that are none": ({"text_input": "a", "parameters": 5}, "`parameters` must be an object"),
     "an id that is none": ({"text_input": "a", "id": 5}, "`id` must be a string"),
     "no object": ([], ""),
