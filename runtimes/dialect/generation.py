@@ -115,6 +115,9 @@ def _asked(id: str, fields: dict[str, Any]) -> Generation:
     prompt = _single(fields.pop("text_input", None))
     if not isinstance(prompt, str):
         raise Invalid("`text_input` must be one string.", param="text_input")
+    # Engines refuse that too, but by the name of `prompt`.
+    if not prompt:
+        raise Invalid("`text_input` is empty; send the text to go on from.", param="text_input")
     stream = fields.pop("stream", None)
     if stream not in (None, True, False):
         raise Invalid("`stream` must be true or false.", param="stream")

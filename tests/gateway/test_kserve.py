@@ -380,6 +380,8 @@ async def test_words_are_lists_without_empty_ones(site: Site, words: dict[str, A
 WRONG = {
     "no text": ({}, "`text_input` must be one string"),
     "several texts": ({"text_input": ["a", "b"]}, "`text_input` must be one string"),
+    "an empty text": ({"text_input": ""}, "`text_input` is empty"),
+    "an empty text in a list": ({"text_input": [""]}, "`text_input` is empty"),
     "a number as text": ({"text_input": 5}, "`text_input` must be one string"),
     "a stream that is none": ({"text_input": "a", "stream": "yes"}, "`stream` must be true or false"),
     "a stream in one piece": ({"text_input": "a", "stream": True}, "ask `generate_stream`"),
