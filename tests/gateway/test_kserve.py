@@ -187,6 +187,35 @@ async def test_models_are_not_controlled_from_here(site: Site) -> None:
         refused(await site.post(f"/repository/models/llm/{what}", {}), 403, "configuration")
 
 
+UNSERVED = {
+    "/trace/setting": "Traces are not set from here",
+    "/models/team/llm:1/trace/setting": "Traces are not set from here",
+    "/models/nobody/versions/1/trace/setting": "Traces are not set from here",
+    "/logging": "Logging is not set from here",
+    "/systemsharedmemory/status": "Shared memory is not served",
+    "/systemsharedmemory/region/a/register": "Shared memory is not served",
+    "/cudasharedmemory/unregister": "Shared memory is not served",
+    "/models/llm/versions": "Behind /versions/ goes a version",
+    "/models/team/llm:1/versions/": "Behind /versions/ goes a version",
+    "/trace": "nothing of the Open Inference Protocol",
+}
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+@pytest.mark.parametrize("path", UNSERVED)
+async def test_what_triton_has_and_is_not_served_is_told_as_such(site: Site, path: str, method: str) -> None:
+    refused(await site.client.request(method, f"/v2{path}", headers=_headers("good")), 404, UNSERVED[path])
+    refused(await site.client.request(method, f"/v2{path}", headers=_headers(None)), 401)
+
+
+async def test_a_model_whose_name_ends_like_what_is_not_served_is_asked_with_its_slashes_quoted(site: Site) -> None:
+    for name in ("a/trace/setting", "a/versions", "a/infer"):
+        let_stand(site.stages, name, {"classifier": 1})
+        quoted = name.replace("/", "%2F")
+        assert (await site.get(f"/models/{quoted}")).json()["name"] == name
+        assert (await site.post(f"/models/{quoted}/infer", INFER)).status_code == 200
+
+
 # ---- inference ---------------------------------------------------------------------------------------------
 
 
