@@ -87,6 +87,11 @@ def read(body: bytes, json_bytes: int | None) -> Message:
         raise Invalid(
             f"Inference-Header-Content-Length says {json_bytes} bytes of JSON; the whole body has {len(body)}."
         )
+    if json_bytes == 0:
+        raise Invalid(
+            "Inference-Header-Content-Length is 0: a body of one input's bytes alone is not served. Send JSON that "
+            "describes the input, `binary_data_size` included, then the bytes, and the JSON's length in that header."
+        )
     if json_bytes is None:
         asked, at = decoded(INFERENCE, body), len(body)
     else:

@@ -533,7 +533,9 @@ REFUSED: dict[str, tuple[Callable[[], InferRequest], str | None, str]] = {
         binary(16, json_bytes=10), None, "up to byte 10, where Inference-Header-Content-Length .* not valid JSON"
     ),
     "a JSON length amid the bytes": (binary(16, json_bytes=120), None, "not valid JSON"),
-    "a JSON length of nothing": (binary(16, json_bytes=0), None, "not valid JSON"),
+    "a JSON length of nothing": (binary(16, json_bytes=0), None, "Length is 0: .* then the bytes"),
+    "bytes alone": (body(bytes(16), 0), None, "bytes alone is not served"),
+    "nothing at all": (body(b"", 0), None, "bytes alone is not served"),
     "a string's length without its end": (strings(b"\5\0\0\0abcd"), "text", "ends within"),
     "half a string's length": (strings(b"\1\0\0\0a\1\0"), "text", "ends within"),
     "a string's length of four billion": (strings(b"\xff\xff\xff\xff"), "text", "ends within"),
