@@ -37,9 +37,17 @@ from runtimes.dialect.generation import Generation, Said
 
 log = logging.getLogger("headrace.edge")
 
+#: What ends in a verb, also in one of Triton's that is not served, is about a model and not its name; the slashes of a
+#: name that ends so are to be quoted.
 MODEL = re.compile(
     rb"/v2/models/(?P<model>.+?)(?:/versions/(?P<version>[^/]+))?"
-    rb"(?:/(?P<verb>ready|config|stats|infer|generate|generate_stream))?"
+    rb"(?:/(?P<verb>ready|config|stats|infer|generate|generate_stream|versions|trace/setting))?"
+)
+UNSERVED = (
+    (re.compile(rb"/v2/(?:models/.+/)?trace/setting"), "Traces are not set from here; the configuration does."),
+    (re.compile(rb"/v2/logging"), "Logging is not set from here; the gateway logs to its standard error."),
+    (re.compile(rb"/v2/(?:system|cuda)sharedmemory(?:/.*)?"), "Shared memory is not served; send the tensors."),
+    (re.compile(rb"/v2/models/.+/versions"), "Behind /versions/ goes a version; GET /v2/models/{model} lists them."),
 )
 CONTROL = re.compile(rb"/v2/repository/models/.+/(?:load|unload)")
 WHOLE_NUMBER = re.compile(rb"[0-9]{1,12}")
@@ -98,13 +106,11 @@ class KServe:
             method, action = b"POST", self._index
         elif CONTROL.fullmatch(path):
             method, action = b"POST", self._control
-        elif (found := MODEL.fullmatch(path)) is not None:
-            method, action = self.verbs[(found["verb"] or b"").decode()]
+        elif (found := MODEL.fullmatch(path)) is not None and (verb := (found["verb"] or b"").decode()) in self.verbs:
+            method, action = self.verbs[verb]
             asked = asked._replace(model=_text(found["model"]), version=_text(found["version"] or b""))
         else:
-            raise NotFound(
-                "There is nothing of the Open Inference Protocol here; GET /openapi.json lists what there is."
-            )
+            raise _not_here(path)
         _require(request, method)
         return partial(self._answer, action, asked)
 
@@ -282,6 +288,13 @@ def _require(request: Request, method: bytes) -> None:
     if request.method != method and not (method == b"GET" and request.method == b"HEAD"):
         got = request.method.decode("latin-1")
         raise MethodNotAllowed(f"This path takes {method.decode()}, not {got}.", allow=method.decode())
+
+
+def _not_here(path: bytes) -> NotFound:
+    for unserved, said in UNSERVED:
+        if unserved.fullmatch(path):
+            return NotFound(said)
+    return NotFound("There is nothing of the Open Inference Protocol here; GET /openapi.json lists what there is.")
 
 
 def _text(quoted: bytes) -> str:

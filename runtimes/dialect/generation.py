@@ -1,7 +1,8 @@
 """Text generation as Triton's backends for language models have it, and as a completion in OpenAI's dialect. Pure.
 
 `text_input` becomes the prompt, a completion's text `text_output`; parameters go on by their names, unknown ones
-included, as they would on `/v1/completions`.
+included, as they would on `/v1/completions`. Those in `sampling_parameters`, a JSON object in a string, are taken like
+those beside it, which win where both say the same name.
 """
 
 from __future__ import annotations
@@ -82,12 +83,6 @@ def from_message(message: Message) -> Generation:
             raise Invalid(f"output `{wanted.name}` is none of the model's; it gives `text_output`.", param=wanted.name)
         if wanted.classes:
             raise Invalid("output `text_output` has no classes; leave `classification` out.", param=wanted.name)
-    sampling = fields.pop("sampling_parameters", None)
-    if sampling is not None:
-        json, what = sampling.encode(), "`sampling_parameters`"
-        require_values(what, json, param="sampling_parameters")
-        given: dict[str, Any] = decoded(_FIELDS, json, what=what, param="sampling_parameters")
-        fields |= given
     return _asked(message.id, {**fields, **message.parameters})
 
 
@@ -114,11 +109,15 @@ def _only(part: Part, tensor: Tensor) -> Any:
 
 
 def _asked(id: str, fields: dict[str, Any]) -> Generation:
-    prompt = fields.pop("text_input", None)
-    if isinstance(prompt, list) and len(prompt) == 1:
-        (prompt,) = prompt
+    sampling = _single(fields.pop("sampling_parameters", None))
+    if sampling is not None:
+        fields = _sampling(sampling) | fields
+    prompt = _single(fields.pop("text_input", None))
     if not isinstance(prompt, str):
         raise Invalid("`text_input` must be one string.", param="text_input")
+    # Engines refuse that too, but by the name of `prompt`.
+    if not prompt:
+        raise Invalid("`text_input` is empty; send the text to go on from.", param="text_input")
     stream = fields.pop("stream", None)
     if stream not in (None, True, False):
         raise Invalid("`stream` must be true or false.", param="stream")
@@ -131,11 +130,36 @@ def _asked(id: str, fields: dict[str, Any]) -> Generation:
     for name, value in fields.items():
         if name in REFUSED:
             raise Invalid(f"`{name}` is not taken here: {REFUSED[name]}.", param=name)
-        parameters[RENAMED.get(name, name)] = _number(name, value)
+        found = _words(name, value) if name in WORDS else _number(name, value)
+        if found or name not in WORDS:
+            parameters[RENAMED.get(name, name)] = found
     # By it a call is reckoned before any engine sees it.
     if not 0 <= (parameters.get("max_tokens") or 0) <= TOKENS_OUT_MAX:
         raise Invalid(f"`max_tokens` must be from 0 to {TOKENS_OUT_MAX}.", param="max_tokens")
     return Generation(id, prompt, stream is True, parameters)
+
+
+def _single(given: Any) -> Any:
+    """Triton takes a list of one element for that element."""
+    return given[0] if isinstance(given, list) and len(given) == 1 else given
+
+
+def _sampling(given: Any) -> dict[str, Any]:
+    """As Triton's backend for vLLM takes them. Raises Invalid."""
+    what, param = "`sampling_parameters`", "sampling_parameters"
+    if not isinstance(given, str):
+        raise Invalid(f"{what} must be one string that holds a JSON object.", param=param)
+    json = given.encode()
+    require_values(what, json, param=param)
+    return decoded(_FIELDS, json, what=what, param=param)
+
+
+def _words(name: str, value: Any) -> list[str]:
+    """Some as TensorRT-LLM's backend takes them, whose clients send an empty string for none; engines refuse that."""
+    words = [value or ""] if isinstance(value, str | None) else value
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        raise Invalid(f"`{name}` must be a string or a list of strings.", param=name)
+    return [word for word in words if word]
 
 
 def _number(name: str, value: Any) -> Any:
@@ -161,6 +185,7 @@ NUMBERS: Mapping[str, type] = MappingProxyType(
         **dict.fromkeys(("presence_penalty", "frequency_penalty", "repetition_penalty"), float),
     }
 )
+WORDS = frozenset({"bad_words", "stop_words"})
 #: As TensorRT-LLM's backend calls them.
 RENAMED: Mapping[str, str] = MappingProxyType({"stop_words": "stop", "random_seed": "seed"})
 #: Triton's own, about how a request is handled and not about what is generated.

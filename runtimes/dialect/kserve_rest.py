@@ -20,6 +20,7 @@ from runtimes.dialect.elements import (
     Part,
     Wanted,
     classes,
+    quoted,
     require_few,
     require_name,
     shaped,
@@ -78,7 +79,7 @@ SHAPE = msgspec.json.Decoder(list[int])
 NUMBER = msgspec.json.Decoder(int)
 PARAMETERS = msgspec.json.Decoder(dict[str, Any])
 ELSEWHERE = Elsewhere.__struct_fields__
-TRUE, BASE64 = msgspec.Raw(b"true"), msgspec.Raw(b'"base64"')
+TRUE, FALSE, BASE64 = msgspec.Raw(b"true"), msgspec.Raw(b"false"), msgspec.Raw(b'"base64"')
 
 
 def read(body: bytes, json_bytes: int | None) -> Message:
@@ -86,6 +87,11 @@ def read(body: bytes, json_bytes: int | None) -> Message:
     if json_bytes is not None and json_bytes > len(body):
         raise Invalid(
             f"Inference-Header-Content-Length says {json_bytes} bytes of JSON; the whole body has {len(body)}."
+        )
+    if json_bytes == 0:
+        raise Invalid(
+            "Inference-Header-Content-Length is 0: a body of one input's bytes alone is not served. Send JSON that "
+            "describes the input, `binary_data_size` included, then the bytes, and the JSON's length in that header."
         )
     if json_bytes is None:
         asked, at = decoded(INFERENCE, body), len(body)
@@ -95,13 +101,19 @@ def read(body: bytes, json_bytes: int | None) -> Message:
     require_values("parameters", asked.parameters, param="parameters")
     parameters = decoded(PARAMETERS, bytes(asked.parameters), what="`parameters`", param="parameters")
     require_few("parameters", parameters)
+    for name, value in parameters.items():
+        if not isinstance(value, str | int | float):  # booleans are int
+            name = quoted(name)
+            raise Invalid(f"`parameters`: `{name}` must be a string, a number or a boolean.", param=name)
+    binary = parameters.get("binary_data_output", False)
+    if not isinstance(binary, bool):
+        raise Invalid("`parameters`: `binary_data_output` must be true or false.", param="binary_data_output")
     parts = []
     for it in listed("inputs", asked.inputs):
         part, at = _part(it, body, at)
         parts.append(_from_base64(part) if it.parameters.content_type == BASE64 else part)
     if at != len(body):
         raise Invalid(f"The body has {len(body) - at} bytes behind its JSON that are none of its inputs'.")
-    binary = parameters.get("binary_data_output") is True
     outputs = tuple(_wanted(output, binary) for output in listed("outputs", asked.outputs))
     return Message(asked.id, tuple(parts), outputs, parameters, binary)
 
@@ -190,6 +202,8 @@ def _wanted(output: Output, binary: bool) -> Wanted:
     if parameter := _elsewhere(parameters):
         raise Invalid(f"output `{name}`: `{parameter}` is not served; leave it out.", param=name)
     if parameters.binary_data != NOTHING:
+        if parameters.binary_data not in (TRUE, FALSE):
+            raise Invalid(f"output `{name}`: `binary_data` must be true or false.", param=name)
         binary = parameters.binary_data == TRUE
     best = 0 if parameters.classification == NOTHING else _number(parameters.classification)
     return Wanted(name, binary, classes(name, best))

@@ -162,6 +162,7 @@ def seeds(folder: Path) -> None:
     raw = [joined(["hello"]), b"\1"]
     found += [
         (generate, b'{"text_input":"hello","parameters":{"max_tokens":"5","temperature":0.5},"stream":true}'),
+        (generate, b'{"text_input":["hello"],"sampling_parameters":"{\\"max_tokens\\":5,\\"stop_words\\":\\"\\"}"}'),
         (generate_grpc, messages.ModelInferRequest(inputs=text, raw_input_contents=raw).SerializeToString()),
         (events, b'data: {"choices":[{"text":"a","finish_reason":"stop"}]}\n\ndata: [DONE]\n\n: x\n\n'),
         (accepted, b"gzip;q=0.5, deflate"),

@@ -192,6 +192,7 @@ WRONG = {
         "INVALID_ARGUMENT",
         "finite",
     ),
+    "an empty text": (generation("", stream=False), "INVALID_ARGUMENT", "`text_input` is empty"),
     "a stream without one": (generation(model="team/llm:1"), "INVALID_ARGUMENT", "ModelStreamInfer"),
     "two texts": (
         asked("llm", inputs=[TEXT | {"name": "text_input", "shape": [2]}], raw_input_contents=[bytes(8)]),

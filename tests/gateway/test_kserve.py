@@ -213,6 +213,35 @@ async def test_models_are_not_controlled_from_here(site: Site) -> None:
         refused(await site.post(f"/repository/models/llm/{what}", {}), 403, "configuration")
 
 
+UNSERVED = {
+    "/trace/setting": "Traces are not set from here",
+    "/models/team/llm:1/trace/setting": "Traces are not set from here",
+    "/models/nobody/versions/1/trace/setting": "Traces are not set from here",
+    "/logging": "Logging is not set from here",
+    "/systemsharedmemory/status": "Shared memory is not served",
+    "/systemsharedmemory/region/a/register": "Shared memory is not served",
+    "/cudasharedmemory/unregister": "Shared memory is not served",
+    "/models/llm/versions": "Behind /versions/ goes a version",
+    "/models/team/llm:1/versions/": "Behind /versions/ goes a version",
+    "/trace": "nothing of the Open Inference Protocol",
+}
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+@pytest.mark.parametrize("path", UNSERVED)
+async def test_what_triton_has_and_is_not_served_is_told_as_such(site: Site, path: str, method: str) -> None:
+    refused(await site.client.request(method, f"/v2{path}", headers=_headers("good")), 404, UNSERVED[path])
+    refused(await site.client.request(method, f"/v2{path}", headers=_headers(None)), 401)
+
+
+async def test_a_model_whose_name_ends_like_what_is_not_served_is_asked_with_its_slashes_quoted(site: Site) -> None:
+    for name in ("a/trace/setting", "a/versions", "a/infer"):
+        let_stand(site.stages, name, {"classifier": 1})
+        quoted = name.replace("/", "%2F")
+        assert (await site.get(f"/models/{quoted}")).json()["name"] == name
+        assert (await site.post(f"/models/{quoted}/infer", INFER)).status_code == 200
+
+
 # ---- inference ---------------------------------------------------------------------------------------------
 
 
@@ -359,9 +388,55 @@ async def test_parameters_go_on_to_the_engine(site: Site) -> None:
     assert json.loads(llm.got) == {"model": "team/llm:1", "prompt": "hi", "stream": False} | given
 
 
+@pytest.mark.parametrize("given", [{}, {"parameters": {"seed": 7}}, {"seed": 7}])
+async def test_sampling_parameters_go_on_like_those_beside_them_which_win(site: Site, given: dict[str, Any]) -> None:
+    llm: Any = site.stages.replicas["team/llm:1"][0].runtime
+    sampling = json.dumps({"max_tokens": "3", "temperature": 0, "seed": 5})
+    for text in sampling, [sampling]:
+        asked = {"text_input": "hi", "sampling_parameters": text} | given
+        assert (await site.post("/models/team/llm:1/generate", asked)).status_code == 200
+        expected = {"max_tokens": 3, "temperature": 0, "seed": 7 if given else 5}
+        assert json.loads(llm.got) == {"model": "team/llm:1", "prompt": "hi", "stream": False} | expected
+
+
+async def test_sampling_parameters_are_heard_by_a_stream_and_reserved_for(site: Site) -> None:
+    llm: Any = site.stages.replicas["llm"][0].runtime
+    asked = {"text_input": "hi", "sampling_parameters": '{"max_tokens": 3}'}
+    said(await site.post("/models/llm/generate_stream", asked))
+    assert json.loads(llm.got)["max_tokens"] == 3
+    asked["sampling_parameters"] = '{"max_tokens": -1}'
+    refused(await site.post("/models/llm/generate_stream", asked), 400, "`max_tokens` must be from 0")
+
+
+@pytest.mark.parametrize(
+    ("words", "given"),
+    [
+        ({"bad_words": "", "stop_words": ""}, {}),
+        ({"bad_words": [""], "stop_words": []}, {}),
+        ({"bad_words": None, "stop_words": None}, {}),
+        ({"bad_words": "x", "stop_words": "a, b"}, {"bad_words": ["x"], "stop": ["a, b"]}),
+        ({"bad_words": ["x", ""], "stop_words": ["y", "z"]}, {"bad_words": ["x"], "stop": ["y", "z"]}),
+        ({"stop": "a", "stop_words": ""}, {"stop": "a"}),
+    ],
+)
+async def test_words_are_lists_without_empty_ones(site: Site, words: dict[str, Any], given: dict[str, Any]) -> None:
+    llm: Any = site.stages.replicas["team/llm:1"][0].runtime
+    for asked in words, {"parameters": words}, {"sampling_parameters": json.dumps(words)}:
+        answer = await site.post("/models/team/llm:1/generate", {"text_input": "hi", "max_tokens": 20} | asked)
+        assert answer.status_code == 200
+        body = {"model": "team/llm:1", "prompt": "hi", "stream": False, "max_tokens": 20}
+        assert json.loads(llm.got) == body | given
+    sampling = INFER["inputs"][0] | {"name": "sampling_parameters", "data": [json.dumps(words)]}
+    inputs = [INFER["inputs"][0] | {"name": "text_input"}, sampling]
+    assert (await site.post("/models/team/llm:1/infer", {"inputs": inputs})).status_code == 200
+    assert json.loads(llm.got) == {"model": "team/llm:1", "prompt": "hello", "stream": False} | given
+
+
 WRONG = {
     "no text": ({}, "`text_input` must be one string"),
     "several texts": ({"text_input": ["a", "b"]}, "`text_input` must be one string"),
+    "an empty text": ({"text_input": ""}, "`text_input` is empty"),
+    "an empty text in a list": ({"text_input": [""]}, "`text_input` is empty"),
     "a number as text": ({"text_input": 5}, "`text_input` must be one string"),
     "a stream that is none": ({"text_input": "a", "stream": "yes"}, "`stream` must be true or false"),
     "a stream in one piece": ({"text_input": "a", "stream": True}, "ask `generate_stream`"),
@@ -373,10 +448,21 @@ WRONG = {
     "more than any number": ({"text_input": "a", "parameters": {"max_tokens": 10**400}}, "`max_tokens` must be from 0"),
     "another model": ({"text_input": "a", "model": "classifier"}, "`model` is not taken here"),
     "many texts out": ({"text_input": "a", "parameters": {"n": 1000}}, "`n` is not taken here"),
+    "another model to sample from": (
+        {"text_input": "a", "sampling_parameters": '{"model": "classifier"}'}, "`model` is not taken here"
+    ),
+    "very many values to sample by": (
+        {"text_input": "a", "sampling_parameters": json.dumps({"stop": [[]] * 4096})}, "more than 4096 values"
+    ),
+    "sampling parameters that are no string": (
+        {"text_input": "a", "sampling_parameters": {"seed": 5}}, "`sampling_parameters` must be one string that holds"
+    ),
+    "words that are none": ({"text_input": "a", "stop_words": 5}, "`stop_words` must be a string or a list of strings"),
+    "a list of words of another type": ({"text_input": "a", "bad_words": ["x", 5]}, "`bad_words` must be a string or"),
     "parameters that are none": ({"text_input": "a", "parameters": 5}, "`parameters` must be an object"),
     "an id that is none": ({"text_input": "a", "id": 5}, "`id` must be a string"),
     "no object": ([], ""),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("what", WRONG)
@@ -392,6 +478,8 @@ async def test_sampling_parameters_that_are_none_are_named(site: Site, given: st
         for name, text in (("text_input", "a"), ("sampling_parameters", given))
     ]
     refused(await site.post("/models/team/llm:1/infer", {"inputs": inputs}), 400, says)
+    body = {"text_input": "a", "sampling_parameters": given}
+    refused(await site.post("/models/team/llm:1/generate", body), 400, says)
 
 
 async def test_a_model_that_answers_only_openai_s_routes_says_so(site: Site) -> None:

@@ -410,6 +410,17 @@ def test_an_output_that_is_no_finite_number_goes_as_bytes_only(number: float, da
     assert raw(found, datatype) == found.tobytes()
 
 
+@pytest.mark.parametrize("of_all", [True, False, None])
+@pytest.mark.parametrize("of_one", [True, False, None])
+def test_an_output_s_own_word_on_bytes_comes_before_that_of_all(of_one: bool | None, of_all: bool | None) -> None:
+    output = {"name": "FP32", "parameters": {} if of_one is None else {"binary_data": of_one}}
+    about = {"x": 1, "y": 0.5, "z": "a"} | ({} if of_all is None else {"binary_data_output": of_all})
+    asked = {"inputs": [declared("INT64") | {"data": [1, 2]}], "outputs": [output], "parameters": about}
+    message = kserve_rest.read(json.dumps(asked, indent=1).encode(), None)
+    assert message.outputs == (Wanted("FP32", bool(of_all) if of_one is None else of_one),)
+    assert message.parameters == about
+
+
 # ---- what is refused ---------------------------------------------------------------------------------------
 
 
@@ -430,6 +441,15 @@ def body(text: bytes, json_bytes: int | None = None) -> Callable[[], InferReques
 
 def classes(name: str, count: Any) -> Callable[[], InferRequest]:
     outputs = [{"name": name, "parameters": {"classification": count}}]
+    return body(json.dumps({"inputs": [declared("INT64") | {"data": [1, 2]}], "outputs": outputs}).encode())
+
+
+def parameters(**given: Any) -> Callable[[], InferRequest]:
+    return body(json.dumps({"inputs": [declared("INT64") | {"data": [1, 2]}], "parameters": given}).encode())
+
+
+def in_bytes(said: Any) -> Callable[[], InferRequest]:
+    outputs = [{"name": "FP32", "parameters": {"binary_data": said}}]
     return body(json.dumps({"inputs": [declared("INT64") | {"data": [1, 2]}], "outputs": outputs}).encode())
 
 
@@ -486,6 +506,15 @@ REFUSED: dict[str, tuple[Callable[[], InferRequest], str | None, str]] = {
         "at most",
     ),
     "parameters that are none": (body(b'{"inputs":[],"parameters":null}'), "parameters", "`parameters`: Expected"),
+    "a parameter that is a list": (parameters(x=[1]), "x", "`x` must be a string, a number or a boolean"),
+    "a parameter that is an object": (parameters(x={}), "x", "`x` must be a string, a number or a boolean"),
+    "a parameter that is null": (parameters(x=None), "x", "`x` must be a string, a number or a boolean"),
+    "a parameter's name without end": (parameters(**{"x" * 10_000: []}), f"{'x' * 99}…", "`x{99}…` must be a string"),
+    "bytes wanted in a string": (parameters(binary_data_output="true"), "binary_data_output", "must be true or false"),
+    "bytes wanted by a number": (parameters(binary_data_output=1), "binary_data_output", "must be true or false"),
+    "an output's bytes wanted in a string": (in_bytes("yes"), "FP32", "`binary_data` must be true or false"),
+    "an output's bytes wanted by a number": (in_bytes(1), "FP32", "`binary_data` must be true or false"),
+    "an output's bytes wanted by null": (in_bytes(None), "FP32", "`binary_data` must be true or false"),
     "gRPC's very many inputs": (asks(inputs=[declared("INT64")] * MANY), "inputs", "at most"),
     "gRPC's very many outputs": (asks(outputs=[{"name": "x"}] * MANY), "outputs", "at most"),
     "gRPC's very many parameters": (
@@ -577,7 +606,9 @@ REFUSED: dict[str, tuple[Callable[[], InferRequest], str | None, str]] = {
         binary(16, json_bytes=10), None, "up to byte 10, where Inference-Header-Content-Length .* not valid JSON"
     ),
     "a JSON length amid the bytes": (binary(16, json_bytes=120), None, "not valid JSON"),
-    "a JSON length of nothing": (binary(16, json_bytes=0), None, "not valid JSON"),
+    "a JSON length of nothing": (binary(16, json_bytes=0), None, "Length is 0: .* then the bytes"),
+    "bytes alone": (body(bytes(16), 0), None, "bytes alone is not served"),
+    "nothing at all": (body(b"", 0), None, "bytes alone is not served"),
     "a string's length without its end": (strings(b"\5\0\0\0abcd"), "text", "ends within"),
     "half a string's length": (strings(b"\1\0\0\0a\1\0"), "text", "ends within"),
     "a string's length of four billion": (strings(b"\xff\xff\xff\xff"), "text", "ends within"),
