@@ -58,7 +58,7 @@ class Described(msgspec.Struct, frozen=True):
     platform: str
     version: str
     versions: tuple[str, ...]
-    """Of a model that is not ours: what its server answers with."""
+    """Of a model that is not ours: those that its server answers with, the newest last."""
     rows_max: int
     """That one request may have; 0 for a model without batches, whose first axis may be anything."""
     columns: frozenset[str]
@@ -197,6 +197,7 @@ def described(metadata: Any, config: Any, *, task: str, labels: tuple[str, ...])
     columns = frozenset(it.name for it in (*config.input, *config.output) if it.HasField("reshape")) if ours else ()
     if config.model_transaction_policy.decoupled:
         raise ValueError("its model is decoupled, with any number of answers to a request; Headrace passes on one")
+    versions = tuple(sorted(metadata.versions, key=lambda it: (len(it), it))) or ("1",)
     optional = {it.name for it in config.input if it.optional}
     outputs = tuple(_tensor(it, columns) for it in metadata.outputs if not (ours and it.name == TOKENS))
     return Described(
@@ -206,8 +207,8 @@ def described(metadata: Any, config: Any, *, task: str, labels: tuple[str, ...])
         inputs=tuple(_tensor(it, columns, optional=it.name in optional) for it in metadata.inputs),
         outputs=outputs,
         platform=metadata.platform,
-        version=ours.version if ours else max(metadata.versions, key=lambda it: (len(it), it), default="1"),
-        versions=() if ours else tuple(metadata.versions),
+        version=ours.version if ours else versions[-1],
+        versions=() if ours else versions,
         rows_max=config.max_batch_size,
         columns=frozenset(columns),
         counts_tokens=ours is not None and len(outputs) < len(metadata.outputs),

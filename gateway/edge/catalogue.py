@@ -72,8 +72,8 @@ class Catalogue:
         found = self.pipeline.route.get(model)
         if not version or found is None or not covered(principal.models, model):
             return ""
-        ready = [replica for replica in found.replicas if replica.state is State.ready]
-        numbered = not isinstance(found, Alias) and any(map(_is_numbered, ready))
+        numbered = not isinstance(found, Alias) and any(map(_is_numbered, found.replicas))
+        ready = (replica for replica in found.replicas if replica.state is State.ready)
         known = {it for replica in ready for it in _versions(found, replica)}
         if known and version not in known and (version != VERSION or numbered):
             raise NotFound(
