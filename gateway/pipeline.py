@@ -72,7 +72,5 @@ class Pipeline:
                         return await meter(call, reply, client, self.clock)
                 except asyncio.CancelledError:
                     if self.stopped:  # else the client has left
-                        if not call.status:
-                            call.items = call.tokens_in = 0  # nothing was delivered
                         raise Draining("This gateway stopped before the answer was whole.") from None
                     raise

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from gateway.budget import Purse
 from gateway.call import Call, Limits, Principal
-from gateway.errors import DeadlineExceeded, QuotaExceeded, QuotaTooSmall
+from gateway.errors import DeadlineExceeded, Draining, QuotaExceeded, QuotaTooSmall
 from gateway.price import Price
 from gateway.store import Spent
 from runtimes.clock import Clock
@@ -155,6 +155,8 @@ class Hold:
             call.items += call.rows_begun
             if not call.tokens_in:
                 call.tokens_in, call.estimated = call.tokens_in_estimate, True
+        elif isinstance(error, Draining) and not call.status:
+            call.items = call.tokens_in = 0  # nothing was delivered
         used = call.tokens_in + call.tokens_out
         held, held_by_key = self._taken
         self._pair.tenant.settle(held, used)

@@ -139,9 +139,9 @@ def _session(served: Served) -> Session:
 def _described(tensor: Tensor, *, batched: bool) -> dict[str, Any]:
     """The first axis of what is batched goes without saying."""
     dims = list(tensor.shape[1:] if batched else tensor.shape)
-    known: dict[str, Any] = {"name": tensor.name, "data_type": "TYPE_" + tensor.datatype.replace("BYTES", "STRING")}
-    known |= {"optional": True} if tensor.optional else {}
-    return known | ({"dims": dims} if dims else {"dims": [1], "reshape": {"shape": []}})
+    known = {"name": tensor.name, "data_type": "TYPE_" + tensor.datatype.replace("BYTES", "STRING")}
+    optional = {"optional": True} if tensor.optional else {}
+    return known | optional | ({"dims": dims} if dims else {"dims": [1], "reshape": {"shape": []}})
 
 
 def _read(name: str, array: Array) -> Array:

@@ -99,17 +99,16 @@ def gc(
     versions: list[Manifest] = []
     left: list[Manifest] = []
     faults: list[str] = []
-    whole = set[str]()
-    names = place.names()
-    for name in names:
+    damaged = set(place.names())  # until they have been gone through
+    for name in sorted(damaged):
         with noted(faults):
             before = place.list(name)
             gone = select(name, keep=keep)
             versions += gone
             left += [it for it in before if it not in gone]
-            whole.add(name)
+            damaged.remove(name)
     runs = leftovers.find(state() / "runs", left, now_s=place.clock.wall_s())
-    runs = [it for it in runs if it.name in whole or it.name not in names]
+    runs = [it for it in runs if it.name not in damaged]
     if yes:
         runs = [it for it in runs if leftovers.remove(it)]
     _print_gone(versions, runs, done=yes, as_json=json_)

@@ -146,8 +146,8 @@ class Catalogue:
             "name": target.name,
             # Of all that it had: promotions do not begin the counts anew. And Triton's perf_analyzer wants a number.
             "version": VERSION,
-            # Row by row, as Triton counts; who generates has no rows.
             "last_inference": int(per.last_at_s * 1e3),
+            # Row by row, as Triton counts; who generates has no rows.
             "inference_count": per.served_items or served,
             "execution_count": sum(batches) if batches else served,
             "inference_stats": {

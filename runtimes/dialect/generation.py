@@ -130,9 +130,9 @@ def _asked(id: str, fields: dict[str, Any]) -> Generation:
     for name, value in fields.items():
         if name in REFUSED:
             raise Invalid(f"`{name}` is not taken here: {REFUSED[name]}.", param=name)
-        found = _words(name, value) if name in WORDS else _number(name, value)
-        if found or name not in WORDS:
-            parameters[RENAMED.get(name, name)] = found
+        if name in WORDS and not (value := _words(name, value)):
+            continue
+        parameters[RENAMED.get(name, name)] = _number(name, value)
     # By it a call is reckoned before any engine sees it.
     if not 0 <= (parameters.get("max_tokens") or 0) <= TOKENS_OUT_MAX:
         raise Invalid(f"`max_tokens` must be from 0 to {TOKENS_OUT_MAX}.", param="max_tokens")

@@ -3,8 +3,7 @@ takes, and its answer. Pure; the two wires are `kserve_rest` and `kserve_grpc`."
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
@@ -41,10 +40,8 @@ class Tensors:
         if not inputs and not all(tensor.optional for tensor in predictor.inputs):
             raise Invalid(f"no inputs are given; the model takes {_names(predictor.inputs)}.", param="inputs")
         outputs = message.outputs
-        if not outputs:
-            every = [Wanted(tensor.name, message.binary) for tensor in predictor.outputs]
-            return Asked(self._request(inputs, deadline_s, flow), every, self.write)
-        if len({wanted.name for wanted in outputs}) != len(outputs):
+        names = tuple([wanted.name for wanted in outputs])
+        if len({*names}) != len(names):
             raise Invalid("an output is asked for twice.", param="outputs")
         given = {tensor.name: tensor for tensor in predictor.outputs}
         # A server elsewhere has labels of its own, unless the configuration says which they are.
@@ -63,19 +60,9 @@ class Tensors:
                     param=wanted.name,
                 )
         classes = {wanted.name: wanted.classes for wanted in outputs if wanted.classes} if theirs else {}
-        request = self._request(inputs, deadline_s, flow, tuple(wanted.name for wanted in outputs), classes)
-        return Asked(request, outputs, self.write)
-
-    def _request(
-        self,
-        inputs: Mapping[str, Array],
-        deadline_s: float,
-        flow: str,
-        outputs: tuple[str, ...] = (),
-        classes: Mapping[str, int] = MappingProxyType({}),
-    ) -> InferRequest:
-        message = self.message
-        return InferRequest(inputs, deadline_s, flow, outputs, classes, self.version, message.id, message.parameters)
+        request = InferRequest(inputs, deadline_s, flow, names, classes, self.version, message.id, message.parameters)
+        told = outputs or [Wanted(tensor.name, message.binary) for tensor in predictor.outputs]
+        return Asked(request, told, self.write)
 
 
 class Asked:
