@@ -43,6 +43,8 @@ TRANSPORT = frozenset({"binary_data_output", "triton_enable_empty_final_response
 """Parameters about the wire that a request came by, which is not the one to the server."""
 SEQUENCE = "sequence_id"
 """Of Triton's sequence extension: which requests follow each other, whose model may remember them."""
+NEEDED = {"classify": "scores", "embed": "embedding"}
+"""Task → the output without which it is none: [rows, labels], and [rows, width]."""
 SAID_CHARS_MAX = 500
 """Of what a server says is wrong with a request."""
 
@@ -92,7 +94,8 @@ class Client:
         hold up the short ones. `left_s` says what is left until a deadline."""
         inputs = fitted(model, request.inputs, self._replica)
         wanted = request.outputs and (*request.outputs, *([TOKENS] if model.counts_tokens else ()))
-        parts = []
+        parts: list[dict[str, Array]] = []
+        version = ""
         for piece in pieces(inputs, model.rows_max):
             message = self._empty(model, request)
             for name in wanted:
@@ -104,17 +107,21 @@ class Client:
                 message.raw_input_contents.append(packed(name, datatype, array))
             if message.ByteSize() > MESSAGE_BYTES_MAX:
                 raise Invalid(f"the inputs take {message.ByteSize()} bytes; {MESSAGE_BYTES_MAX} go at once")
+            # One model for all of it, whatever is published meanwhile.
+            message.model_version = version or message.model_version
             answer = await self._call(
                 self._infer, message, left_s(request.deadline_s), (*model.names, *request.outputs)
             )
+            version = answer.model_version if model.versions else ""
             parts.append(self._arrays(answer))
-        outputs = parts[0] if len(parts) == 1 else {it: np.concatenate([part[it] for part in parts]) for it in parts[0]}
+            self._require_sound(model, request, piece, parts[-1])
+        outputs = self._joined(parts)
         for name in model.columns & outputs.keys():
             outputs[name] = outputs[name].reshape(outputs[name].shape[:-1])
         if "label" in outputs:
             outputs["label"] = _strings(outputs["label"])
         tokens_in = int(outputs.pop(TOKENS).sum()) if model.counts_tokens else 0
-        return InferReply(outputs, tokens_in, version=answer.model_version if model.versions else "")
+        return InferReply(outputs, tokens_in, version=version)
 
     async def ready(self) -> None:
         """Return if the model would answer now, else raise Unavailable."""
@@ -132,7 +139,7 @@ class Client:
             found = described(metadata, config.config, task=task, labels=labels)
         except ValueError as error:
             raise Unavailable(f"{self._replica}: {error}") from None
-        needed = {"classify": "scores", "embed": "embedding"}.get(found.task)
+        needed = NEEDED.get(found.task)
         if needed and needed not in {it.name for it in found.outputs}:
             raise Unavailable(f"{self._replica} cannot {found.task}: its model has no output `{needed}`")
         return found
@@ -156,6 +163,30 @@ class Client:
                 except ValueError:
                     raise Invalid(f"the parameter `{name}` is beyond 64 bits", param="parameters") from None
         return message
+
+    def _require_sound(
+        self, model: Described, request: InferRequest, piece: Fitted, outputs: Mapping[str, Array]
+    ) -> None:
+        """Raise Failed unless the output that the model's task is about, if it is wanted, is one for each row."""
+        name = NEEDED.get(model.task)
+        if name is None or name in request.classes or (request.outputs and name not in request.outputs):
+            return
+        rows = len(next(iter(piece.values()))[1])
+        shape: tuple[int, ...] = outputs[name].shape if name in outputs else ()
+        if len(shape) != 2 or shape[0] != rows or (model.labels and shape[1] != len(model.labels)):
+            wants = f"{rows} rows" + (f" and {len(model.labels)} labels" if model.labels else "")
+            said = f"its `{name}` has the shape {list(shape)}, for {wants}" if shape else f"it gave no `{name}`"
+            raise Failed(f"{self._replica}: of its model, {said}", said)
+
+    def _joined(self, parts: list[dict[str, Array]]) -> dict[str, Array]:
+        """Raises Failed if they do not go together."""
+        if len(parts) == 1:
+            return parts[0]
+        try:
+            return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        except (KeyError, ValueError):
+            said = "it gave other outputs to one part of the rows than to another"
+            raise Failed(f"{self._replica}: of its model, {said}", said) from None
 
     async def _ask(self, method: _Method, message: Any) -> Any:
         try:
@@ -215,9 +246,11 @@ def described(metadata: Any, config: Any, *, task: str, labels: tuple[str, ...])
     )
 
 
-def _own(sequence: bool | int | float | str, flow: str) -> bool | int | float | str:
+def _own(sequence: bool | int | float | str, flow: str) -> int | str:
     """A sequence's name that no other flow can choose: what a model remembers is for whom it came from. 0 and "" stand
-    for none."""
+    for none. Raises Invalid for what is no name to Triton either."""
+    if type(sequence) is not str and not (type(sequence) is int and 0 <= sequence < 1 << 64):
+        raise Invalid(f"`{SEQUENCE}` must be a string, or a whole number of up to 64 bits", param=SEQUENCE)
     if not sequence:
         return sequence
     digest = hashlib.sha256(msgspec.json.encode([flow, sequence])).digest()
@@ -324,7 +357,10 @@ def fault_of(status: Status, said: str, who: str, names: Iterable[str] = (), *, 
             return Unavailable(f"{who}: its server refused the gateway's own credentials; see `key_env`")
         case _:
             # Behind the first line a model in Python says where in its code it failed, which is nobody's business.
-            return Failed(f"{who}: its server failed ({status.name})", said.partition("\n")[0][:SAID_CHARS_MAX])
+            return Failed(
+                f"{who}: its server failed ({status.name})",
+                said.partition("\n")[0][:SAID_CHARS_MAX] or "no reason is given",
+            )
 
 
 class _Method:

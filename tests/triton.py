@@ -4,7 +4,7 @@ real one is."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,8 @@ class FakeTriton:
         """What every inference ends in; None while all is well."""
         self.nonsense: bytes | None = None
         """In place of the bytes of an answer."""
+        self.spoil: Callable[[Any], Any] = lambda scores: scores
+        """What becomes of the scores of each inference, None for none."""
         self.go_on = asyncio.Event()
         """Inferences wait for this."""
         self.go_on.set()
@@ -121,8 +123,10 @@ class FakeTriton:
         self.rows.append(len(text))
         found = {"scores": np.eye(3, dtype=np.float32)[[min(len(it), 2) for it in text.flat]], "said": text}
         classes = {it.name for it in request.outputs if "classification" in it.parameters}
+        found["scores"] = self.spoil(found["scores"])
         found |= {name: np.full((len(text), 1), b"1.0:0:theirs", object) for name in classes}
-        wanted = [it for it in self.outputs if not request.outputs or it.name in {to.name for to in request.outputs}]
+        names = {it.name for it in request.outputs} or found.keys()
+        wanted = [it for it in self.outputs if it.name in names and found[it.name] is not None]
         datatypes: dict[str, Any] = {it.name: "BYTES" if it.name in classes else it.datatype for it in wanted}
         told = [{"name": name, "datatype": it, "shape": found[name].shape} for name, it in datatypes.items()]
         raws = [self.nonsense or tensors.raw(found[name], it) for name, it in datatypes.items()]

@@ -76,9 +76,8 @@ class Catalogue:
         ready = (replica for replica in found.replicas if replica.state is State.ready)
         known = {it for replica in ready for it in _versions(found, replica)}
         if known and version not in known and (version != VERSION or numbered):
-            raise NotFound(
-                f"Model {model!r} has no version {version[:64]!r}; it has {', '.join(sorted(known))}.", param="version"
-            )
+            told = ", ".join(sorted(known, key=lambda it: (len(it), it)))
+            raise NotFound(f"Model {model!r} has no version {version[:64]!r}; it has {told}.", param="version")
         return version if numbered else ""
 
     def model_ready(self, model: str, version: str, principal: Principal) -> bool:

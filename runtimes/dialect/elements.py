@@ -132,7 +132,7 @@ def shaped(name: str, sizes: Sequence[int]) -> tuple[int, ...]:
 
 def classes(name: str, found: object) -> int:
     """Of an output: what its parameter `classification` says. Raises Invalid."""
-    if not isinstance(found, int) or isinstance(found, bool) or found < 0:
+    if not isinstance(found, int) or isinstance(found, bool) or not 0 <= found <= ELEMENTS_MAX:
         raise Invalid(f"output `{name}`: `classification` must be a number of classes.", param=name)
     return found
 

@@ -53,7 +53,8 @@ class Tensors:
                     f"output `{wanted.name}` is none of the model's; it gives {_names(predictor.outputs)}.",
                     param=wanted.name,
                 )
-            if wanted.classes and not theirs and (tensor.datatype == "BYTES" or len(tensor.shape) != 2):
+            # Of strings no server can rank any, and a Triton that is asked to ends.
+            if wanted.classes and (tensor.datatype == "BYTES" or not (theirs or len(tensor.shape) == 2)):
                 raise Invalid(
                     f"output `{wanted.name}`: `classification` is of numbers in rows and columns; this is "
                     f"{tensor.datatype} {list(tensor.shape)}.",

@@ -355,7 +355,7 @@ def test_only_what_is_asked_for_is_answered_in_the_order_it_is_asked_for(wanted:
 def test_classes_of_a_server_elsewhere_are_in_its_own_words() -> None:
     wanted = [
         {"name": "FP32", "parameters": {"classification": 2}},
-        {"name": "BYTES", "parameters": {"classification": 1}},
+        {"name": "INT8", "parameters": {"classification": 1}},
     ]
     body = {"inputs": [declared("BOOL") | {"data": [True, False]}], "outputs": wanted}
     written: list[Encoded] = []
@@ -369,13 +369,32 @@ def test_classes_of_a_server_elsewhere_are_in_its_own_words() -> None:
     asked = Tensors(kserve_rest.read(json.dumps(body).encode(), None), write).parse(
         b"", predictor=predictor, deadline_s=0, flow=""
     )
-    assert asked.request.classes == {"FP32": 2, "BYTES": 1}
+    assert asked.request.classes == {"FP32": 2, "INT8": 1}
     found = np.array([b"7.0:1:cat", b"2.0:0:dog"], object)
-    asked.answer(InferReply({"FP32": found, "BYTES": found[:1]}, 0), model="m", predictor=predictor, id="", created_s=0)
+    asked.answer(InferReply({"FP32": found, "INT8": found[:1]}, 0), model="m", predictor=predictor, id="", created_s=0)
     assert [(it.name, it.datatype, it.data) for it in written] == [
         ("FP32", "BYTES", ["7.0:1:cat", "2.0:0:dog"]),
-        ("BYTES", "BYTES", ["7.0:1:cat"]),
+        ("INT8", "BYTES", ["7.0:1:cat"]),
     ]
+
+
+@pytest.mark.parametrize("versions", [(), ("1",)])
+def test_texts_have_no_classes_wherever_they_come_from(versions: tuple[str, ...]) -> None:
+    wanted = [{"name": "BYTES", "parameters": {"classification": 1}}]
+    body = json.dumps({"inputs": [declared("BOOL") | {"data": [True, False]}], "outputs": wanted}).encode()
+    predictor = Everything()
+    predictor.versions = versions
+    translation = Tensors(kserve_rest.read(body, None), lambda outputs, model, version: b"")
+    with pytest.raises(Invalid, match="`classification` is of numbers"):
+        translation.parse(b"", predictor=predictor, deadline_s=0, flow="")
+
+
+@pytest.mark.parametrize("number", [-1, 1 << 32, 1 << 63, 1 << 70])
+def test_a_number_of_classes_is_one_that_a_tensor_may_have(number: int) -> None:
+    wanted = [{"name": "FP32", "parameters": {"classification": number}}]
+    body = json.dumps({"inputs": [declared("BOOL") | {"data": [True, False]}], "outputs": wanted}).encode()
+    with pytest.raises(Invalid, match="must be a number of classes"):
+        kserve_rest.read(body, None)
 
 
 @pytest.mark.parametrize("outputs", [[], [{"name": "BOOL"}, {"name": "FP32"}]])

@@ -1,5 +1,6 @@
 import asyncio
 import math
+import re
 import shutil
 import subprocess
 from collections.abc import AsyncIterator, Mapping
@@ -157,11 +158,59 @@ async def test_what_a_request_says_beside_its_tensors_goes_with_it(runtime: Trit
         await runtime.infer(InferRequest(texts("a"), math.inf, parameters={"much": 1 << 64}))
 
 
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda scores: None, "it gave no `scores`"),
+        (lambda scores: scores[:-1], r"`scores` has the shape \[1, 3\], for 2 rows and 3 labels"),
+        (lambda scores: scores[:, :2], r"has the shape \[2, 2\]"),
+        (lambda scores: scores[:, 0].copy(), r"has the shape \[2\]"),
+    ],
+)
+async def test_scores_that_are_not_one_for_each_row_and_label_are_the_model_s_failure(
+    runtime: TritonRuntime, triton: FakeTriton, spoil: Any, said: str
+) -> None:
+    triton.spoil = spoil
+    with pytest.raises(Failed) as failed:
+        await infer(runtime, "a", "b")
+    assert re.search(said, failed.value.said)
+    others = InferRequest(texts("a", "b"), math.inf, outputs=("said",))
+    assert (await runtime.infer(others)).outputs.keys() == {"said"}, "whoever wants no scores gets what there is"
+
+
+async def test_parts_that_do_not_go_together_are_the_model_s_failure(
+    site: Site, triton: FakeTriton, tmp_path: Path, clock: FakeClock
+) -> None:
+    async with opened(site, address(tmp_path), clock, task=None, labels=()) as runtime:
+        triton.spoil = lambda scores: scores if len(scores) == 4 else scores[:, :1].copy()
+        with pytest.raises(Failed, match="to one part of the rows than to another"):
+            await infer(runtime, *"abcdef")
+
+
+async def test_all_parts_of_a_call_are_answered_by_one_version(runtime: TritonRuntime, triton: FakeTriton) -> None:
+    asked: list[str] = []
+
+    def publish(scores: Any) -> Any:
+        asked.append(triton.asked.model_version)
+        triton.versions.append(str(len(asked) + 1))
+        return scores
+
+    triton.spoil = publish
+    reply = await infer(runtime, *"abcdefghij")
+    assert (asked, reply.version) == (["", "2", "2"], "2")
+
+
 async def test_classes_are_those_of_its_server(runtime: TritonRuntime, triton: FakeTriton) -> None:
     request = InferRequest(texts(*"abcdef"), math.inf, outputs=("scores",), classes={"scores": 1})
     reply = await runtime.infer(request)
     assert reply.outputs["scores"].tolist() == [[b"1.0:0:theirs"]] * 6
     assert triton.asked.outputs[0].parameters["classification"].int64_param == 1
+
+
+@pytest.mark.parametrize("name", [True, 5.5, -1, 1 << 64, float("nan")])
+async def test_what_is_no_name_of_a_sequence_is_refused(runtime: TritonRuntime, name: Any) -> None:
+    with pytest.raises(Invalid, match="`sequence_id` must be"):
+        await runtime.infer(InferRequest(texts("a"), math.inf, parameters={"sequence_id": name}))
 
 
 @pytest.mark.parametrize("ids", [(5, 6), ("a", "b")])
