@@ -50,6 +50,9 @@ class Channel:
         return cls(*await asyncio.open_unix_connection(sock=end, limit=LINE_BYTES_MAX))
 
     async def say(self, what: msgspec.Struct) -> None:
+        """Raises ConnectionError once the other has gone."""
+        if self._writer.is_closing():  # uvloop has another error for it
+            raise ConnectionResetError
         self._writer.write(msgspec.json.encode(what) + b"\n")
         await self._writer.drain()
 

@@ -168,12 +168,15 @@ class Life:
         self.channel.close()
 
     async def ask(self) -> Report | None:
-        """How it is; None if it does not say so in time. All who ask meanwhile get the same answer."""
+        """How it is; None if it does not say so in time or has gone. All who ask meanwhile get the same answer."""
         answer = self._answer
         if answer is None:
             answer = self._answer = asyncio.get_running_loop().create_future()
-            with suppress(ConnectionError):
+            try:
                 await self.channel.say(Ask())
+            except ConnectionError:
+                self._answer = None
+                answer.cancel()
         await asyncio.wait((answer,), timeout=ANSWER_S_MAX)
         return answer.result() if answer.done() and not answer.cancelled() else None
 

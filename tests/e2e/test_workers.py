@@ -127,8 +127,9 @@ def statuses(answers: list[Reply]) -> dict[int, int]:
 def gauges(gateway: GatewayProcess) -> dict[str, float]:
     """Every sample of /metrics, by its name and labels."""
     with gateway.admin_client() as admin:
-        lines = admin.get("/metrics").text.splitlines()
-    pairs = (line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+        answer = admin.get("/metrics")
+    assert answer.status_code == 200, f"{answer.text}\n{gateway.text}"
+    pairs = (line.rsplit(" ", 1) for line in answer.text.splitlines() if not line.startswith("#"))
     return {name: float(value) for name, value in pairs}
 
 
