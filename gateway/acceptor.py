@@ -2,7 +2,8 @@
 
 Whoever wakes first would take all that came at once, and keep it: clients hold their connections for hours. So a worker
 that has clearly more of them than the emptiest looks away for a moment, in which that one can take what is waiting;
-after it takes it itself, so that nobody waits for a worker that hangs.
+after it takes one itself, so that nobody waits for a worker that hangs. One that starts or stops, and would only refuse
+calls, looks away as long as another is there for them.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+from collections.abc import Callable
 
 from gateway.edge.connection import Connection
 from gateway.edge.server import Server
@@ -18,13 +20,23 @@ log = logging.getLogger("headrace.acceptor")
 
 
 class Acceptor:
-    """`crowd` is how many connections each worker has, and one more; 0 if it accepts none."""
+    """`crowd` is how many connections each worker has, and one more; 0 if it is not there for new ones. `here` says
+    whether this one is."""
 
-    def __init__(self, server: Server, listening: socket.socket, *, crowd: memoryview[int], worker: int) -> None:
+    def __init__(
+        self,
+        server: Server,
+        listening: socket.socket,
+        *,
+        crowd: memoryview[int],
+        worker: int,
+        here: Callable[[], bool],
+    ) -> None:
         self._server = server
         self._listening = listening
         self._crowd = crowd
         self._worker = worker
+        self._here = here
         self._loop = asyncio.get_running_loop()
         self._opening: dict[asyncio.Task[object], Connection] = {}
         self._away: asyncio.TimerHandle | None = None
@@ -49,13 +61,17 @@ class Acceptor:
     def _count(self) -> None:
         """Exactly: others judge by it. A connection is the server's some turns before its opening is done."""
         made = self._server.connections
-        self._crowd[self._worker] = len(made) + sum(it not in made for it in self._opening.values()) + 1
+        count = len(made) + sum(it not in made for it in self._opening.values()) + 1
+        self._crowd[self._worker] = count if self._here() else 0
 
     def _ready(self) -> None:
         self._count()
         for _ in range(TAKE_MAX):
-            fewest = min(count for count in self._crowd if count)
-            if self._crowd[self._worker] > fewest + fewest // 8 + MORE:
+            count, fewest = self._crowd[self._worker], min((it for it in self._crowd if it), default=0)
+            if not count and fewest:
+                self._look_away(ABSENT_S)
+                return
+            if count > fewest + fewest // 8 + MORE:
                 self._look_away(AWAY_S)
                 return
             if not self._take():
@@ -67,7 +83,8 @@ class Acceptor:
 
     def _come_back(self) -> None:
         self._look()
-        self._take()
+        if self._crowd[self._worker]:
+            self._take()
 
     def _take(self) -> bool:
         """One connection; False if there is none, or it can't be had."""
@@ -84,7 +101,7 @@ class Acceptor:
         opening = self._loop.create_task(self._loop.connect_accepted_socket(lambda: connection, accepted))
         self._opening[opening] = connection
         opening.add_done_callback(self._opening.pop)
-        self._crowd[self._worker] += 1
+        self._crowd[self._worker] += self._crowd[self._worker] > 0
         return True
 
 
@@ -93,4 +110,6 @@ TAKE_MAX = 16
 #: How many more than the emptiest has, beside an eighth, are no reason to look away; and for how long that is.
 MORE = 2
 AWAY_S = 0.001
+#: How long one looks away that is not there for calls, while another is.
+ABSENT_S = 0.05
 FAULT_S = 1.0

@@ -53,17 +53,31 @@ def log_to_stderr(form: str = LOG_FORMAT) -> None:
     logging.getLogger("alembic").setLevel(logging.WARNING)
 
 
-def stop_signal() -> asyncio.Event:
-    """Set once this process is asked to end."""
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    return stop
+@contextmanager
+def stop_signal() -> Iterator[asyncio.Event]:
+    """Set once this process is asked to end. To be asked again is no other end of it, to the very last moment."""
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+    for number in STOPPING:
+        loop.add_signal_handler(number, stop.set)
+    yield stop
+    for number in STOPPING:
+        loop.remove_signal_handler(number)
+        signal.signal(number, signal.SIG_IGN)
+
+
+STOPPING = (signal.SIGTERM, signal.SIGINT)
 
 
 async def _serve(config: Config, opening: Callable[[Config], AbstractAsyncContextManager[Running]]) -> None:
+    with stop_signal() as stop:
+        await _serve_until(stop, config, opening)
+        log.info("stopped")
+
+
+async def _serve_until(
+    stop: asyncio.Event, config: Config, opening: Callable[[Config], AbstractAsyncContextManager[Running]]
+) -> None:
     started_s = time.monotonic()
-    stop = stop_signal()
     async with opening(config) as running:
         log.info(
             "listening after %.2f s on http://%s/v1 and grpc://%s, admin on http://%s; models are being opened",
@@ -91,7 +105,6 @@ async def _serve(config: Config, opening: Callable[[Config], AbstractAsyncContex
             config.server.unready_s,
             config.server.drain_s_max,
         )
-    log.info("stopped")
 
 
 class Running(NamedTuple):

@@ -1,4 +1,5 @@
-"""What a leader and a worker say to each other: JSON lines on a pair of sockets that nobody else can reach."""
+"""What a leader and a worker say to each other: MessagePack behind its length, on a pair of sockets that nobody else
+can reach."""
 
 from __future__ import annotations
 
@@ -47,29 +48,31 @@ class Channel:
 
     @classmethod
     async def open(cls, end: socket.socket) -> Channel:
-        return cls(*await asyncio.open_unix_connection(sock=end, limit=LINE_BYTES_MAX))
+        return cls(*await asyncio.open_unix_connection(sock=end))
 
     async def say(self, what: msgspec.Struct) -> None:
         """Raises ConnectionError once the other has gone."""
         if self._writer.is_closing():  # uvloop has another error for it
             raise ConnectionResetError
-        self._writer.write(msgspec.json.encode(what) + b"\n")
+        said = msgspec.msgpack.encode(what)
+        self._writer.write(len(said).to_bytes(LENGTH_BYTES) + said)
         await self._writer.drain()
 
-    async def hear(self, what: msgspec.json.Decoder[T]) -> T:
+    async def hear(self, what: msgspec.msgpack.Decoder[T]) -> T:
         """Raises EOFError once the other has gone."""
         try:
-            line = await self._reader.readuntil(b"\n")
+            size = int.from_bytes(await self._reader.readexactly(LENGTH_BYTES))
+            said = await self._reader.readexactly(size)
         except (asyncio.IncompleteReadError, ConnectionError):
             raise EOFError from None
-        return what.decode(line)
+        return what.decode(said)
 
     def close(self) -> None:
         self._writer.close()
 
 
-#: A report of a thousand models; a configuration is less.
-LINE_BYTES_MAX = 64 * 1024 * 1024
+#: Of the length.
+LENGTH_BYTES = 4
 
-START, ASK = msgspec.json.Decoder(Start), msgspec.json.Decoder(Ask)
-SAID: msgspec.json.Decoder[Up | Told] = msgspec.json.Decoder(Up | Told)
+START, ASK = msgspec.msgpack.Decoder(Start), msgspec.msgpack.Decoder(Ask)
+SAID: msgspec.msgpack.Decoder[Up | Told] = msgspec.msgpack.Decoder(Up | Told)

@@ -159,9 +159,11 @@ def _contradictions(config: Config) -> Iterator[str]:
             if _endpoint(address) == _endpoint(getattr(server, other)) and _endpoint(address)[1]:
                 yield f"server.{field}: {address!r} is server.{other}'s address too; give each its own"
     try:
-        config.state_path  # noqa: B018  raises
+        str(config.state_path).encode()
     except RuntimeError:
         yield f"state.path: {config.state.path!r} names the home of nobody here"
+    except UnicodeEncodeError:
+        yield f"state.path: {str(config.state_path)!r} is not UTF-8, as all is that the gateway says of it"
 
 
 PORT_MAX = 65_535

@@ -16,7 +16,8 @@ from gateway.app import Running, at, open_admin, open_state
 from gateway.config import Config, ConfigError, Model
 from gateway.errors import QuotaExceeded
 from gateway.journal import Journal
-from gateway.plane import cancel, replica_of, sites, spent
+from gateway.metrics import LiveMetrics
+from gateway.plane import cancel, journal_gauges, replica_of, sites, spent
 from gateway.promotion import is_engine
 from gateway.replica import Replica
 from gateway.report import Report, families
@@ -51,7 +52,7 @@ async def leading(config: Config, clock: Clock | None = None) -> AsyncIterator[R
             own = Report(
                 checks={"journal": journal.fault or None},
                 notes={f"engine {it.name}": it.reason for it in engines if it.reason},
-                families=tuple(families(process)),
+                families=(*families(process), *families(LiveMetrics(lambda: journal_gauges(journal)))),
             )
             return await workers.report(own)
 

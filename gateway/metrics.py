@@ -17,8 +17,7 @@ from prometheus_client.registry import Collector
 import gateway.errors
 from gateway.call import Call, Outcome
 from gateway.money import NANO_A_UNIT
-from gateway.replica import Replica
-from runtimes.contract import Batching
+from gateway.replica import Batched, Replica
 from runtimes.histogram import Histogram
 
 FIRST_BYTE_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
@@ -149,7 +148,6 @@ GAUGES = {
     "headrace_connections": "Open connections of clients",
     "headrace_tasks": "Tasks of the event loop",
     "headrace_journal_unfolded_bytes": "Usage records not yet in the store",
-    "headrace_journal_set_aside": "Usage records the store can never take, since the start; see journal/aside",
     "headrace_tenants_age_seconds": "Age of the keys and tenants in memory",
     "headrace_workers_up": "Workers that answer",
 }
@@ -159,6 +157,7 @@ GAUGES = {
 COUNTERS = {
     "headrace_retries": "Further replicas that calls were sent to, because one failed before its first byte",
     "headrace_retries_refused": "Calls that failed because the model's retries were used up",
+    "headrace_journal_set_aside": "Usage records the store can never take, since the start; see journal/aside",
 }
 
 
@@ -166,21 +165,21 @@ class BatchMetrics(Collector):
     """Of runtimes that make batches themselves."""
 
     def __init__(self, replicas: Iterable[Replica]) -> None:
-        self.replicas = [it for it in replicas if isinstance(it.runtime, Batching)]
+        self.replicas = list(replicas)
 
     def collect(self) -> Iterator[Metric]:
-        for name, (meaning, of) in BATCHES.items() if self.replicas else ():
+        counted = [(replica, batched) for replica in self.replicas if (batched := replica.batched)]
+        for name, (meaning, of) in BATCHES.items() if counted else ():
             family = HistogramMetricFamily(name, meaning, labels=["model", "replica"])
-            for replica in self.replicas:
-                assert isinstance(replica.runtime, Batching)
-                histogram = of(replica.runtime)
+            for replica, batched in counted:
+                histogram = of(batched)
                 family.add_metric([replica.model, replica.name], histogram.buckets(), histogram.sum)
             yield family
 
 
-BATCHES: dict[str, tuple[str, Callable[[Batching], Histogram]]] = {
-    "headrace_batch_rows": ("Rows that went through the model together", lambda it: it.batch_rows),
-    "headrace_batch_queue_seconds": ("A row's wait for its batch", lambda it: it.batch_queue_s),
+BATCHES: dict[str, tuple[str, Callable[[Batched], Histogram]]] = {
+    "headrace_batch_rows": ("Rows that went through the model together", lambda it: it.rows),
+    "headrace_batch_queue_seconds": ("A row's wait for its batch", lambda it: it.queue_s),
 }
 
 

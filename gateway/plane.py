@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +31,7 @@ from gateway.pipeline import Pipeline
 from gateway.places import SharedLine
 from gateway.promotion import Source
 from gateway.quota import Quota
-from gateway.replica import Replica, replica_name
+from gateway.replica import Replica, State, replica_name
 from gateway.report import ModelLook, Report, families
 from gateway.route import Route
 from gateway.shared import Shared, is_shared
@@ -108,7 +108,8 @@ class Plane:
             for target in self.targets
         )
         numbers = (self.metrics, LiveMetrics(self._gauges), BatchMetrics(self.replicas), self.process)
-        return Report(models, self._checks(), families=tuple(it for them in numbers for it in families(them)))
+        numbered = tuple(it for them in numbers for it in families(them))
+        return Report(models, self._checks(), families=numbered, away=_away(self.server, self.replicas))
 
     def _checks(self) -> dict[str, str | None]:
         checks = {
@@ -142,9 +143,13 @@ class Plane:
         yield Gauge("headrace_connections", {"listener": "data"}, len(self.server.connections))
         yield Gauge("headrace_connections", {"listener": "grpc"}, self.grpc.connections)
         yield Gauge("headrace_tasks", {}, len(asyncio.all_tasks()))
-        yield Gauge("headrace_journal_unfolded_bytes", {}, self.journal.written_bytes - self.journal.folded_bytes)
-        yield Gauge("headrace_journal_set_aside", {}, self.journal.set_aside)
+        yield from journal_gauges(self.journal)
         yield Gauge("headrace_tenants_age_seconds", {}, self.tenants.age_s())
+
+
+def journal_gauges(journal: Journal) -> Iterator[Gauge]:
+    yield Gauge("headrace_journal_unfolded_bytes", {}, journal.written_bytes - journal.folded_bytes)
+    yield Gauge("headrace_journal_set_aside", {}, journal.set_aside)
 
 
 async def open_plane(
@@ -200,8 +205,19 @@ async def open_plane(
     if shared is None:
         await opened.enter_async_context(server.serving(listening))
     else:
-        acceptor = Acceptor(server, listening, crowd=shared.crowd, worker=shared.worker)
+        replicas = [replica for target in targets for replica in target.replicas]
+        acceptor = Acceptor(
+            server,
+            listening,
+            crowd=shared.crowd,
+            worker=shared.worker,
+            here=lambda: not _away(server, replicas),
+        )
         await opened.enter_async_context(server.accepting(acceptor))
+        with suppress(TimeoutError):  # over gRPC a worker gets its part of the connections, whether it is there or not
+            async with asyncio.timeout(LOOKED_AT_S_MAX):
+                for replica in replicas:
+                    await replica.looked_at.wait()
     from gateway.edge.grpc import Grpc  # it takes a moment, in which the first calls are served already
 
     grpc = Grpc(pipeline=pipeline, catalogue=catalogue, inference=inference, bounds=bounds, clock=clock)
@@ -254,6 +270,16 @@ async def cancel(task: asyncio.Task[Any]) -> None:
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
 
+
+def _away(server: Server, replicas: Iterable[Replica]) -> str:
+    """Why this process is not there for new calls as long as another one is; empty if it is."""
+    if server.leaving:
+        return "it is stopping"
+    return "it is starting" if any(it.state is State.starting for it in replicas) else ""
+
+
+#: How long a worker waits for its replicas to say how they are before it takes calls over gRPC.
+LOOKED_AT_S_MAX = 2.0
 
 # ---- parts of the whole ------------------------------------------------------------------------------------
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import enum
 import logging
+from collections.abc import Callable
+from functools import reduce
+from typing import NamedTuple
 
 import msgspec
 
 from gateway.promotion import Source
 from runtimes.clock import Clock
-from runtimes.contract import Generator, Predictor, RuntimeFault
+from runtimes.contract import Batching, Generator, Predictor, RuntimeFault
+from runtimes.histogram import Histogram
 
 log = logging.getLogger("headrace.replica")
 
@@ -24,6 +28,16 @@ class State(enum.StrEnum):
     starting = "starting"
     ready = "ready"
     down = "down"
+
+
+class Batched(NamedTuple):
+    """Rows of each batch, and how long each row waited for its batch."""
+
+    rows: Histogram
+    queue_s: Histogram
+
+    def plus(self, other: Batched) -> Batched:
+        return Batched(self.rows.plus(other.rows), self.queue_s.plus(other.queue_s))
 
 
 class Health(msgspec.Struct, frozen=True):
@@ -64,6 +78,8 @@ class Replica:
         self.ejected_until_s = 0.0
         self.up = asyncio.Event()
         """Set once it has been ready."""
+        self.looked_at = asyncio.Event()
+        """Set once it is known how it is, well or not."""
         self.watch: asyncio.Task[None] | None = None
         self._opened = False
         self._following: asyncio.Task[None] | None = None
@@ -71,6 +87,8 @@ class Replica:
         """The version that could not be opened last."""
         self._retired: dict[str, Retired] = {}
         """Version → what ran it, while it may still have calls."""
+        self._batched: Batched | None = None
+        """By what ran before that."""
 
     @property
     def predictor(self) -> Predictor:
@@ -92,6 +110,15 @@ class Replica:
     def look(self) -> Health:
         ejected = self.clock.now_s() < self.ejected_until_s
         return Health(self.name, self.kind, self.state, self.reason, self.running, self.slots, ejected)
+
+    @property
+    def batched(self) -> Batched | None:
+        """What has been put together here, whichever version it was for; None if its runtime makes no batches."""
+        ran = [self.runtime, *(it.runtime for it in self._retired.values())]
+        counted = [Batched(it.batch_rows, it.batch_queue_s) for it in ran if isinstance(it, Batching)]
+        if self._batched:
+            counted.append(self._batched)
+        return reduce(Batched.plus, counted) if counted else None
 
     def trusted(self) -> bool:
         return self.state is State.ready and self.clock.now_s() >= self.ejected_until_s
@@ -142,15 +169,19 @@ class Replica:
         """Go over to whatever is promoted."""
         while True:
             await self.clock.sleep(self.source.look_s)
-            version = await asyncio.to_thread(self.source.version)
-            if version and version != self.version:
-                try:
+            version = ""
+            try:
+                version = await asyncio.to_thread(self.source.version)
+                if version and version != self.version:
                     await self._go_over(version)
-                except RuntimeFault as fault:
-                    if self._refused != version:
-                        log.warning("replica %s goes on with %s: %s", self.name, self.version or "what it had", fault)
-                    self._refused = version
-                    await self.clock.sleep(self.source.retry_s)
+            except RuntimeFault as fault:
+                if self._refused != version:
+                    log.warning("replica %s goes on with %s: %s", self.name, self.version or "what it had", fault)
+                self._refused = version
+                await self.clock.sleep(self.source.retry_s)
+            except Exception:  # no descriptor to be had, above all
+                log.exception("replica %s goes on with %s", self.name, self.version or "what it had")
+                await self.clock.sleep(self.source.retry_s)
 
     async def _go_over(self, version: str) -> None:
         """Have that version opened beside what runs, then send it the calls, and let what ran before end its own.
@@ -177,7 +208,14 @@ class Replica:
         log.info("replica %s has gone over from %s to %s", self.name, former_version or "nothing", version)
         self._become(State.ready, "")
         self.up.set()
-        self._retired[former_version] = Retired(former, former_version, self._retired, self.source.retire_s, self.clock)
+        self._retired[former_version] = Retired(
+            former, former_version, self._retired, self.source.retire_s, self.clock, closed=self._keep_count
+        )
+
+    def _keep_count(self, runtime: Generator | Predictor) -> None:
+        if isinstance(runtime, Batching):
+            counted = Batched(runtime.batch_rows, runtime.batch_queue_s)
+            self._batched = self._batched.plus(counted) if self._batched else counted
 
     def _use(self, runtime: Generator | Predictor) -> None:
         self.runtime = runtime
@@ -197,6 +235,7 @@ class Replica:
                 f": {reason}" if reason else "",
             )
         self.state, self.reason = state, reason
+        self.looked_at.set()
 
 
 class Retired:
@@ -204,11 +243,19 @@ class Retired:
     Until then it can be had back."""
 
     def __init__(
-        self, runtime: Generator | Predictor, version: str, among: dict[str, Retired], retire_s: float, clock: Clock
+        self,
+        runtime: Generator | Predictor,
+        version: str,
+        among: dict[str, Retired],
+        retire_s: float,
+        clock: Clock,
+        *,
+        closed: Callable[[Generator | Predictor], None],
     ) -> None:
         self.runtime = runtime
         self._version = version
         self._among = among
+        self._closed = closed
         self._closing = False
         self._end = asyncio.create_task(self._close_after(clock, retire_s), name=f"retire {version}")
 
@@ -232,6 +279,7 @@ class Retired:
             await self.runtime.aclose()
         finally:
             del self._among[self._version]
+            self._closed(self.runtime)
 
 
 async def _cancelled(task: asyncio.Task[None]) -> None:

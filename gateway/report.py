@@ -43,6 +43,8 @@ class Report(msgspec.Struct, frozen=True):
     notes: dict[str, str] = {}
     """What is not as it should be, and keeps nothing from being served."""
     families: tuple[Family, ...] = ()
+    away: str = ""
+    """Why this one of several is not there for new calls, which then are the others'; empty if it is."""
 
 
 def families(collector: Collector) -> Iterator[Family]:

@@ -138,9 +138,10 @@ class Tenants:
             await self.clock.sleep(POLL_S)
             try:
                 await self.refresh()
-            except StoreFault as fault:
+            except Exception as fault:  # whatever it is, what changes later is to be followed
                 if not self._fault:
-                    log.error("keys and tenants stay as they are: %s", fault)
+                    unforeseen = not isinstance(fault, StoreFault)
+                    log.error("keys and tenants stay as they are: %s", fault, exc_info=unforeseen)
                 self._fault = str(fault)
 
 

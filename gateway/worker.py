@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import logging
 import os
 import signal
 import socket
@@ -23,14 +24,22 @@ with garbage.imports():
     from gateway.app import LOG_FORMAT, log_to_stderr, stop_signal
     from gateway.channel import ASK, START, Channel, Told, Up
     from gateway.plane import Plane, cancel, open_plane
+    from gateway.report import Report
     from gateway.shared import attach
     from gateway.sqlite import SqliteStore
     from runtimes.clock import SystemClock
 
 
+log = logging.getLogger("headrace.worker")
+
+
 async def work(end: socket.socket) -> None:
     """Serve until SIGTERM, then drain."""
-    stop = stop_signal()
+    with stop_signal() as stop:
+        await _work_until(stop, end)
+
+
+async def _work_until(stop: asyncio.Event, end: socket.socket) -> None:
     channel = await Channel.open(end)
     start = await channel.hear(START)
     config, clock = start.config, SystemClock()
@@ -65,9 +74,15 @@ def _rung(bell: int, plane: Plane) -> None:
 
 
 async def _tell(channel: Channel, plane: Plane) -> None:
+    """Whatever fails of it: who does not answer is killed."""
     while True:
         await channel.hear(ASK)
-        await channel.say(Told(plane.report()))
+        try:
+            report = plane.report()
+        except Exception:
+            log.exception("this worker can't say how it is")
+            report = Report(checks={"report": "it can't say how it is; see the gateway's log"})
+        await channel.say(Told(report))
 
 
 async def _up(channel: Channel, plane: Plane) -> None:

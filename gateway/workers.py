@@ -8,7 +8,10 @@ import os
 import socket
 import subprocess
 import sys
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+
+import msgspec
 
 from gateway.channel import SAID, Ask, Channel, Start, Up
 from gateway.config import Config
@@ -39,11 +42,12 @@ class Workers:
         self._been_up = [asyncio.Event() for _ in range(config.server.workers)]
         self._counted: tuple[Family, ...] = ()
         """What those that have ended had counted: a sum that shrinks would be taken for one that began anew."""
-        self._striking_out = asyncio.Lock()
-        """A process does not lock itself out."""
+        self._striker = ThreadPoolExecutor(1)
+        """One thread, as a process does not lock itself out, and one that is there when no further one is to be had."""
         self._stopping = asyncio.Event()
 
     def start(self) -> None:
+        self._striker.submit(int)
         numbers = range(self._config.server.workers)
         self._keepers = [asyncio.create_task(self._keep(number), name=f"keep worker {number}") for number in numbers]
         self._watch = asyncio.create_task(self._look(), name="look after workers")
@@ -56,19 +60,29 @@ class Workers:
     async def report(self, leader: Report) -> Report:
         """All of them and their leader as one. Of one that does not answer in time only what it had counted before is
         in it."""
-        lives = dict(self._lives)
-        told = await asyncio.gather(*(life.ask() for life in lives.values()))
-        answered = {number: report for number, report in zip(lives, told, strict=True) if report is not None}
-        counted = [life.told.families for number, life in lives.items() if number not in answered]
+        asked = dict(self._lives)
+        told = await asyncio.gather(*(life.ask() for life in asked.values()))
+        answers = zip(asked.items(), told, strict=True)
+        # What one that has ended meanwhile had counted is in `_counted` by now.
+        answered = {number: it for (number, life), it in answers if it is not None and self._lives.get(number) is life}
+        counted = [life.told.families for number, life in self._lives.items() if number not in answered]
         silent = [f"worker {it}" for it in range(self._config.server.workers) if it not in answered]
+        away = {number: it.away for number, it in answered.items() if it.away}
+        if len(away) == len(answered):
+            away = {}  # calls are theirs all the same
+        troubles = [f"{', '.join(silent)}: no answer"] if silent else []
+        troubles += [f"worker {number}: {why}" for number, why in away.items()]
+        said = "; ".join(troubles)
         up = families(LiveMetrics(lambda: [Gauge("headrace_workers_up", {}, len(answered))]))
-        said = f"{', '.join(silent)}: no answer" if silent else None
         own = Report(
             checks={"workers": None if answered else said},
             notes={"workers": said} if said and answered else {},
             families=(*up, *self._counted, *(it for them in counted for it in them if it.type in COUNTED)),
         )
-        named = [(f"worker {number}", report) for number, report in answered.items()]
+        named = [
+            (f"worker {number}", msgspec.structs.replace(it, checks={}) if number in away else it)
+            for number, it in answered.items()
+        ]
         return merged([("leader", leader), ("leader", own), *named], shared=self._models_shared)
 
     async def stop(self) -> None:
@@ -83,28 +97,42 @@ class Workers:
             log.error("worker %d did not stop in time and is killed", number)
             life.process.kill()
         await asyncio.gather(*self._keepers)
+        self._striker.shutdown()
 
     async def _keep(self, number: int) -> None:
         failures = 0
         while not self._stopping.is_set():
-            life = await Life.begin(number, self._config, self._listening, self._shared, self._clock)
-            self._lives[number] = life
-            if self._stopping.is_set():
-                life.process.terminate()
-            hearing = asyncio.create_task(life.hear(self._been_up[number]), name=f"hear worker {number}")
+            begun_s, ended = self._clock.now_s(), "could not be kept"
+            try:
+                ended = f"ended with {await self._live(number)}"
+            except Exception:  # no process or no descriptor to be had, above all: the next try may go well
+                log.exception("worker %d", number)
+            if not self._stopping.is_set():
+                if self._clock.now_s() - begun_s >= STEADY_S:
+                    failures = 0
+                pause_s = min(RESTART_S_MAX, RESTART_S * 2**failures)
+                failures = min(failures + 1, FAILURES_MAX)
+                log.error("worker %d %s; it is started again in %g s", number, ended, pause_s)
+                await first(self._clock.sleep(pause_s), self._stopping.wait())
+
+    async def _live(self, number: int) -> int:
+        """One life of a worker, and its exit status. Nothing of it is left afterwards."""
+        life = await Life.begin(number, self._config, self._listening, self._shared, self._clock)
+        self._lives[number] = life
+        if self._stopping.is_set():
+            life.process.terminate()
+        hearing = asyncio.create_task(life.hear(self._been_up[number]), name=f"hear worker {number}")
+        try:
             await exit_of(life.process.pid)
+        finally:
+            life.process.kill()  # it has ended, unless that can't be waited for
             status = life.process.wait()
-            await hearing  # to what it said last
+            await asyncio.gather(hearing, return_exceptions=True)  # to what it said last
             del self._lives[number]
             self._counted = merged_families([*self._counted, *(it for it in life.told.families if it.type in COUNTED)])
-            async with self._striking_out:
-                # On a thread: one of the others may hang amid a lock, and is then still to be killed from here.
-                await asyncio.to_thread(self._shared.strike_out, number)
-            if not self._stopping.is_set():
-                failures = failures + 1 if self._clock.now_s() - life.begun_s < STEADY_S else 0
-                pause_s = min(RESTART_S_MAX, RESTART_S * 2**failures)
-                log.error("worker %d ended with %d; it is started again in %g s", number, status, pause_s)
-                await first(self._clock.sleep(pause_s), self._stopping.wait())
+            # On a thread: one of the others may hang amid a lock, and is then still to be killed from here.
+            await asyncio.get_running_loop().run_in_executor(self._striker, self._shared.strike_out, number)
+        return status
 
     async def _look(self) -> None:
         """Ask all of them again and again, so that little of what one had counted is lost with it, and kill one that
@@ -112,10 +140,12 @@ class Workers:
         while True:
             await self._clock.sleep(LOOK_S)
             lives = dict(self._lives)
-            await asyncio.gather(*(life.ask() for life in lives.values()))
+            told = await asyncio.gather(*(life.ask() for life in lives.values()))
+            for life, report in zip(lives.values(), told, strict=True):
+                life.looks_missed = 0 if report is not None else life.looks_missed + 1
             number, longest = min(lives.items(), key=lambda it: it[1].answered_s, default=(-1, None))
-            if longest is not None and self._clock.now_s() - longest.answered_s > HUNG_S_MAX:
-                log.error("worker %d has not answered for %g s and is killed", number, HUNG_S_MAX)
+            if longest is not None and longest.looks_missed >= LOOKS_MISSED_MAX:
+                log.error("worker %d has not answered %d times and is killed", number, LOOKS_MISSED_MAX)
                 longest.process.kill()
                 await self._clock.sleep(LOOK_S)
 
@@ -127,7 +157,9 @@ class Life:
         self.process = process
         self.channel = channel
         self._clock = clock
-        self.begun_s = self.answered_s = clock.now_s()
+        self.answered_s = clock.now_s()
+        self.looks_missed = 0
+        """In a row. Not seconds: of those in which the leader itself was stopped it knows nothing."""
         self.told = Report()
         """What it said last."""
         self._answer: asyncio.Future[Report] | None = None
@@ -137,18 +169,32 @@ class Life:
     async def begin(cls, number: int, config: Config, listening: socket.socket, shared: Shared, clock: Clock) -> Life:
         ours, theirs = socket.socketpair()
         files = shared.files
-        with theirs:
-            # From the main thread, as all of the loop is: the worker asks to be killed when the thread that started it
-            # ends. In a group of its own, so that Ctrl-C in a terminal reaches the leader alone.
-            process = subprocess.Popen(  # noqa: ASYNC220, S603 - a fork; nothing of it is anybody's input
-                [sys.executable, "-P", "-m", "gateway.worker", str(os.getpid()), str(theirs.fileno())],
-                stdin=subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(), listening.fileno(), files.counters, files.places, files.crowd, *files.bells),
-                process_group=0,
-            )
-        channel = await Channel.open(ours)
-        with suppress(ConnectionError):  # it has ended already
-            await channel.say(Start(number, config, listening.fileno(), files))
+        with ExitStack() as undone:
+            undone.callback(ours.close)
+            with theirs:
+                # From the main thread, as all of the loop is: the worker asks to be killed when the thread that started
+                # it ends. In a group of its own, so that Ctrl-C in a terminal reaches the leader alone.
+                process = subprocess.Popen(  # noqa: ASYNC220, S603 - a fork; nothing of it is anybody's input
+                    [sys.executable, "-P", "-m", "gateway.worker", str(os.getpid()), str(theirs.fileno())],
+                    # The same code as ours, wherever that was found: they must understand each other.
+                    env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+                    stdin=subprocess.DEVNULL,
+                    pass_fds=(
+                        theirs.fileno(),
+                        listening.fileno(),
+                        files.counters,
+                        files.places,
+                        files.crowd,
+                        *files.bells,
+                    ),
+                    process_group=0,
+                )
+            undone.callback(process.wait)
+            undone.callback(process.kill)
+            channel = await Channel.open(ours)
+            with suppress(ConnectionError):  # it has ended already
+                await channel.say(Start(number, config, listening.fileno(), files))
+            undone.pop_all()
         return cls(process, channel, clock)
 
     async def hear(self, up: asyncio.Event) -> None:
@@ -181,13 +227,16 @@ class Life:
         return answer.result() if answer.done() and not answer.cancelled() else None
 
 
-#: Pause between two looks at all of them, how long one may take to answer, and when it is given up.
+#: Pause between two looks at all of them, how long one may take to answer, and how many looks one may miss: that takes
+#: half a minute.
 LOOK_S = 1.0
 ANSWER_S_MAX = 1.0
-HUNG_S_MAX = 30.0
+LOOKS_MISSED_MAX = 15
 #: Pause before one is started again, doubled each time it did not last for STEADY_S.
 RESTART_S = 0.1
 RESTART_S_MAX = 30.0
 STEADY_S = 10.0
+FAILURES_MAX = 9
+"""That many make the longest pause."""
 #: Metrics that only ever grow.
 COUNTED = frozenset({"counter", "histogram"})

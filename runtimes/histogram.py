@@ -19,6 +19,13 @@ class Histogram:
         self.counts[bisect_left(self.bounds, value)] += 1
         self.sum += value
 
+    def plus(self, other: Histogram) -> Histogram:
+        """Both as one; they have the same bounds."""
+        both = Histogram(self.bounds)
+        both.counts = [one + another for one, another in zip(self.counts, other.counts, strict=True)]
+        both.sum = self.sum + other.sum
+        return both
+
     def buckets(self) -> list[tuple[str, float]]:
         """As Prometheus has them: cumulative, each with its upper bound."""
         total, named = 0, []

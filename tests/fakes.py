@@ -114,11 +114,14 @@ class FakeSource:
     def __init__(self, runtimes: dict[str, Generator | Predictor], promoted: str) -> None:
         self.runtimes = runtimes
         self.promoted = promoted
+        self.fault: Exception | None = None
         self.follows = len(runtimes) > 1
         self.built: list[str] = []
         self.look_s, self.retry_s, self.retire_s = 0.5, 30.0, 1.0
 
     def version(self) -> str:
+        if self.fault is not None:
+            raise self.fault
         return self.promoted
 
     def build(self, version: str) -> Generator | Predictor:

@@ -10,7 +10,7 @@ from gateway.errors import EngineUnavailable, Forbidden, NotFound, Unsupported
 from gateway.pipeline import Pipeline
 from gateway.replica import Replica, State
 from gateway.target import Target
-from runtimes.contract import Batching, Tensor
+from runtimes.contract import Tensor
 from runtimes.dialect import generation
 from runtimes.dialect.elements import Message
 
@@ -139,7 +139,7 @@ class Catalogue:
         for (_, outcome), number in per.calls.items():
             calls[outcome] = calls.get(outcome, 0) + number
         served = calls.get("served", 0)
-        batches = [sum(it.runtime.batch_rows.counts) for it in target.replicas if isinstance(it.runtime, Batching)]
+        batches = [sum(batched.rows.counts) for it in target.replicas if (batched := it.batched)]
         apart, none = {"count": per.computed, "ns": 0}, {"count": 0, "ns": 0}
         return {
             "name": target.name,

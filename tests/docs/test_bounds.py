@@ -14,7 +14,6 @@ import pytest
 from gateway import (
     acceptor,
     call,
-    channel,
     counters,
     failure,
     journal,
@@ -410,8 +409,12 @@ ROWS = {
         f"{acceptor.TAKE_MAX}", ["gateway/test_acceptor.py::test_what_comes_at_once_is_shared_evenly"]
     ),
     "a worker's answer": Row(
-        f"{workers.ANSWER_S_MAX:g} s, {mib(channel.LINE_BYTES_MAX)}; {workers.HUNG_S_MAX:g} s",
+        f"{workers.ANSWER_S_MAX:g} s; {workers.LOOKS_MISSED_MAX} times, which takes 30 s",
         ["e2e/test_workers.py::test_a_worker_that_does_not_answer_is_said_and_the_others_serve"],
+    ),
+    "a worker's wait for its replicas": Row(
+        f"{plane.LOOKED_AT_S_MAX:g} s",
+        ["e2e/test_workers.py::test_a_worker_takes_calls_over_grpc_though_an_engine_does_not_say_how_it_is"],
     ),
     "a worker's restart": Row(
         f"after {workers.RESTART_S:g} to {workers.RESTART_S_MAX:g} s",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -198,6 +199,15 @@ def test_an_idle_gateway_stops_at_once_and_starts_again(make: Make) -> None:
     assert gateway.stop() == 0
     gateway.start()
     assert gateway.stop() == 0
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_to_be_asked_to_stop_again_and_again_is_no_other_end(make: Make, workers: int) -> None:
+    gateway = make().start("ready in", "--workers", str(workers))
+    while gateway.runs:
+        gateway.terminate()
+        time.sleep(0.001)
+    assert gateway.wait() == 0, gateway.text
 
 
 # ---- being killed ------------------------------------------------------------------------------------------

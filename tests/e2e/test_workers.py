@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import resource
+import shutil
 import signal
+import socket
 import sys
 import textwrap
 import threading
@@ -16,9 +19,12 @@ from typing import Any
 
 import msgspec
 import pytest
+import tritonclient.grpc.aio
+from tritonclient.utils import InferenceServerException
 
 from loadtests.emulator import Emulator, Pace, serving
 from loadtests.emulator.answer import Answer
+from tests.e2e import servers
 from tests.e2e.raw import Answer as Reply
 from tests.e2e.raw import Connection, post, streaming
 from tests.e2e.resources import at_rest
@@ -227,10 +233,7 @@ async def test_a_worker_that_does_not_answer_is_said_and_the_others_serve(own: G
     stopped = own.workers[0]
     os.kill(stopped, signal.SIGSTOP)
     try:
-        with own.admin_client() as admin:
-            ready = admin.get("/readyz")
-        assert ready.status_code == 200
-        assert re.fullmatch(r"worker \d: no answer", ready.json()["checks"]["workers"]["reason"])
+        assert re.fullmatch(r"worker \d: no answer", trouble(own))
         assert statuses(await at_once(own, key, 20)) == {200: 20}
         after = gauges(own)
         assert after["headrace_workers_up"] == WORKERS - 1
@@ -238,6 +241,70 @@ async def test_a_worker_that_does_not_answer_is_said_and_the_others_serve(own: G
         assert all(after[name] >= before[name] for name in counted)
     finally:
         os.kill(stopped, signal.SIGCONT)
+
+
+async def test_what_a_worker_counted_that_ends_while_it_is_asked_for_is_counted_once(own: GatewayProcess) -> None:
+    key = own.issue()
+    await at_once(own, key, 100)
+    name = 'headrace_calls_total{model="echo",outcome="served",route="/v1/chat/completions"}'
+    counted = gauges(own)[name]
+    slow, killed = own.workers[:2]
+    os.kill(slow, signal.SIGSTOP)
+    try:
+        asked = asyncio.create_task(asyncio.to_thread(gauges, own))
+        await asyncio.sleep(0.5)  # the others have answered, and for this one it waits a second
+        os.kill(killed, signal.SIGKILL)
+        assert (await asked)[name] == counted
+    finally:
+        os.kill(slow, signal.SIGCONT)
+    await until_workers(own, without=killed)
+    assert gauges(own)[name] == counted
+
+
+async def test_a_worker_that_stops_leaves_new_calls_to_the_others(own: GatewayProcess) -> None:
+    key, leaving = own.issue(), own.workers[0]
+    async with AsyncExitStack() as opened:
+        streams = [
+            await opened.enter_async_context(streaming(own.host, key.text, words(150))) for _ in range(24)
+        ]  # some in each
+        os.kill(leaving, signal.SIGTERM)
+        async with asyncio.timeout(10):
+            while not re.fullmatch(r"worker \d: it is stopping", trouble(own)):
+                await asyncio.sleep(0.01)
+        for _ in range(20):
+            assert statuses(await at_once(own, key, 8)) == {200: 8}
+        ends = [(await stream.rest())[-1] for stream in streams]
+    assert ends == ["[DONE]"] * len(streams)
+    await until_workers(own, without=leaving)
+
+
+async def test_a_worker_comes_back_though_its_leader_had_no_descriptor_for_it(own: GatewayProcess) -> None:
+    key, killed = own.issue(), own.workers[0]
+    limits = resource.prlimit(own.pid, resource.RLIMIT_NOFILE)
+    with own.admin_client() as admin:
+        admin.get("/healthz")  # a connection, to be had later
+        resource.prlimit(own.pid, resource.RLIMIT_NOFILE, (3, limits[1]))
+        try:
+            os.kill(killed, signal.SIGKILL)
+            own.wait_for("could not be kept; it is started again in")
+        finally:
+            resource.prlimit(own.pid, resource.RLIMIT_NOFILE, limits)
+    await until_workers(own, without=killed)
+    assert statuses(await at_once(own, key, 20)) == {200: 20}
+    assert own.stop() == 0
+
+
+async def test_what_its_leader_found_in_the_journal_is_told_too(own: GatewayProcess) -> None:
+    key = own.issue()
+    await at_once(own, key, 1)
+    (record,) = own.records(key.tenant).values()
+    assert own.stop() == 0
+    left = own.state / "journal" / "1-left.jsonl"
+    left.write_bytes(msgspec.json.encode({**record, "id": "left", "tokens_in": 2**63}) + b"\n")
+    own.start()
+    async with asyncio.timeout(10):
+        while gauges(own)["headrace_journal_set_aside_total"] != 1:
+            await asyncio.sleep(0.05)
 
 
 async def test_a_worker_that_can_not_start_is_tried_again_while_the_others_serve(
@@ -256,6 +323,33 @@ async def test_a_worker_that_can_not_start_is_tried_again_while_the_others_serve
     own.wait_for("ready in")
     assert gauges(own)["headrace_workers_up"] == 2
     assert own.stop() == 0
+
+
+def test_workers_run_the_code_of_their_leader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkout = tmp_path / "checkout"
+    for package in ("gateway", "runtimes"):
+        shutil.copytree(servers.REPOSITORY / package, checkout / package)
+    module = checkout / "gateway" / "worker.py"
+    said = 'print("a worker of the checkout", file=sys.stderr)'
+    module.write_text(module.read_text().replace("async def work(", f"{said}\n\n\nasync def work("))
+    monkeypatch.setattr(servers, "REPOSITORY", checkout)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    own = GatewayProcess(tmp_path, CONFIG.format(workers=2, url="http://127.0.0.1:9", places=PLACES))
+    own.start("listening after")
+    own.wait_for("a worker of the checkout")
+    assert own.stop() == 0
+
+
+async def test_a_worker_takes_calls_over_grpc_though_an_engine_does_not_say_how_it_is(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        own = GatewayProcess(tmp_path, CONFIG.format(workers=2, url=url, places=PLACES))
+        own.start("listening after")
+        async with tritonclient.grpc.aio.InferenceServerClient(own.grpc) as client, asyncio.timeout(20):
+            while not await lives(client):
+                await asyncio.sleep(0.05)
+        assert "narrow-0 is" not in own.text, "it said how it is, so this shows nothing"
+        assert own.stop() == 0
 
 
 # ---- an engine that is started here
@@ -402,6 +496,21 @@ async def test_streams_in_all_workers_end_whole_before_the_gateway_does(own: Gat
 
 def words(count: int) -> dict[str, Any]:
     return {"model": "slow", "messages": [{"role": "user", "content": "word " * count}]}
+
+
+def trouble(gateway: GatewayProcess) -> str:
+    """What is wrong with its workers, of which some serve; empty if nothing is."""
+    with gateway.admin_client() as admin:
+        ready = admin.get("/readyz")
+    assert ready.status_code == 200, ready.text
+    return str(ready.json()["checks"].get("workers", {}).get("reason") or "")
+
+
+async def lives(client: tritonclient.grpc.aio.InferenceServerClient) -> bool:
+    try:
+        return bool(await client.is_server_live())
+    except InferenceServerException:
+        return False
 
 
 async def answer_of(connection: Connection) -> int:

@@ -30,9 +30,16 @@ class Host:
         self.crowd = memoryview(bytearray(4 * workers)).cast("I")
         self.servers = [Server(door=Refusing(), bounds=Bounds(), clock=SystemClock()) for _ in range(workers)]  # type: ignore[arg-type]
         self.clients: list[socket.socket] = []
+        self.away: set[int] = set()
 
     def accepting(self, worker: int) -> Acceptor:
-        return Acceptor(self.servers[worker], self.listening.dup(), crowd=self.crowd, worker=worker)
+        return Acceptor(
+            self.servers[worker],
+            self.listening.dup(),
+            crowd=self.crowd,
+            worker=worker,
+            here=lambda: worker not in self.away,
+        )
 
     def connect(self, count: int) -> None:
         for _ in range(count):
@@ -98,6 +105,36 @@ async def test_nobody_waits_for_a_worker_that_hangs(host: Host) -> None:
     await close(acceptor)
 
 
+async def test_one_that_would_refuse_leaves_all_to_another(host: Host) -> None:
+    acceptors = [host.accepting(0), host.accepting(1)]
+    host.connect(40)
+    await host.until_accepted()
+    host.away.add(0)
+    kept = host.counts[0]
+    for _ in range(10):
+        host.connect(4)
+        await host.until_accepted()
+    assert host.counts == [kept, 80 - kept]
+    assert host.crowd[0] == 0
+    await close(acceptors.pop())
+    host.connect(4)
+    await host.until_accepted()
+    assert host.counts[0] == kept + 4, "there is nobody else any more"
+    host.away.clear()
+    host.connect(40)
+    await host.until_accepted()
+    assert host.crowd[0] == host.counts[0] + 1
+    await close(*acceptors)
+
+
+async def test_those_that_would_all_refuse_take_what_comes(host: Host) -> None:
+    host.away |= {0, 1}
+    acceptors = [host.accepting(0), host.accepting(1)]
+    host.connect(40)
+    await host.until_accepted()
+    await close(*acceptors)
+
+
 async def test_one_that_closes_takes_no_more_and_is_waited_for_by_nobody(host: Host) -> None:
     acceptors = [host.accepting(0), host.accepting(1)]
     await close(acceptors[0])
@@ -121,7 +158,7 @@ async def test_without_descriptors_it_goes_on_when_there_are_some_again(
             return super().accept()
 
     listening = Starved(fileno=host.listening.dup().detach())
-    acceptor = Acceptor(host.servers[0], listening, crowd=host.crowd, worker=0)
+    acceptor = Acceptor(host.servers[0], listening, crowd=host.crowd, worker=0, here=lambda: True)
     host.connect(3)
     await host.until_accepted()
     assert "Too many open files" in caplog.text

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
+import msgspec
 import pytest
 import uvloop
 
-from gateway.channel import SAID, Channel, Up
+from gateway.channel import SAID, START, Channel, Start, Told, Up
+from gateway.config import Config
+from gateway.report import Family, Report, Sample
+from gateway.shared import Files
 
 
 @pytest.fixture(params=[uvloop.new_event_loop, asyncio.new_event_loop], ids=["uvloop", "asyncio"])
@@ -36,6 +41,24 @@ def test_what_one_says_the_other_hears(runner: asyncio.Runner) -> None:
             return await ours.hear(SAID)
 
     assert runner.run(said()) == Up()
+
+
+MODELS = [{"name": "chat", "replicas": [{"kind": "echo"}]}]
+CONFIG = msgspec.convert({"models": MODELS, "server": {"drain_s_max": math.inf}}, Config)
+LONG = Told(Report(families=(Family("f", "", "gauge", (Sample("f", {"l": "x" * 300_000}, math.inf),)),)))
+ENDLESS = Start(1, CONFIG, 3, Files(4, 5, 6, (7, 8)))
+
+
+def test_numbers_without_end_and_long_reports_come_as_they_are(runner: asyncio.Runner) -> None:
+    async def said() -> tuple[object, object]:
+        async with both_ends() as (ours, theirs):
+            saying = asyncio.create_task(theirs.say(LONG))
+            long = await ours.hear(SAID)
+            await saying
+            await ours.say(ENDLESS)
+            return long, await theirs.hear(START)
+
+    assert runner.run(said()) == (LONG, ENDLESS)
 
 
 def test_to_hear_from_a_process_that_has_gone_is_the_end(runner: asyncio.Runner) -> None:

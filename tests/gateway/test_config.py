@@ -1,6 +1,7 @@
 """What a configuration file may say, and how it is told when it may not."""
 
 import itertools
+import os
 from decimal import Decimal
 from pathlib import Path
 
@@ -58,6 +59,14 @@ def test_what_can_not_be_used_is_refused_by_its_field(
     monkeypatch.delenv("HEADRACE_STATE", raising=False)
     with pytest.raises(ConfigError, match=says):
         read(tmp_path, text + MODEL)
+
+
+def test_a_state_folder_that_nothing_could_be_said_of_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HEADRACE_STATE", os.fsdecode(b"/tmp/caf\xe9"))
+    with pytest.raises(ConfigError, match=r"state.path: .*\\udce9' is not UTF-8"):
+        read(tmp_path, MODEL)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from gateway.promotion import Source
 from gateway.replica import Replica, State
 from runtimes.artifact import Shelf, aliased
 from runtimes.contract import Site, Unavailable
+from runtimes.histogram import Histogram
 from runtimes.onnx import Onnx
 from runtimes.vllm import Vllm
 from tests import tiny
@@ -37,6 +38,17 @@ class Engine(FakeGenerator):
 
     async def aclose(self) -> None:
         self.closes += 1
+
+
+class Batcher(Engine):
+    """One that has put two and then three rows together, and let the latter wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batch_rows, self.batch_queue_s = Histogram((2, 4)), Histogram((0.1,))
+        for rows, waited_s in ((2, 0.0), (3, 0.5)):
+            self.batch_rows.observe(rows)
+            self.batch_queue_s.observe(waited_s)
 
 
 @pytest.fixture
@@ -113,6 +125,39 @@ async def test_what_cannot_be_opened_is_left_and_the_next_promotion_is_followed(
     await passes(clock, source.retry_s + 1)
     assert replica.version == "c"
     assert source.built.count("b") == 1
+
+
+async def test_a_look_that_fails_is_not_the_last(
+    replica: Replica, source: FakeSource, clock: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    source.fault = OSError(24, "Too many open files")
+    source.promoted = "b"
+    await passes(clock, 2)
+    assert "chat-0 goes on with a" in caplog.text
+    assert "Too many open files" in caplog.text
+    source.fault = None
+    await passes(clock, source.retry_s + 1)
+    assert replica.version == "b"
+
+
+async def test_batches_are_counted_on_whichever_version_they_are_for(
+    replica: Replica, source: FakeSource, clock: FakeClock
+) -> None:
+    def counted() -> tuple[int, float]:
+        assert replica.batched is not None
+        return sum(replica.batched.rows.counts), replica.batched.queue_s.sum
+
+    assert replica.batched is None, "this engine makes no batches"
+    source.runtimes |= {it: Batcher() for it in ("b", "c")}
+    source.promoted = "b"
+    await passes(clock, 0.5)
+    assert counted() == (2, 0.5)
+    source.promoted = "c"
+    await passes(clock, 0.5)
+    assert counted() == (4, 1.0), "the former one may still have calls"
+    await passes(clock, 2)
+    assert source.runtimes["b"].closes == 1
+    assert counted() == (4, 1.0)
 
 
 async def test_what_is_promoted_while_another_opens_wins(

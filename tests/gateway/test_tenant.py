@@ -351,6 +351,28 @@ async def test_whoever_else_lives_by_the_snapshot_is_told_of_each(store: SqliteS
     await tenants.aclose()
 
 
+async def test_a_look_that_fails_is_not_the_last(
+    store: SqliteStore, issuer: Issuer, clock: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    faults: list[Exception] = []
+
+    def listener(_: Snapshot) -> None:
+        if faults:
+            raise faults.pop()
+
+    tenants = Tenants(store=store, pepper=PEPPER, clock=clock, listeners=(listener,))
+    await tenants.open()
+    faults.append(RuntimeError("can't start new thread"))
+    minted = await issuer.add_key(tenant="acme")
+    await next_look(tenants, clock)
+    assert "keys and tenants stay as they are: can't start new thread" in caplog.text
+    assert tenants.trouble() is not None
+    await next_look(tenants, clock)
+    assert tenants.authenticate(minted.text).tenant == "acme"
+    assert tenants.trouble() is None
+    await tenants.aclose()
+
+
 def test_a_look_comes_often_enough_for_the_published_half_second() -> None:
     assert POLL_S < 0.5
 
