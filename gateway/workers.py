@@ -127,11 +127,12 @@ class Workers:
         finally:
             life.process.kill()  # it has ended, unless that can't be waited for
             status = life.process.wait()
-            await asyncio.gather(hearing, return_exceptions=True)  # to what it said last
+            await asyncio.wait((hearing,))  # to what it said last
             del self._lives[number]
             self._counted = merged_families([*self._counted, *(it for it in life.told.families if it.type in COUNTED)])
             # On a thread: one of the others may hang amid a lock, and is then still to be killed from here.
             await asyncio.get_running_loop().run_in_executor(self._striker, self._shared.strike_out, number)
+        hearing.result()  # raises if what it said could not be read
         return status
 
     async def _look(self) -> None:
