@@ -3,13 +3,14 @@
 Whoever wakes first would take all that came at once, and keep it: clients hold their connections for hours. So a worker
 that has clearly more of them than the emptiest looks away for a moment, in which that one can take what is waiting;
 after it takes one itself, so that nobody waits for a worker that hangs. One that starts or stops, and would only refuse
-calls, looks away as long as another is there for them.
+calls, looks away as long as another takes them.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import select
 import socket
 from collections.abc import Callable
 
@@ -40,6 +41,10 @@ class Acceptor:
         self._loop = asyncio.get_running_loop()
         self._opening: dict[asyncio.Task[object], Connection] = {}
         self._away: asyncio.TimerHandle | None = None
+        self._left = 0
+        """Times in a row that it was not there for calls, looked away, and found one waiting."""
+        self._waiting = select.poll()
+        self._waiting.register(listening, select.POLLIN)
         listening.setblocking(False)
         self._look()
 
@@ -83,7 +88,9 @@ class Acceptor:
 
     def _come_back(self) -> None:
         self._look()
-        if self._crowd[self._worker]:
+        absent = not self._crowd[self._worker] and any(self._crowd)
+        self._left = self._left + 1 if absent and self._waiting.poll(0) else 0
+        if not absent or self._left > LEFT_MAX:
             self._take()
 
     def _take(self) -> bool:
@@ -112,4 +119,6 @@ MORE = 2
 AWAY_S = 0.001
 #: How long one looks away that is not there for calls, while another is.
 ABSENT_S = 0.05
+#: Times in a row that there was one waiting all the same: about a second, for which the other hangs.
+LEFT_MAX = 20
 FAULT_S = 1.0

@@ -57,12 +57,14 @@ def log_to_stderr(form: str = LOG_FORMAT) -> None:
 def stop_signal() -> Iterator[asyncio.Event]:
     """Set once this process is asked to end. To be asked again is no other end of it, to the very last moment."""
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
+    # Not by the loop: as it takes its handler off, a signal would end the process.
     for number in STOPPING:
-        loop.add_signal_handler(number, stop.set)
-    yield stop
-    for number in STOPPING:
-        loop.remove_signal_handler(number)
-        signal.signal(number, signal.SIG_IGN)
+        signal.signal(number, lambda *_: loop.call_soon_threadsafe(stop.set))
+    try:
+        yield stop
+    finally:
+        for number in STOPPING:
+            signal.signal(number, signal.SIG_IGN)
 
 
 STOPPING = (signal.SIGTERM, signal.SIGINT)

@@ -34,9 +34,9 @@ class Up(msgspec.Struct, frozen=True, tag=True):
 
 
 class Told(msgspec.Struct, frozen=True, tag=True):
-    """From the worker, when asked."""
+    """From the worker, when asked. None if it is at fault itself."""
 
-    report: Report
+    report: Report | None
 
 
 class Channel:
@@ -50,12 +50,17 @@ class Channel:
     async def open(cls, end: socket.socket) -> Channel:
         return cls(*await asyncio.open_unix_connection(sock=end))
 
-    async def say(self, what: msgspec.Struct) -> None:
-        """Raises ConnectionError once the other has gone."""
+    def put(self, what: msgspec.Struct) -> None:
+        """Say it, without waiting until the other takes it, which may hang. Raises ConnectionError once that has
+        gone."""
         if self._writer.is_closing():  # uvloop has another error for it
             raise ConnectionResetError
         said = msgspec.msgpack.encode(what)
         self._writer.write(len(said).to_bytes(LENGTH_BYTES) + said)
+
+    async def say(self, what: msgspec.Struct) -> None:
+        """Say it. Raises ConnectionError once the other has gone."""
+        self.put(what)
         await self._writer.drain()
 
     async def hear(self, what: msgspec.msgpack.Decoder[T]) -> T:

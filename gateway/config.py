@@ -10,7 +10,7 @@ import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
@@ -107,7 +107,8 @@ class Config(Struct, frozen=True, forbid_unknown_fields=True):
 def load(path: Path) -> Config:
     """Raises ConfigError, whose message names the file and the path of the wrong field."""
     try:
-        config = msgspec.convert(tomllib.loads(path.read_text()), Config)
+        read = tomllib.loads(path.read_text())
+        config = msgspec.convert(read, Config)
     except FileNotFoundError:
         raise ConfigError(f"{path}: there is no such file; name one with --config.") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -118,7 +119,7 @@ def load(path: Path) -> Config:
         raise ConfigError(f"{path}: it is nested too deeply; no setting is.") from None
     except msgspec.ValidationError as error:
         raise ConfigError(f"{path}: {field_error(str(error))}") from None
-    for wrong in _contradictions(config):
+    for wrong in (*_beyond(read), *_contradictions(config)):
         raise ConfigError(f"{path}: {wrong}.")
     return msgspec.structs.replace(config, models=(*config.models, *_adapters(config)))
 
@@ -133,6 +134,18 @@ def _adapters(config: Config) -> Iterator[Model]:
                     sharing.setdefault(name, []).append(spec.adapted(replica_name(model.name, number), adapter))
         for name, replicas in sharing.items():
             yield msgspec.structs.replace(model, name=name, replicas=tuple(replicas))
+
+
+def _beyond(value: Any, path: str = "") -> Iterator[str]:
+    """Whole numbers that TOML does not have (TOML 1.0.0, Integer), and the library reads."""
+    if isinstance(value, dict):
+        for name, it in value.items():
+            yield from _beyond(it, f"{path}.{name}" if path else name)
+    elif isinstance(value, list):
+        for number, it in enumerate(value):
+            yield from _beyond(it, f"{path}[{number}]")
+    elif isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
+        yield f"{path}: {value} is beyond 64 bits"
 
 
 def _contradictions(config: Config) -> Iterator[str]:

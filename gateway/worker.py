@@ -24,7 +24,6 @@ with garbage.imports():
     from gateway.app import LOG_FORMAT, log_to_stderr, stop_signal
     from gateway.channel import ASK, START, Channel, Told, Up
     from gateway.plane import Plane, cancel, open_plane
-    from gateway.report import Report
     from gateway.shared import attach
     from gateway.sqlite import SqliteStore
     from runtimes.clock import SystemClock
@@ -81,7 +80,7 @@ async def _tell(channel: Channel, plane: Plane) -> None:
             report = plane.report()
         except Exception:
             log.exception("this worker can't say how it is")
-            report = Report(checks={"report": "it can't say how it is; see the gateway's log"})
+            report = None
         await channel.say(Told(report))
 
 

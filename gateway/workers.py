@@ -141,9 +141,9 @@ class Workers:
         while True:
             await self._clock.sleep(LOOK_S)
             lives = dict(self._lives)
-            told = await asyncio.gather(*(life.ask() for life in lives.values()))
-            for life, report in zip(lives.values(), told, strict=True):
-                life.looks_missed = 0 if report is not None else life.looks_missed + 1
+            for life in lives.values():
+                life.looks_missed += 1  # until it says something
+            await asyncio.gather(*(life.ask() for life in lives.values()))
             number, longest = min(lives.items(), key=lambda it: it[1].answered_s, default=(-1, None))
             if longest is not None and longest.looks_missed >= LOOKS_MISSED_MAX:
                 log.error("worker %d has not answered %d times and is killed", number, LOOKS_MISSED_MAX)
@@ -163,7 +163,7 @@ class Life:
         """In a row. Not seconds: of those in which the leader itself was stopped it knows nothing."""
         self.told = Report()
         """What it said last."""
-        self._answer: asyncio.Future[Report] | None = None
+        self._answer: asyncio.Future[Report | None] | None = None
         """Asked for, and not here yet."""
 
     @classmethod
@@ -194,7 +194,7 @@ class Life:
             undone.callback(process.kill)
             channel = await Channel.open(ours)
             with suppress(ConnectionError):  # it has ended already
-                await channel.say(Start(number, config, listening.fileno(), files))
+                channel.put(Start(number, config, listening.fileno(), files))
             undone.pop_all()
         return cls(process, channel, clock)
 
@@ -206,7 +206,8 @@ class Life:
                 if isinstance(said, Up):
                     up.set()
                 else:
-                    self.told, self.answered_s = said.report, self._clock.now_s()
+                    self.told, self.answered_s = said.report or self.told, self._clock.now_s()
+                    self.looks_missed = 0
                     if self._answer is not None:
                         self._answer.set_result(said.report)
                         self._answer = None
@@ -215,12 +216,13 @@ class Life:
         self.channel.close()
 
     async def ask(self) -> Report | None:
-        """How it is; None if it does not say so in time or has gone. All who ask meanwhile get the same answer."""
+        """How it is; None if it does not say so in time, or can't, or has gone. All who ask meanwhile get the same
+        answer."""
         answer = self._answer
         if answer is None:
             answer = self._answer = asyncio.get_running_loop().create_future()
             try:
-                await self.channel.say(Ask())
+                self.channel.put(Ask())
             except ConnectionError:
                 self._answer = None
                 answer.cancel()

@@ -135,6 +135,17 @@ async def test_those_that_would_all_refuse_take_what_comes(host: Host) -> None:
     await close(*acceptors)
 
 
+async def test_one_that_would_refuse_does_so_for_another_that_hangs(host: Host) -> None:
+    host.away.add(0)
+    host.crowd[1] = 1
+    acceptor = host.accepting(0)
+    host.connect(3)
+    await asyncio.sleep(0.2)
+    assert host.counts[0] == 0
+    await host.until_accepted()
+    await close(acceptor)
+
+
 async def test_one_that_closes_takes_no_more_and_is_waited_for_by_nobody(host: Host) -> None:
     acceptors = [host.accepting(0), host.accepting(1)]
     await close(acceptors[0])

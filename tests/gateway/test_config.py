@@ -45,6 +45,7 @@ def test_the_shortest_configuration_is_one_model(tmp_path: Path) -> None:
         ('[state]\npath = ""', "state.path: "),
         ('[state]\npath = "a\\u0000b"', "state.path: "),
         ('[state]\npath = "~nobody-of-that-name/state"', "state.path: "),
+        ("[server.bounds]\nconnections_max = 9223372036854775808", "server.bounds.connections_max: .* beyond 64 bits"),
         ("[server.bounds]\ncall_s_max = inf", "server.bounds.call_s_max: "),
         ('[trace]\notlp = ""', "trace.otlp: "),
         ('[trace]\notlp = "127.0.0.1:4318"', "trace.otlp: "),
