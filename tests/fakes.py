@@ -38,6 +38,7 @@ from runtimes.contract import (
     Tensor,
     Unavailable,
 )
+from runtimes.histogram import Histogram
 
 
 class FakeClock:
@@ -184,6 +185,17 @@ class FakeGenerator:
             yield Reply(turn.status, turn.headers, played(turn.frames))
         finally:
             self._running -= 1
+
+
+class FakeBatching(FakeGenerator):
+    """Has put two and then three rows together, and let the latter wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batch_rows, self.batch_queue_s = Histogram((2, 4)), Histogram((0.1,))
+        for rows, waited_s in ((2, 0.0), (3, 0.5)):
+            self.batch_rows.observe(rows)
+            self.batch_queue_s.observe(waited_s)
 
 
 async def played(frames: Iterable[Frame]) -> AsyncIterator[bytes]:

@@ -15,11 +15,10 @@ from gateway.promotion import Source
 from gateway.replica import Replica, State
 from runtimes.artifact import Shelf, aliased
 from runtimes.contract import Site, Unavailable
-from runtimes.histogram import Histogram
 from runtimes.onnx import Onnx
 from runtimes.vllm import Vllm
 from tests import tiny
-from tests.fakes import FakeClock, FakeGenerator, FakeSource, Script, until
+from tests.fakes import FakeBatching, FakeClock, FakeGenerator, FakeSource, Script, until
 
 
 class Engine(FakeGenerator):
@@ -40,15 +39,8 @@ class Engine(FakeGenerator):
         self.closes += 1
 
 
-class Batcher(Engine):
-    """One that has put two and then three rows together, and let the latter wait."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.batch_rows, self.batch_queue_s = Histogram((2, 4)), Histogram((0.1,))
-        for rows, waited_s in ((2, 0.0), (3, 0.5)):
-            self.batch_rows.observe(rows)
-            self.batch_queue_s.observe(waited_s)
+class Batcher(FakeBatching, Engine):
+    """Such an engine that makes batches."""
 
 
 @pytest.fixture

@@ -16,8 +16,7 @@ from gateway.call import Call, Outcome
 from gateway.metrics import BatchMetrics, Gauge, LiveMetrics, Metrics
 from gateway.replica import Replica
 from gateway.trace import Trace
-from runtimes.histogram import Histogram
-from tests.fakes import FakeClock, FakeGenerator, a_call, fixed
+from tests.fakes import FakeBatching, FakeClock, FakeGenerator, a_call, fixed
 
 CALLER = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
@@ -205,17 +204,6 @@ def test_live_gauges_are_read_at_each_scrape() -> None:
     registry.register(LiveMetrics(lambda: [Gauge("headrace_waiting", {"model": "chat"}, next(waiting))]))
     assert b'headrace_waiting{model="chat"} 1.0' in generate_latest(registry)
     assert b'headrace_waiting{model="chat"} 2.0' in generate_latest(registry)
-
-
-class FakeBatching(FakeGenerator):
-    """Has put two and then three rows together, and let the latter wait."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.batch_rows, self.batch_queue_s = Histogram((2, 4)), Histogram((0.1,))
-        for rows, waited_s in ((2, 0.0), (3, 0.5)):
-            self.batch_rows.observe(rows)
-            self.batch_queue_s.observe(waited_s)
 
 
 def test_batches_are_told_of_the_runtimes_that_make_them() -> None:
