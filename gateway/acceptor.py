@@ -69,14 +69,19 @@ class Acceptor:
         count = len(made) + sum(it not in made for it in self._opening.values()) + 1
         self._crowd[self._worker] = count if self._here() else 0
 
+    @property
+    def _absent(self) -> bool:
+        """It is not there for calls, and another is."""
+        return not self._crowd[self._worker] and any(self._crowd)
+
     def _ready(self) -> None:
         self._count()
         for _ in range(TAKE_MAX):
-            count, fewest = self._crowd[self._worker], min((it for it in self._crowd if it), default=0)
-            if not count and fewest:
+            if self._absent:
                 self._look_away(ABSENT_S)
                 return
-            if count > fewest + fewest // 8 + MORE:
+            fewest = min((count for count in self._crowd if count), default=0)
+            if self._crowd[self._worker] > fewest + fewest // 8 + MORE:
                 self._look_away(AWAY_S)
                 return
             if not self._take():
@@ -88,9 +93,8 @@ class Acceptor:
 
     def _come_back(self) -> None:
         self._look()
-        absent = not self._crowd[self._worker] and any(self._crowd)
-        self._left = self._left + 1 if absent and self._waiting.poll(0) else 0
-        if not absent or self._left > LEFT_MAX:
+        self._left = self._left + 1 if self._absent and self._waiting.poll(0) else 0
+        if not self._absent or self._left > LEFT_MAX:
             self._take()
 
     def _take(self) -> bool:
@@ -108,7 +112,8 @@ class Acceptor:
         opening = self._loop.create_task(self._loop.connect_accepted_socket(lambda: connection, accepted))
         self._opening[opening] = connection
         opening.add_done_callback(self._opening.pop)
-        self._crowd[self._worker] += self._crowd[self._worker] > 0
+        if self._crowd[self._worker]:
+            self._crowd[self._worker] += 1
         return True
 
 

@@ -71,42 +71,36 @@ STOPPING = (signal.SIGTERM, signal.SIGINT)
 
 
 async def _serve(config: Config, opening: Callable[[Config], AbstractAsyncContextManager[Running]]) -> None:
-    with stop_signal() as stop:
-        await _serve_until(stop, config, opening)
-        log.info("stopped")
-
-
-async def _serve_until(
-    stop: asyncio.Event, config: Config, opening: Callable[[Config], AbstractAsyncContextManager[Running]]
-) -> None:
     started_s = time.monotonic()
-    async with opening(config) as running:
-        log.info(
-            "listening after %.2f s on http://%s/v1 and grpc://%s, admin on http://%s; models are being opened",
-            time.monotonic() - started_s,
-            running.data.address,
-            running.grpc.address,
-            running.admin.address,
-        )
-        stopping = asyncio.create_task(stop.wait())
-        up = asyncio.create_task(running.up())
-        await asyncio.wait((up, stopping), return_when=asyncio.FIRST_COMPLETED)
-        if up.done():
+    with stop_signal() as stop:
+        async with opening(config) as running:
             log.info(
-                "ready in %.1f s: http://%s/v1 and grpc://%s serve %s; admin on http://%s",
+                "listening after %.2f s on http://%s/v1 and grpc://%s, admin on http://%s; models are being opened",
                 time.monotonic() - started_s,
                 running.data.address,
                 running.grpc.address,
-                ", ".join(model.name for model in config.models),
                 running.admin.address,
             )
-        await stopping
-        await cancel(up)
-        log.info(
-            "stopping: new calls are taken for %g s more, and those under way then have %g s",
-            config.server.unready_s,
-            config.server.drain_s_max,
-        )
+            stopping = asyncio.create_task(stop.wait())
+            up = asyncio.create_task(running.up())
+            await asyncio.wait((up, stopping), return_when=asyncio.FIRST_COMPLETED)
+            if up.done():
+                log.info(
+                    "ready in %.1f s: http://%s/v1 and grpc://%s serve %s; admin on http://%s",
+                    time.monotonic() - started_s,
+                    running.data.address,
+                    running.grpc.address,
+                    ", ".join(model.name for model in config.models),
+                    running.admin.address,
+                )
+            await stopping
+            await cancel(up)
+            log.info(
+                "stopping: new calls are taken for %g s more, and those under way then have %g s",
+                config.server.unready_s,
+                config.server.drain_s_max,
+            )
+        log.info("stopped")
 
 
 class Running(NamedTuple):

@@ -191,10 +191,10 @@ async def open_plane(
         route=route,
         clock=clock,
     )
-    for target in targets:
-        for replica in target.replicas:
-            opened.push_async_callback(replica.aclose)
-            replica.start()
+    replicas = [replica for target in targets for replica in target.replicas]
+    for replica in replicas:
+        opened.push_async_callback(replica.aclose)
+        replica.start()
     catalogue = Catalogue(pipeline=pipeline, version=version("headrace"))
     inference = Inference(pipeline=pipeline, catalogue=catalogue, clock=clock)
     door = Front(
@@ -205,7 +205,6 @@ async def open_plane(
     if shared is None:
         await opened.enter_async_context(server.serving(listening))
     else:
-        replicas = [replica for target in targets for replica in target.replicas]
         acceptor = Acceptor(
             server,
             listening,

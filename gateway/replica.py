@@ -114,11 +114,7 @@ class Replica:
     @property
     def batched(self) -> Batched | None:
         """What has been put together here, whichever version it was for; None if its runtime makes no batches."""
-        ran = [self.runtime, *(it.runtime for it in self._retired.values())]
-        counted = [Batched(it.batch_rows, it.batch_queue_s) for it in ran if isinstance(it, Batching)]
-        if self._batched:
-            counted.append(self._batched)
-        return reduce(Batched.plus, counted) if counted else None
+        return self._counted(self.runtime, *(it.runtime for it in self._retired.values()))
 
     def trusted(self) -> bool:
         return self.state is State.ready and self.clock.now_s() >= self.ejected_until_s
@@ -213,9 +209,14 @@ class Replica:
         )
 
     def _keep_count(self, runtime: Generator | Predictor) -> None:
-        if isinstance(runtime, Batching):
-            counted = Batched(runtime.batch_rows, runtime.batch_queue_s)
-            self._batched = self._batched.plus(counted) if self._batched else counted
+        self._batched = self._counted(runtime)
+
+    def _counted(self, *runtimes: Generator | Predictor) -> Batched | None:
+        """By these, and by those that are closed."""
+        counted = [Batched(it.batch_rows, it.batch_queue_s) for it in runtimes if isinstance(it, Batching)]
+        if self._batched:
+            counted.append(self._batched)
+        return reduce(Batched.plus, counted) if counted else None
 
     def _use(self, runtime: Generator | Predictor) -> None:
         self.runtime = runtime

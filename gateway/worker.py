@@ -34,18 +34,14 @@ log = logging.getLogger("headrace.worker")
 
 async def work(end: socket.socket) -> None:
     """Serve until SIGTERM, then drain."""
-    with stop_signal() as stop:
-        await _work_until(stop, end)
-
-
-async def _work_until(stop: asyncio.Event, end: socket.socket) -> None:
-    channel = await Channel.open(end)
-    start = await channel.hear(START)
-    config, clock = start.config, SystemClock()
-    log_to_stderr(LOG_FORMAT.replace("%(name)s", f"worker {start.worker} %(name)s"))
-    shared = attach(config, start.shared, start.worker)
     async with AsyncExitStack() as opened:
+        stop = opened.enter_context(stop_signal())
+        channel = await Channel.open(end)
         opened.callback(channel.close)
+        start = await channel.hear(START)
+        config, clock = start.config, SystemClock()
+        log_to_stderr(LOG_FORMAT.replace("%(name)s", f"worker {start.worker} %(name)s"))
+        shared = attach(config, start.shared, start.worker)
         store = SqliteStore(config.state_path / "headrace.db")
         await store.open()
         opened.push_async_callback(store.aclose)

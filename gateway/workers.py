@@ -100,7 +100,7 @@ class Workers:
         self._striker.shutdown()
 
     async def _keep(self, number: int) -> None:
-        failures = 0
+        pause_s = RESTART_S
         while not self._stopping.is_set():
             begun_s, ended = self._clock.now_s(), "could not be kept"
             try:
@@ -109,11 +109,10 @@ class Workers:
                 log.exception("worker %d", number)
             if not self._stopping.is_set():
                 if self._clock.now_s() - begun_s >= STEADY_S:
-                    failures = 0
-                pause_s = min(RESTART_S_MAX, RESTART_S * 2**failures)
-                failures = min(failures + 1, FAILURES_MAX)
+                    pause_s = RESTART_S
                 log.error("worker %d %s; it is started again in %g s", number, ended, pause_s)
                 await first(self._clock.sleep(pause_s), self._stopping.wait())
+                pause_s = min(RESTART_S_MAX, 2 * pause_s)
 
     async def _live(self, number: int) -> int:
         """One life of a worker, and its exit status. Nothing of it is left afterwards."""
@@ -218,14 +217,13 @@ class Life:
     async def ask(self) -> Report | None:
         """How it is; None if it does not say so in time, or can't, or has gone. All who ask meanwhile get the same
         answer."""
-        answer = self._answer
-        if answer is None:
-            answer = self._answer = asyncio.get_running_loop().create_future()
+        if self._answer is None:
             try:
                 self.channel.put(Ask())
             except ConnectionError:
-                self._answer = None
-                answer.cancel()
+                return None
+            self._answer = asyncio.get_running_loop().create_future()
+        answer = self._answer
         await asyncio.wait((answer,), timeout=ANSWER_S_MAX)
         return answer.result() if answer.done() and not answer.cancelled() else None
 
@@ -239,7 +237,5 @@ LOOKS_MISSED_MAX = 15
 RESTART_S = 0.1
 RESTART_S_MAX = 30.0
 STEADY_S = 10.0
-FAILURES_MAX = 9
-"""That many make the longest pause."""
 #: Metrics that only ever grow.
 COUNTED = frozenset({"counter", "histogram"})

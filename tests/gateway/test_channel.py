@@ -5,23 +5,16 @@ from __future__ import annotations
 import asyncio
 import math
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import msgspec
 import pytest
-import uvloop
 
 from gateway.channel import SAID, START, Channel, Start, Told, Up
 from gateway.config import Config
 from gateway.report import Family, Report, Sample
 from gateway.shared import Files
-
-
-@pytest.fixture(params=[uvloop.new_event_loop, asyncio.new_event_loop], ids=["uvloop", "asyncio"])
-def runner(request: pytest.FixtureRequest) -> Iterator[asyncio.Runner]:
-    with asyncio.Runner(loop_factory=request.param) as runner:
-        yield runner
 
 
 @asynccontextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -16,6 +15,7 @@ from gateway.report import Family, Report, Sample
 from gateway.workers import Life
 from runtimes.clock import SystemClock
 from tests.fakes import until
+from tests.gateway.test_channel import both_ends
 
 COUNTED = Report(families=(Family("calls", "", "counter", (Sample("calls_total", {}, 40.0),)),))
 LONG = Report(families=(Family("f", "", "gauge", (Sample("f", {"l": "x" * 2_000_000}, 1.0),)),))
@@ -24,11 +24,8 @@ LONG = Report(families=(Family("f", "", "gauge", (Sample("f", {"l": "x" * 2_000_
 @pytest.fixture
 async def channel() -> AsyncIterator[tuple[Channel, Channel]]:
     """The leader's end, and the worker's."""
-    ends = [await Channel.open(end) for end in socket.socketpair()]
-    yield ends[0], ends[1]
-    for end in ends:
-        end.close()
-    await asyncio.sleep(0.01)  # both are closed a turn or two later
+    async with both_ends() as ends:
+        yield ends
 
 
 @pytest.fixture
